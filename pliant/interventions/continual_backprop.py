@@ -1,0 +1,165 @@
+"""Continual backprop (Dohare et al., 2024): steadily replace the least useful mature units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from pliant.interventions.base import Context, Intervention, PerUnit, require
+from pliant.units.group import UnitGroup
+
+__all__ = ["ContinualBackprop"]
+
+
+@final
+@dataclass(frozen=True)
+class ContinualBackprop(Intervention):
+    r"""Replace, in every unit group, a small fraction of the mature units with the least contribution utility.
+
+    With :math:`\overline{|h_i|}` the running mean of the unit's absolute activation (decay :math:`\eta`, corrected
+    for its start at zero) and :math:`a_i` its age in steps,
+
+    .. math:: u_i = \overline{|h_i|} \sum_k |w^{out}_{ki}|, \qquad
+              c \leftarrow c + \rho \, |\{i : a_i > m\}| \text{ per step.}
+
+    Whenever :math:`c \ge 1`, the :math:`\lfloor c \rfloor` mature units of smallest :math:`u_i` get fresh incoming
+    weights, zero bias, zero outgoing weights, restored norm parameters and cleared optimizer moments, and start again
+    at age 0.
+
+    Args:
+        replacement_rate: :math:`\rho`, expected replacements per mature unit and step, in [0, 1]. ``0`` is a no-op.
+        maturity_threshold: :math:`m`, steps for which a new unit is protected.
+        decay_rate: :math:`\eta` of the running mean, in [0, 1).
+        utility: ``"contribution"`` (the formula above).
+        exact: Average the product :math:`|h_i| \sum_k |w_{ki}|` at every step, as the paper does, instead of
+            multiplying the averaged activation with the weights at decision time. Reading every outgoing weight each
+            step is most of the published code's cost.
+        decide_every: Decide every so many steps; ``None``: as often as the rate can accrue a whole unit, so that a
+            replacement is late by at most ``1 / (replacement_rate * U)`` steps. The accrued budget is exact either way.
+        sample_every: Sample the activations every so many steps.
+        where: Which unit groups, a pattern of names.
+
+    State:
+        ``age`` int64 ``[U]``; ``activation`` float32 ``[U]`` (uncorrected running mean; of the utility if ``exact``);
+        ``budget`` float32 ``[1]``, the unspent :math:`c`. Under DDP the statistics are averaged over ranks.
+
+    Edits:
+        Incoming weights (drawn from each layer's own initial distribution), their biases (zero), norm parameters and
+        running statistics of the unit (initial values), outgoing weights (zero), moments of all of these (zero).
+
+    Deviations from the published code:
+        Torch's Adam has one step counter per tensor, so a reset unit's bias correction is that of its tensor. The
+        published code divides by fan-in and subtracts the mean in its "adaptable" utility; the paper's text, followed
+        here, does not. Its transfer of the removed contribution into the next bias never acts and is left out.
+
+    Source:
+        Dohare et al., Loss of plasticity in deep continual learning, Nature 632 (2024), algorithm 1.
+
+    Raises:
+        IllegalConfiguration: At ``attach``, for a hyper-parameter out of range.
+
+    Example:
+        >>> method = ContinualBackprop(replacement_rate=1e-3)
+        >>> eval(repr(method)) == method
+        True
+    """
+
+    replacement_rate: float = 1e-4
+    maturity_threshold: int = 100
+    decay_rate: float = 0.99
+    utility: str = "contribution"
+    exact: bool = False
+    decide_every: int | None = None
+    sample_every: int = 1
+    where: str = "*"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"mean_abs_activation"})
+    state: ClassVar[Mapping[str, PerUnit]] = {
+        "age": PerUnit(dtype="int64"),
+        "activation": PerUnit(),
+        "budget": PerUnit(per_group=True),
+    }
+    redraws: ClassVar[bool] = True
+
+    def null(self) -> ContinualBackprop:
+        """Replacement rate zero."""
+        return replace(self, replacement_rate=0.0)
+
+    def unit_pattern(self) -> str:
+        """The groups that it edits."""
+        return self.where
+
+    def samples(self, step: int) -> bool:
+        """Every ``sample_every`` steps."""
+        return step % self.sample_every == 0
+
+    def prepare(self, ctx: Context) -> None:
+        """Check the hyper-parameters."""
+        require(0 <= self.replacement_rate <= 1, self, "replacement_rate", "in [0, 1]")
+        require(self.maturity_threshold >= 0, self, "maturity_threshold", ">= 0")
+        require(0 <= self.decay_rate < 1, self, "decay_rate", "in [0, 1)")
+        require(self.utility == "contribution", self, "utility", "'contribution'")
+        require(self.decide_every is None or self.decide_every >= 1, self, "decide_every", "None or >= 1")
+        require(self.sample_every >= 1, self, "sample_every", ">= 1")
+        require(not (self.exact and self.sample_every > 1), self, "sample_every", "1 when exact=True")
+
+    def after_step(self, ctx: Context) -> None:
+        """Age the units, average what they do, and replace where the budget allows."""
+        groups = ctx.groups(self.where)
+        states = [ctx.state(group) for group in groups]
+        self._age(ctx, [state["age"] for state in states])
+        if self.samples(ctx.clock.step):
+            self._average(ctx, groups, [state["activation"] for state in states])
+        if self.replacement_rate == 0:
+            return
+        for group, state in zip(groups, states, strict=True):
+            period = self._period(group)
+            if ctx.clock.every(period):
+                self._replace(ctx, group, state, period)
+
+    def _age(self, ctx: Context, ages: list[Tensor]) -> None:
+        if ctx.live is None:
+            torch._foreach_add_(ages, 1)
+        else:
+            for age in ages:
+                age.add_(ctx.live.to(age.dtype))
+
+    def _average(self, ctx: Context, groups: tuple[UnitGroup, ...], averages: list[Tensor]) -> None:
+        seen = [ctx.stats(group).mean_abs_activation for group in groups]
+        if self.exact:
+            seen = [value * ctx.magnitude(group) for value, group in zip(seen, groups, strict=True)]
+        weight = 1 - self.decay_rate**self.sample_every
+        if ctx.live is None:
+            seen = [value.to(average.dtype) for value, average in zip(seen, averages, strict=True)]
+            torch._foreach_lerp_(averages, seen, weight)
+            return
+        for average, value in zip(averages, seen, strict=True):
+            average.copy_(torch.where(ctx.live > 0, torch.lerp(average, value.to(average.dtype), weight), average))
+
+    def _period(self, group: UnitGroup) -> int:
+        """Steps between decisions: as many as it takes to accrue (at most) one unit, if not given."""
+        if self.decide_every is not None:
+            return self.decide_every
+        return max(1, int(1 / (self.replacement_rate * group.size)))
+
+    def _replace(self, ctx: Context, group: UnitGroup, state: dict[str, Tensor], period: int) -> None:
+        age, activation, budget = state["age"], state["activation"], state["budget"]
+        mature = age > self.maturity_threshold
+        # each unit has been mature for clamp(age - m, 0, period) of the steps since the last decision
+        mature_steps = (age - self.maturity_threshold).clamp(0, period).sum(-1, keepdim=True)
+        accrued = self.replacement_rate * mature_steps
+        budget.add_(accrued if ctx.live is None else accrued * ctx.live)
+        corrected = activation / (1 - self.decay_rate ** age.clamp(min=1).to(activation.dtype))
+        utility = corrected if self.exact else corrected * ctx.magnitude(group)
+        eligible = mature & ctx.check_finite(utility, group)
+        ranked = torch.where(eligible, utility, torch.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
+        mask = eligible & (ranked < budget.floor())
+        budget.sub_(mask.sum(-1, keepdim=True))
+        at_most = min(int(period * self.replacement_rate * group.size) + 1, group.size)
+        ctx.edit.reset(group, mask, at_most=at_most, reason="low utility")
+        activation.masked_fill_(mask, 0.0)
+        age.masked_fill_(mask, 0)

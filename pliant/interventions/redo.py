@@ -1,0 +1,83 @@
+"""ReDo (Sokar et al., 2023): periodically recycle dormant units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+from pliant import metrics
+from pliant.interventions.base import Context, Intervention, require
+
+__all__ = ["ReDo"]
+
+
+@final
+@dataclass(frozen=True)
+class ReDo(Intervention):
+    r"""Every so many steps, reset the units whose normalised activation is at most :math:`\tau`.
+
+    .. math:: s_i = \frac{\mathbb{E}|h_i|}{\tfrac1U \sum_k \mathbb{E}|h_k|} \le \tau
+
+    The expectation runs over the training samples of that one optimizer step, as in the authors' code.
+
+    Args:
+        tau: Threshold :math:`\tau` on the score, ``>= 0``; ``0`` resets exactly dead units.
+        every: Period in optimizer steps; ``None``: never (a no-op).
+        where: Which unit groups, a pattern of names.
+
+    State:
+        None.
+
+    Edits:
+        Incoming weights (initial distribution), their biases (zero), norm parameters of the unit (initial values),
+        outgoing weights (zero), moments of all of these (zero).
+
+    Deviations from the published code:
+        Weights are drawn from each layer's own initial distribution (theirs: Xavier for all). Adam's step counter,
+        one per tensor in PyTorch, is kept.
+
+    Source:
+        Sokar et al., The Dormant Neuron Phenomenon in Deep Reinforcement Learning (2023), arXiv:2302.12902; threshold
+        0.025 and 1000 steps as in its appendix.
+
+    Raises:
+        IllegalConfiguration: At ``attach``, for a hyper-parameter out of range.
+
+    Example:
+        >>> ReDo(tau=0.1).null()
+        ReDo(tau=0.1, every=None, where='*')
+    """
+
+    tau: float = 0.025
+    every: int | None = 1000
+    where: str = "*"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"mean_abs_activation"})
+    redraws: ClassVar[bool] = True
+
+    def null(self) -> ReDo:
+        """Never due."""
+        return replace(self, every=None)
+
+    def unit_pattern(self) -> str:
+        """The groups that it edits."""
+        return self.where
+
+    def samples(self, step: int) -> bool:
+        """Only the steps at which it acts."""
+        return self.every is not None and step % self.every == 0
+
+    def prepare(self, ctx: Context) -> None:
+        """Check the hyper-parameters."""
+        require(self.tau >= 0, self, "tau", ">= 0")
+        require(self.every is None or self.every >= 1, self, "every", "None or >= 1")
+
+    def after_step(self, ctx: Context) -> None:
+        """Reset what is dormant, when due."""
+        if not ctx.clock.every(self.every):
+            return
+        for group in ctx.groups(self.where):
+            mean_abs = ctx.stats(group).mean_abs_activation
+            finite = ctx.check_finite(mean_abs, group)
+            dormant = metrics.dormant_mask(mean_abs, self.tau) & finite
+            ctx.edit.reset(group, dormant, reason=f"dormant (score <= {self.tau})")

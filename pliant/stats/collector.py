@@ -1,0 +1,214 @@
+"""Streaming statistics: forward hooks that add up, once per optimizer step, what the units did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.errors import IllegalConfiguration, NoEffect
+from pliant.stats.reader import TapReader
+from pliant.units.graph import UnitGraph
+from pliant.units.group import UnitGroup
+
+__all__ = ["STATISTICS", "Collector", "GroupStats"]
+
+STATISTICS = ("mean_abs_activation", "mean_activation")
+"""Statistics that an intervention can ask for in ``needs``."""
+
+
+class GroupStats:
+    """One group's statistics over the training samples of the last sampled optimizer step.
+
+    Attributes:
+        mean_abs_activation: Mean of ``|h|`` over samples, ``[U]`` or ``[S, U]``.
+        mean_activation: Mean of ``h``, of the same shape.
+        step: The step that they belong to; 0 before the first.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+        self._values: dict[str, Tensor] = {}
+
+    def _get(self, name: str) -> Tensor:
+        if name not in self._values:
+            raise NoEffect(f"statistic {name!r} was not collected; list it in the intervention's `needs`.")
+        return self._values[name]
+
+    @property
+    def mean_abs_activation(self) -> Tensor:
+        """Mean of ``|h|`` over samples."""
+        return self._get("mean_abs_activation")
+
+    @property
+    def mean_activation(self) -> Tensor:
+        """Mean of ``h`` over samples."""
+        return self._get("mean_activation")
+
+
+class _Accumulator:
+    """The running sums of one group between two optimizer steps."""
+
+    def __init__(self, reader: TapReader, needs: frozenset[str], shape: tuple[int, ...], like: Tensor) -> None:
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        self.reader, self.needs = reader, needs
+        self.sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in sorted(needs)}
+        self.compiled_count = torch.zeros((), dtype=dtype, device=like.device)
+        self.count = 0
+        self.in_forward = False
+        self.stats = GroupStats()
+
+    def add(self, seen: Any) -> None:
+        act = self.reader.value(seen)
+        count = 0
+        for name, total in self.sums.items():
+            sums, count = self.reader.sum_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            total.add_(sums)
+        if torch.compiler.is_compiling():
+            self.compiled_count.add_(count)
+        else:
+            self.count += count
+
+    def finish(self, step: int, group: Any) -> None:
+        """Turn sums into means and start anew."""
+        count: int | Tensor = self.count
+        if not self.count:  # a compiled forward counts on the device
+            count = self.compiled_count
+        if group is not None:
+            count = torch.as_tensor(float(count) if isinstance(count, int) else count, device=self.compiled_count.device)
+            torch.distributed.all_reduce(count, group=group)
+            for total in self.sums.values():
+                torch.distributed.all_reduce(total, group=group)
+        self.stats._values = {name: total / count for name, total in self.sums.items()}
+        self.stats.step = step
+        self.reset()
+
+    def reset(self) -> None:
+        for total in self.sums.values():
+            total.zero_()
+        self.compiled_count.zero_()
+        self.count, self.in_forward = 0, False
+
+
+class Collector:
+    """Hooks on the taps of some groups.
+
+    A hook records only what trains: its module is in training mode, gradients are enabled, and the forward is not
+    the recomputation of a checkpointed one. Evaluation passes, rollouts under ``no_grad`` and target networks
+    leave no trace. Several forward passes before one optimizer step count as one sample of that step.
+
+    Args:
+        model: The model that is hooked.
+        units: Its unit graph.
+        needs: Group name to the statistics wanted.
+        tensors: The model's tensors by canonical name.
+        num_members: S for a stack of members, else ``None``.
+        process_group: For DDP: the group over which statistics are averaged.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        units: UnitGraph,
+        needs: Mapping[str, frozenset[str]],
+        tensors: Mapping[str, Tensor],
+        *,
+        num_members: int | None = None,
+        process_group: Any = None,
+    ) -> None:
+        self.enabled = True
+        self.model, self.process_group = model, process_group
+        self.accumulators: dict[str, _Accumulator] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        hooks: dict[tuple[str, str], list[_Accumulator]] = {}
+        for name, wanted in needs.items():
+            group = units[name]
+            reader = TapReader(group, units.replays.get(name), tensors, members=num_members is not None)
+            shape = (group.size,) if num_members is None else (num_members, group.size)
+            accumulator = _Accumulator(reader, wanted, shape, tensors[group.slices[0].name])
+            self.accumulators[name] = accumulator
+            hooks.setdefault((reader.tap.module, reader.tap.kind), []).append(accumulator)
+        for (module_name, kind), accumulators in hooks.items():
+            module = model.get_submodule(module_name)
+            if kind == "input":
+                self._handles.append(module.register_forward_pre_hook(self._pre_hook(accumulators), with_kwargs=True))
+            else:
+                self._handles.append(module.register_forward_hook(self._post_hook(accumulators)))
+
+    def _pre_hook(self, accumulators: Sequence[_Accumulator]) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if self._listening(module, accumulators):
+                for accumulator in accumulators:
+                    accumulator.add((args, kwargs))
+
+        return hook
+
+    def _post_hook(self, accumulators: Sequence[_Accumulator]) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if self._listening(module, accumulators):
+                for accumulator in accumulators:
+                    accumulator.add(output)
+
+        return hook
+
+    def _listening(self, module: nn.Module, accumulators: Sequence[_Accumulator]) -> bool:
+        if torch.compiler.is_compiling():  # no branch on the step: it would recompile; unwanted sums are dropped
+            return module.training and torch.is_grad_enabled()
+        if not self.enabled or not module.training or not torch.is_grad_enabled():
+            return False
+        if torch._C._current_graph_task_id() != -1:  # inside backward: a checkpointed forward is run again
+            # non-reentrant checkpoints were seen in the forward; reentrant ones ran it without gradients
+            return not any(accumulator.in_forward for accumulator in accumulators)
+        for accumulator in accumulators:
+            accumulator.in_forward = True
+        return True
+
+    def finish(self, step: int, groups: Sequence[UnitGroup]) -> None:
+        """Close a sampled step for some groups: means become readable, sums start anew.
+
+        Raises:
+            IllegalConfiguration: If not a single group saw a training sample since the last step.
+        """
+        active = [self.accumulators[group.name] for group in groups if group.name in self.accumulators]
+        if not active:
+            return
+        seen = [item for item in active if item.count or self.process_group is not None]
+        if not seen:
+            seen = [item for item in active if bool(item.compiled_count > 0)]
+        if not seen:
+            raise IllegalConfiguration(self._silence())
+        for item in seen:
+            item.finish(step, self.process_group)
+
+    def drop(self, groups: Sequence[UnitGroup]) -> None:
+        """Forget what was added up since the last step (a skipped or an unsampled step)."""
+        for group in groups:
+            if group.name in self.accumulators:
+                self.accumulators[group.name].reset()
+
+    def stats(self, group: UnitGroup) -> GroupStats:
+        """The statistics of a group."""
+        if group.name not in self.accumulators:
+            raise NoEffect(f"no statistics are collected for {group.name!r}; list them in the intervention's `needs`.")
+        return self.accumulators[group.name].stats
+
+    def _silence(self) -> str:
+        modules = [self.model.get_submodule(item.reader.tap.module) for item in self.accumulators.values()]
+        if not any(module.training for module in modules):
+            return (
+                "the optimizer stepped while the model was in evaluation mode, so no activation was recorded and "
+                "nothing can be protected or measured: call model.train() before the training loop."
+            )
+        return (
+            "the optimizer stepped, but no training forward pass went through the hooks. Call the module that was "
+            "given to pliant (not a copy), with gradients enabled; if a whole step function is compiled, attach "
+            "before torch.compile and compile the model instead of the step."
+        )
+
+    def remove(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()

@@ -1,0 +1,178 @@
+"""Finding unit groups: rules over the exported graph, then a group for every free atom."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from pliant.errors import NoEffect
+from pliant.units import axes as ax
+from pliant.units import rules as _rules  # noqa: F401  (importing it registers the rules)
+from pliant.units.axes import Atom, Axis
+from pliant.units.export import Exported, Inputs, export
+from pliant.units.graph import UnitGraph
+from pliant.units.group import Role, Site, TensorSlice, UnitGroup
+from pliant.units.taps import find_taps
+from pliant.units.trace import Trace, flat_axes, opaque_like, parameter_views
+
+__all__ = ["find_units"]
+
+Key = tuple[str, int]
+_OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[ih]h_l\d+(_reverse)?)?")
+
+
+def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
+    """Find the groups of interchangeable hidden units of a model.
+
+    The model's training-mode forward is exported to a graph of ATen operations; rules follow every dimension of
+    every parameter through it. What can be permuted without changing the output is a unit group; everything else is
+    listed in ``excluded`` with the reason. The model, its mode and the random state are left as they were.
+
+    Args:
+        model: Any ``nn.Module`` that ``torch.export`` can follow. Pass it before wrapping it in DDP or FSDP and
+            before ``torch.compile``.
+        example_inputs: One small batch as the training loop passes it: a tensor, a tuple, or a dict of keywords.
+
+    Returns:
+        The unit graph; ``print`` it to see what was found.
+
+    Raises:
+        IllegalConfiguration: If the model is wrapped or compiled, or rejects the example inputs.
+        UnsupportedOp: If ``torch.export`` cannot follow the model.
+        NoEffect: If the model has no hidden units at all.
+
+    Example:
+        >>> import torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> units = pliant.find_units(model, torch.randn(3, 4))
+        >>> [(group.name, group.size, group.tensors) for group in units]
+        [('0', 8, ('0.weight', '0.bias', '2.weight'))]
+        >>> units.excluded[("2.weight", -2)]
+        "it is the model's output"
+    """
+    exported = export(model, example_inputs)
+    tensors = _tensors(model)
+    trace = _trace(exported, tensors)
+    excluded = _close(trace, tensors)
+    groups, atoms = _collect(trace, tensors, excluded)
+    if not groups:
+        reasons = sorted(set(excluded.values()))
+        raise NoEffect(
+            f"{type(model).__name__} has no hidden units that could be measured or reset. "
+            f"Its parameters are excluded because: {'; '.join(reasons) or 'it has no parameters'}."
+        )
+    taps, replays = find_taps(model, exported, trace, groups, atoms)
+    done = tuple(
+        UnitGroup(group.name, group.size, group.slices, group.site, taps.get(group.name), group.reset_preserves_function)
+        for group in groups
+    )
+    return UnitGraph(done, excluded, dict(trace.unknown), replays)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and floating-point buffers by canonical name."""
+    result: dict[str, Tensor] = dict(model.named_parameters())
+    result.update((name, item) for name, item in model.named_buffers() if item.dtype.is_floating_point)
+    return result
+
+
+def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
+    parameter_axes = {name: tuple(ax.fresh(size) for size in tensor.shape) for name, tensor in tensors.items()}
+    trace = Trace(parameter_axes)
+    known = {node: name for node, name in exported.parameters.items() if name in parameter_axes}
+    trace.views.update(parameter_views(known, parameter_axes))
+    for node in exported.nodes:
+        if node.op != "placeholder":
+            continue
+        if node in known:
+            trace.values[node] = parameter_axes[known[node]]
+        else:
+            reason = (
+                "it is tied to the model's input (a batch, time, space or feature axis of the data)"
+                if node in exported.inputs
+                else "it is tied to a constant of the model"
+            )
+            trace.values[node] = opaque_like(node.meta.get("val"), reason)
+    trace.run(exported.nodes)
+    for node in exported.nodes:
+        if node.op == "output":
+            for source in node.all_input_nodes:
+                if source not in exported.parameters:  # mutated buffers are outputs of the program, not of the model
+                    for axis in flat_axes(trace.values.get(source)):
+                        ax.freeze(axis, "it is the model's output")
+    return trace
+
+
+def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
+    """Freeze what no rule gave a role, and return the reason of every dimension with a frozen part."""
+    for name, axes in trace.parameter_axes.items():
+        used = any(key[0] == name for key in trace.roles)
+        for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
+            if (name, dim) not in trace.roles:
+                ax.freeze(axis, "no rule says how it is used" if used else "it is not used in the forward pass")
+    excluded: dict[Key, str] = {}
+    for name, axes in trace.parameter_axes.items():
+        for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
+            reason = next((atom.frozen for atom in ax.leaves(axis) if atom.frozen), None)
+            if reason is None and tensors[name].shape[dim] == 1:
+                reason = "it has a single entry"
+            if reason is not None:
+                excluded[name, dim] = reason
+    return excluded
+
+
+def _collect(
+    trace: Trace, tensors: dict[str, Tensor], excluded: dict[Key, str]
+) -> tuple[list[UnitGroup], dict[str, Atom]]:
+    members: dict[int, tuple[Atom, list[tuple[Key, Axis]]]] = {}
+    for name, axes in trace.parameter_axes.items():
+        for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
+            for atom in ax.leaves(axis):
+                if atom.frozen is None and atom.size > 1:
+                    members.setdefault(id(atom), (atom, []))[1].append(((name, dim), axis))
+    groups: list[UnitGroup] = []
+    atoms: dict[str, Atom] = {}
+    for atom, found in members.values():
+        group = _group(trace, atom, found, atoms)
+        if isinstance(group, str):
+            for key, _ in found:
+                excluded.setdefault(key, group)
+            continue
+        groups.append(group)
+        atoms[group.name] = atom
+    return groups, atoms
+
+
+def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Iterable[str]) -> UnitGroup | str:
+    slices = []
+    ambiguous = False
+    for (name, dim), axis in found:
+        roles = trace.roles[name, dim]
+        ambiguous |= len(roles) > 1
+        role: Role = next(kind for kind in ("incoming", "outgoing", "carried") if kind in roles)  # type: ignore[assignment]
+        try:
+            table = ax.positions(axis, atom)
+        except ValueError as error:
+            return str(error)
+        slices.append(TensorSlice(name, dim, role, tuple(tuple(row) for row in table)))
+    incoming = [piece for piece in slices if piece.role == "incoming"]
+    if not incoming:
+        return "nothing in the model produces it (it has no incoming weights)"
+    site: Site = next((kind for kind in ("residual", "heads", "head_dims") if kind in atom.marks), "hidden")  # type: ignore[assignment]
+    outgoing = [piece for piece in slices if piece.role == "outgoing"]
+    preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
+    name = _name(incoming[0].name, site, set(taken))
+    return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)
+
+
+def _name(tensor: str, site: Site, taken: set[str]) -> str:
+    module, _, leaf = tensor.rpartition(".")
+    base = module if module and _OF_MODULE.fullmatch(leaf) else tensor
+    suffix = "" if site == "hidden" else f":{site}"
+    name, count = base + suffix, 1
+    while name in taken:
+        count += 1
+        name = f"{base}#{count}{suffix}"
+    return name

@@ -1,0 +1,215 @@
+"""From a module to an ATen graph with parameter names: ``torch.export`` with its traps kept shut."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from pliant.errors import IllegalConfiguration, UnsupportedOp
+
+__all__ = ["Exported", "as_call", "canonical_names", "export", "plain_attention", "refuse_wrapped", "training_mode"]
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+_WRAPPERS = {
+    "DistributedDataParallel": "find the units of the plain model first, then wrap it in DistributedDataParallel",
+    "FullyShardedDataParallel": "find the units of the plain model before sharding it; names survive",
+    "DataParallel": "pass the plain model (`model.module`) instead",
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An exported graph and who its placeholders are.
+
+    Attributes:
+        nodes: The graph's nodes, in order.
+        program: The exported program itself.
+        parameters: Placeholder to canonical parameter or buffer name.
+        inputs: The user's input placeholders, in the order of the flattened call.
+        constants: Placeholders of tensors that are neither.
+        args: Positional inputs of the call.
+        kwargs: Keyword inputs of the call.
+    """
+
+    nodes: tuple[Node, ...]
+    program: ExportedProgram
+    parameters: dict[Node, str]
+    inputs: tuple[Node, ...]
+    constants: tuple[Node, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def as_call(example_inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of ``model(...)``.
+
+    Args:
+        example_inputs: A tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+    """
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter and buffer, mapped to the first name of the same tensor (tied weights)."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for source in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for name, tensor in source:
+            names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse modules whose export would fail, or silently break them, before it is tried.
+
+    Raises:
+        IllegalConfiguration: For DDP, FSDP and compiled modules; the message names the order that works.
+    """
+    for name, module in model.named_modules():
+        kinds = {cls.__name__ for cls in type(module).__mro__}
+        where = f"submodule {name!r}" if name else "the model"
+        if "OptimizedModule" in kinds or getattr(module, "_compiled_call_impl", None) is not None:
+            raise IllegalConfiguration(
+                f"{where} is compiled: hooks added after torch.compile never fire. "
+                "Call pliant.attach (or find_units) on the plain model first, and torch.compile afterwards."
+            )
+        for kind, advice in _WRAPPERS.items():
+            if kind in kinds:
+                raise IllegalConfiguration(f"{where} is wrapped in {kind}: {advice}.")
+        if "FSDPModule" in kinds:
+            raise IllegalConfiguration(f"{where} is sharded by fully_shard: {_WRAPPERS['FullyShardedDataParallel']}.")
+
+
+@contextlib.contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in training mode and restore each one's own flag afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Keep ``nn.TransformerEncoder`` and ``nn.MultiheadAttention`` off their fused inference path."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def _no_distribution_checks() -> Iterator[None]:
+    """Argument validation of ``torch.distributions`` branches on data, which export cannot follow."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
+def export(model: nn.Module, example_inputs: Inputs) -> Exported:
+    """Export the model's training-mode forward.
+
+    Sizes that the graph does not fix are exported as dynamic, so that the graph can be replayed on other batch
+    sizes. Parameters, buffers, training flags and the random state are left as they were.
+
+    Raises:
+        IllegalConfiguration: For wrapped modules, and when the model itself rejects the example inputs.
+        UnsupportedOp: When ``torch.export`` cannot follow the model (data-dependent control flow).
+    """
+    refuse_wrapped(model)
+    args, kwargs = as_call(example_inputs)
+    _check_runs(model, args, kwargs)
+    dynamic = (
+        tuple(_dynamic(item) for item in args),
+        {name: _dynamic(item) for name, item in kwargs.items()},
+    )
+    with (
+        training_mode(model),
+        plain_attention(),
+        _no_distribution_checks(),
+        torch.random.fork_rng(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            program = _export(model, args, kwargs, dynamic)
+        except Exception as error:
+            raise UnsupportedOp(
+                f"torch.export cannot follow {type(model).__name__}: {_first_line(error)}. "
+                "A forward pass that branches on the data is the usual reason; rewrite the branch with torch.where "
+                "or torch.cond, or find the units of the submodules that can be exported."
+            ) from error
+    return _describe(model, program, args, kwargs)
+
+
+def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A clear error for inputs that the model rejects, before export says it in its own words."""
+    buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    try:
+        with training_mode(model), torch.no_grad(), torch.random.fork_rng():
+            torch.func.functional_call(model, buffers, copy.copy(args), kwargs)
+    except Exception as error:
+        shapes = [tuple(item.shape) for item in pytree.tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
+        raise IllegalConfiguration(
+            f"{type(model).__name__} fails on the example inputs (shapes {shapes}) in training mode: "
+            f"{_first_line(error)}. Pass one small batch exactly as your training loop passes it, for example "
+            "example_inputs=(x,), with at least two examples where the model has batch norm."
+        ) from error
+
+
+def _export(model: nn.Module, args: Any, kwargs: Any, dynamic: tuple[Any, Any]) -> ExportedProgram:
+    shapes = {**dict(enumerate(dynamic[0])), **dynamic[1]}
+    try:
+        given = dynamic[0] if not kwargs else shapes
+        return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=given or None)
+    except Exception:  # some models fix every size: the static graph is all that is needed for discovery
+        return torch.export.export(model, args, kwargs, strict=False)
+
+
+def _dynamic(item: Any) -> Any:
+    return pytree.tree_map(lambda leaf: {i: Dim.AUTO for i in range(leaf.ndim)} if isinstance(leaf, Tensor) else None, item)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
+def _describe(model: nn.Module, program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
+    names = canonical_names(model)
+    parameters: dict[Node, str] = {}
+    inputs: list[Node] = []
+    constants: list[Node] = []
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target in names:
+            parameters[node] = names[str(spec.target)]
+        elif spec.kind is InputKind.USER_INPUT:
+            inputs.append(node)
+        else:
+            constants.append(node)
+    return Exported(tuple(program.graph.nodes), program, parameters, tuple(inputs), tuple(constants), args, kwargs)

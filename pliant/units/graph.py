@@ -1,0 +1,135 @@
+"""The unit graph: every group of hidden units of a model, and why everything else is none."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pliant.errors import NoEffect
+from pliant.units.group import UnitGroup
+
+if TYPE_CHECKING:
+    from pliant.units.export import Inputs
+    from pliant.units.replay import Replay
+    from pliant.units.verify import Verification
+
+__all__ = ["UnitGraph"]
+
+_NAMED_ONLY = ("head_dims", "residual")
+
+
+@dataclass(frozen=True)
+class UnitGraph:
+    """The unit groups of one model: names and positions, no tensors.
+
+    Iterating gives the :class:`~pliant.units.group.UnitGroup` objects; ``units["fc1"]`` gives one; ``print(units)``
+    shows what was found, and what was not and why.
+
+    Attributes:
+        groups: The unit groups, in the model's order.
+        excluded: ``(tensor name, dimension from the end)`` to the reason why (part of) it belongs to no group. Each
+            dimension of each parameter and buffer is in a group, in here, or (when a fixed factor such as the
+            dimensions inside a head remains) in both.
+        unknown_ops: Operations of the forward pass that no rule explains, with the number of occurrences.
+        replays: For groups whose tap recomputes part of the forward pass: the exported subgraph.
+    """
+
+    groups: tuple[UnitGroup, ...]
+    excluded: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    unknown_ops: Mapping[str, int] = field(default_factory=dict)
+    replays: Mapping[str, Replay] = field(default_factory=dict, repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[UnitGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __contains__(self, name: object) -> bool:
+        return any(group.name == name for group in self.groups)
+
+    def __getitem__(self, name: str) -> UnitGroup:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"no unit group {name!r}; there are: {', '.join(group.name for group in self.groups)}")
+
+    def select(self, pattern: str = "*") -> tuple[UnitGroup, ...]:
+        """The groups whose name, or a module that contains it, matches a shell-style pattern.
+
+        ``"*"`` selects hidden units and attention heads. Residual streams and the dimensions inside heads are
+        selected only by a pattern that spells out their ``":residual"`` or ``":head_dims"`` ending.
+
+        Args:
+            pattern: For example ``"blocks.*.mlp"``, ``"*:heads"``, ``"*:residual"``; several, separated by commas.
+        """
+        chosen = []
+        for group in self.groups:
+            for part in (piece.strip() for piece in pattern.split(",")):
+                if group.site in _NAMED_ONLY and not part.endswith(f":{group.site}"):
+                    continue
+                if any(fnmatch.fnmatchcase(group.name, form) for form in (part, f"{part}.*", f"{part}:*")):
+                    chosen.append(group)
+                    break
+        return tuple(chosen)
+
+    def verify(self, model: nn.Module, example_inputs: Inputs, *, seed: int = 0) -> Verification:
+        """Prove every group on this model: permuting its units must not change the output, see :func:`verify`."""
+        from pliant.units.verify import verify
+
+        return verify(self, model, example_inputs, seed=seed)
+
+    def require(self, pattern: str = "*") -> tuple[UnitGroup, ...]:
+        """Like :meth:`select`, but finding nothing is an error.
+
+        Raises:
+            NoEffect: If no group matches; the message lists what there is.
+        """
+        chosen = self.select(pattern)
+        if not chosen:
+            names = ", ".join(group.name for group in self.groups) or "none at all"
+            raise NoEffect(
+                f"no unit group matches where={pattern!r}, so nothing would be protected or measured. "
+                f"The model's groups are: {names}. Try `print(pliant.find_units(model, example_inputs))`."
+            )
+        return chosen
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able summary: the groups with all positions, and the exclusions."""
+        return {
+            "groups": [group.to_dict() for group in self.groups],
+            "excluded": [[name, dim, reason] for (name, dim), reason in self.excluded.items()],
+            "unknown_ops": dict(self.unknown_ops),
+        }
+
+    def __str__(self) -> str:
+        rows = [("group", "units", "site", "members", "tap", "reset preserves function")]
+        for group in self.groups:
+            members = ", ".join(f"{piece.name}[{piece.dim}]" for piece in group.slices[:3])
+            more = len(group.slices) - 3
+            rows.append(
+                (
+                    group.name,
+                    str(group.size),
+                    group.site,
+                    members + (f" and {more} more" if more > 0 else ""),
+                    str(group.tap) if group.tap else "none",
+                    "yes" if group.reset_preserves_function else "no",
+                )
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        reasons: dict[str, list[str]] = {}
+        for (name, dim), reason in self.excluded.items():
+            reasons.setdefault(reason, []).append(f"{name}[{dim}]")
+        if reasons:
+            lines.append("")
+            lines.append("not units:")
+            for reason, names in reasons.items():
+                shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+                lines.append(f"  {shown}: {reason}")
+        return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""The value types of discovery: tensor slices, unit groups and taps. Names, not objects; JSON-able; frozen."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Role", "Site", "Tap", "TensorSlice", "UnitGroup"]
+
+Role = Literal["incoming", "carried", "outgoing"]
+Site = Literal["hidden", "heads", "head_dims", "residual"]
+
+
+@dataclass(frozen=True)
+class TensorSlice:
+    """The part of one tensor that belongs to a group of units.
+
+    Attributes:
+        name: Fully qualified name of the parameter or buffer.
+        dim: Dimension, counted from the end (``-1`` is the last), so that leading ensemble dimensions pass through.
+        role: ``"incoming"``: weights and biases that produce the unit; ``"carried"``: per-unit state on the way
+            (norm affine, running statistics, per-channel scales); ``"outgoing"``: weights that consume it.
+        table: ``table[u]`` are the positions along ``dim`` that unit ``u`` owns, ``[U][M]``.
+    """
+
+    name: str
+    dim: int
+    role: Role
+    table: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    def positions(self) -> Tensor:
+        """Positions along ``dim``: ``LongTensor [U, M]``; unit ``u`` owns row ``u``."""
+        return torch.tensor(self.table, dtype=torch.long)
+
+    @property
+    def width(self) -> int:
+        """M, the number of positions that each unit owns."""
+        return len(self.table[0])
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a group's activations can be read, after the nonlinearity and before dropout.
+
+    Attributes:
+        kind: ``"input"``: forward pre-hook on ``module``; ``"output"``: its forward hook.
+        module: Fully qualified module name (``""`` is the root).
+        slot: Which tensor among the hook's flattened arguments or results.
+        dim: Dimension of the units, counted from the end.
+        table: Positions along ``dim``, ``[U][M]``.
+        replay: Whether the operations from the hook to the site have to be recomputed, on sampled steps only,
+            because no hook sees the activations themselves.
+    """
+
+    kind: Literal["input", "output"]
+    module: str
+    slot: int
+    dim: int
+    table: tuple[tuple[int, ...], ...] = field(repr=False)
+    replay: bool = False
+
+    def __str__(self) -> str:
+        where = f"{self.kind} of {self.module or 'the model'}"
+        return f"replayed from {where}" if self.replay else where
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """A set of interchangeable hidden units: permuting them leaves the network's function unchanged.
+
+    Attributes:
+        name: Name of the module (or parameter) that produces the units; ``":heads"``, ``":head_dims"`` and
+            ``":residual"`` mark sites other than hidden units.
+        size: Number of units, U.
+        slices: Every tensor slice that belongs to the units.
+        site: ``"hidden"``, ``"heads"``, ``"head_dims"`` (dimensions inside heads) or ``"residual"``. The last two
+            are found and shown, but edited only when a method names them.
+        tap: Where the activations can be read; ``None`` if nowhere (the group can still be edited).
+        reset_preserves_function: Whether a unit whose outgoing weights are zero can be redrawn without changing the
+            network's output. False under a norm across the units, and where no outgoing weights exist.
+    """
+
+    name: str
+    size: int
+    slices: tuple[TensorSlice, ...]
+    site: Site
+    tap: Tap | None
+    reset_preserves_function: bool
+
+    def role(self, role: Role) -> tuple[TensorSlice, ...]:
+        """The slices with the given role."""
+        return tuple(piece for piece in self.slices if piece.role == role)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """The distinct tensor names of the group, in order."""
+        return tuple(dict.fromkeys(piece.name for piece in self.slices))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form; :meth:`from_dict` is its inverse."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> UnitGroup:
+        """The group that :meth:`to_dict` described."""
+
+        def rows(table: Any) -> tuple[tuple[int, ...], ...]:
+            return tuple(tuple(int(i) for i in row) for row in table)
+
+        slices = tuple(TensorSlice(**{**piece, "table": rows(piece["table"])}) for piece in data["slices"])
+        tap = data["tap"]
+        return cls(**{**data, "slices": slices, "tap": Tap(**{**tap, "table": rows(tap["table"])}) if tap else None})

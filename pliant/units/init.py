@@ -1,0 +1,141 @@
+"""How each parameter was initialised, so that a reset draws a unit from the distribution it was born from."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pliant.errors import IllegalConfiguration
+from pliant.units.export import canonical_names
+
+__all__ = ["NAMED", "Init", "InitSpec", "initialisers"]
+
+InitSpec = str | Mapping[str, str] | None
+
+
+@dataclass(frozen=True)
+class Init:
+    """A distribution of initial values, the same for every entry of a tensor.
+
+    Attributes:
+        kind: ``"constant"``, ``"uniform"`` (on ``[-scale, scale]``) or ``"normal"`` (mean 0, deviation ``scale``).
+        scale: The constant, the bound or the standard deviation.
+    """
+
+    kind: Literal["constant", "uniform", "normal"]
+    scale: float
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Fresh values, float32 on the generator's device.
+
+        Args:
+            shape: Shape of the result.
+            generator: Where the randomness comes from; constants take none.
+
+        Example:
+            >>> Init("uniform", 0.5).draw((100,), torch.Generator().manual_seed(0)).abs().max() <= 0.5
+            tensor(True)
+        """
+        if self.kind == "constant":
+            return torch.full(shape, self.scale, device=generator.device)
+        if self.kind == "uniform":
+            drawn = torch.rand(shape, generator=generator, device=generator.device)
+            return drawn.mul_(2 * self.scale).sub_(self.scale)
+        return torch.randn(shape, generator=generator, device=generator.device).mul_(self.scale)
+
+
+def _fans(tensor: Tensor) -> tuple[int, int]:
+    """(fan_in, fan_out) of a weight in PyTorch's layout, as ``torch.nn.init`` counts them."""
+    receptive = math.prod(tensor.shape[2:])
+    return tensor.shape[1] * receptive, tensor.shape[0] * receptive
+
+
+_RELU_GAIN = math.sqrt(2.0)
+
+NAMED: dict[str, Callable[[int, int], Init]] = {
+    "kaiming_uniform": lambda fan_in, _: Init("uniform", _RELU_GAIN * math.sqrt(3 / fan_in)),
+    "kaiming_normal": lambda fan_in, _: Init("normal", _RELU_GAIN / math.sqrt(fan_in)),
+    "xavier_uniform": lambda fan_in, fan_out: Init("uniform", math.sqrt(6 / (fan_in + fan_out))),
+    "xavier_normal": lambda fan_in, fan_out: Init("normal", math.sqrt(2 / (fan_in + fan_out))),
+    "lecun_uniform": lambda fan_in, _: Init("uniform", math.sqrt(3 / fan_in)),
+    "lecun_normal": lambda fan_in, _: Init("normal", math.sqrt(1 / fan_in)),
+    "torch_default": lambda fan_in, _: Init("uniform", math.sqrt(1 / fan_in)),
+}
+"""Initialisations by name: ``(fan_in, fan_out)`` to a distribution. Kaiming uses the gain of ReLU, sqrt(2)."""
+
+
+def initialisers(model: nn.Module, init: InitSpec = None, *, members: bool = False) -> dict[str, Init | None]:
+    """The initial distribution of every parameter and floating-point buffer.
+
+    Args:
+        model: The model.
+        init: ``None``: what PyTorch's own ``reset_parameters`` draws for the module that owns the tensor. A name of
+            :data:`NAMED`: that distribution for every matrix and kernel, zero for their biases. A mapping from
+            patterns of tensor names to names: the first that matches.
+        members: The tensors carry a leading dimension of ensemble members, which no fan counts.
+
+    Returns:
+        Canonical tensor name to its distribution; ``None`` where it is not known (a bare parameter of a module that
+        is not PyTorch's own).
+
+    Raises:
+        IllegalConfiguration: If ``init`` names no known initialisation or a pattern matches nothing.
+    """
+    canonical = canonical_names(model)
+    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    result: dict[str, Init | None] = {}
+    for name in dict.fromkeys(canonical.values()):
+        path, _, leaf = name.rpartition(".")
+        result[name] = _of_module(model.get_submodule(path), leaf, tensors[name], members)
+    if init is None:
+        return result
+    rules = {"*": init} if isinstance(init, str) else dict(init)
+    for pattern, choice in rules.items():
+        if choice not in NAMED:
+            raise IllegalConfiguration(f"there is no initialisation {choice!r}; known are: {', '.join(NAMED)}.")
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in result):
+            raise IllegalConfiguration(f"init={{{pattern!r}: ...}} matches no parameter of the model.")
+    for name in result:
+        choice = next((value for pattern, value in rules.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if choice is None or isinstance(module, _NORMS):
+            continue
+        tensor = tensors[name][0] if members else tensors[name]
+        if tensor.ndim >= 2:
+            result[name] = NAMED[choice](*_fans(tensor))
+        elif "bias" in leaf or leaf.startswith("b"):
+            result[name] = Init("constant", 0.0)
+    return result
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def _of_module(module: nn.Module, leaf: str, tensor: Tensor, members: bool) -> Init | None:
+    """What ``module.reset_parameters`` draws for its tensor ``leaf``."""
+    if isinstance(module, _NORMS):
+        ones = leaf in ("weight", "running_var")
+        return Init("constant", 1.0 if ones else 0.0)
+    if isinstance(module, nn.MultiheadAttention):
+        if leaf.endswith("weight"):
+            return NAMED["xavier_uniform"](*_fans(tensor))
+        return Init("constant", 0.0)
+    if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear) and leaf == "bias":
+        return Init("constant", 0.0)  # the output projection of nn.MultiheadAttention
+    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or (members and leaf in ("weight", "bias")):
+        weight = module.get_parameter("weight")  # stacked members are linear layers
+        return Init("uniform", 1 / math.sqrt(_fans(weight[0] if members else weight)[0]))
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return Init("normal", 1.0)
+    if isinstance(module, nn.RNNBase):
+        return Init("uniform", 1 / math.sqrt(module.hidden_size))
+    if isinstance(module, nn.PReLU):
+        return Init("constant", 0.25)
+    return None

@@ -1,0 +1,54 @@
+"""Generic parameters: random draws that leave no accidental symmetry.
+
+A freshly initialised network is blind to mistakes: constant biases, gammas and running statistics permute for
+free, and a zero-initialised branch is invisible. Every check therefore runs on a state in which every parameter and
+buffer is a random draw (positive for variances and other non-negative buffers).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["jittered"]
+
+
+def jittered(model: nn.Module, *, seed: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """A random state for every floating-point parameter and buffer, under every one of its names.
+
+    Args:
+        model: The module; it is not changed.
+        seed: Seed of the draws; the global random state is untouched.
+        dtype: Floating-point type of the result; each tensor's own if ``None``.
+
+    Returns:
+        Name to tensor, of the same shape and device: matrices scaled by the square root of their fan-in, vectors
+        around one half with spread, non-negative buffers in [0.5, 1.5]. Integer buffers are copied.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    made: dict[int, Tensor] = {}
+    result: dict[str, Tensor] = {}
+    buffers = {id(tensor) for tensor in model.buffers()}
+    everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in everything:
+        if id(tensor) not in made:
+            made[id(tensor)] = _draw(tensor.detach(), id(tensor) in buffers, generator, dtype)
+        result[name] = made[id(tensor)]
+    return result
+
+
+def _draw(tensor: Tensor, is_buffer: bool, generator: torch.Generator, dtype: torch.dtype | None) -> Tensor:
+    if not tensor.dtype.is_floating_point:
+        return tensor.clone()
+    target = dtype or tensor.dtype
+    uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+    if is_buffer and tensor.ndim <= 1:
+        drawn = 0.5 + uniform
+    elif is_buffer:  # masks, tables of angles: their values carry meaning
+        return tensor.to(target).clone()
+    elif tensor.ndim <= 1:
+        drawn = 0.25 + uniform * torch.sign(uniform - 0.2)
+    else:
+        fan_in = max(tensor[0].numel(), 1)
+        drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / fan_in**0.5
+    return drawn.to(device=tensor.device, dtype=target)

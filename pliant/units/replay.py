@@ -1,0 +1,182 @@
+"""Recomputing a small part of the forward pass to read what no hook can see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from pliant.errors import IllegalConfiguration
+from pliant.units.export import Exported
+from pliant.units.trace import op_name
+
+__all__ = ["Hit", "Replay", "extract_replay", "tensor_leaves"]
+
+_DROPOUT = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
+_RANDOM = frozenset({"bernoulli", "rand", "randn", "rand_like", "randn_like", "native_dropout", "multinomial", "rrelu"})
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One tensor that one hook sees: module, input or output, and which of its flattened tensors."""
+
+    module: str
+    kind: Literal["input", "output"]
+    slot: int
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The operations from one hook to a site inside the forward pass, dropout removed.
+
+    Attributes:
+        module: Name of the module whose hook feeds it (``""`` is the root).
+        kind: Whether its inputs or its outputs are fed.
+        slots: Which of the flattened tensors are fed, in order.
+        names: Parameters and buffers that are fed after them, in order.
+        graph: The subgraph as a module.
+        shapes: Shapes of the fed tensors at export, for error messages.
+    """
+
+    module: str
+    kind: Literal["input", "output"]
+    slots: tuple[int, ...]
+    names: tuple[str, ...]
+    graph: GraphModule
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __call__(self, call: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The site's value for one call of the module.
+
+        Args:
+            call: What the hook saw: ``(args, kwargs)`` of the module, or its output.
+            tensors: Parameters and buffers by name, as they are now.
+
+        Raises:
+            IllegalConfiguration: If the inputs have sizes that the exported graph had fixed.
+        """
+        leaves = tensor_leaves(call)
+        fed = [leaves[slot].detach() for slot in self.slots]
+        try:
+            with torch.no_grad():
+                result = self.graph(*fed, *(tensors[name].detach() for name in self.names))
+        except RuntimeError as error:
+            raise IllegalConfiguration(
+                f"activations inside {self.module or 'the model'!r} are read by replaying its exported graph, which "
+                f"was made for inputs of shapes {list(self.shapes)} and cannot take {[tuple(t.shape) for t in fed]}. "
+                "Pass example_inputs of the shapes that occur in training."
+            ) from error
+        return result  # type: ignore[no-any-return]
+
+
+def tensor_leaves(tree: Any) -> list[Tensor]:
+    """The tensors of a nested structure, in order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def extract_replay(
+    exported: Exported, site: Node, seen: Mapping[Hit, set[Node]], values: Mapping[Node, Tensor]
+) -> Replay | None:
+    """The smallest replay that reaches ``site`` from one hook.
+
+    Args:
+        exported: The exported model.
+        site: The node to compute.
+        seen: For each hook that fires once per forward, the nodes whose value it sees.
+        values: The nodes' values in the observed run.
+
+    Returns:
+        The replay, or ``None`` where the subgraph is random or no hook suffices.
+    """
+    hooks: dict[tuple[str, Literal["input", "output"]], dict[Node, int]] = {}
+    for hit, nodes in seen.items():
+        fed = hooks.setdefault((hit.module, hit.kind), {})
+        for node in nodes:
+            fed.setdefault(node, hit.slot)
+    found = [(_reach(exported, site, fed), hook) for hook, fed in hooks.items()]
+    sufficient = [(reach, hook) for reach, hook in found if reach is not None]
+    if not sufficient:
+        return None
+    reach, (module, kind) = min(reversed(sufficient), key=lambda item: len(item[0].inner))  # ties: the latest hook
+    fed = hooks[module, kind]
+    graph = _build(exported, site, reach)
+    if graph is None:
+        return None
+    shapes = tuple(tuple(values[node].shape) for node in reach.fed)
+    names = tuple(exported.parameters[node] for node in reach.parameters)
+    return Replay(module, kind, tuple(fed[node] for node in reach.fed), names, graph, shapes)
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """What has to be computed from a hook to a site, and from what."""
+
+    inner: tuple[Node, ...]
+    fed: tuple[Node, ...]
+    parameters: tuple[Node, ...]
+    sizes: tuple[Node, ...]
+
+
+def _reach(exported: Exported, site: Node, available: Mapping[Node, int]) -> _Reach | None:
+    inner: list[Node] = []
+    fed: list[Node] = []
+    parameters: list[Node] = []
+    sizes: list[Node] = []
+    pending, seen = [site], {site}
+    while pending:
+        node = pending.pop()
+        if node in exported.parameters:
+            parameters.append(node)
+        elif node in available and node is not site:
+            fed.append(node)
+        elif op_name(node) == "sym_size":
+            sizes.append(node)
+        elif node.op != "call_function" or op_name(node) in _RANDOM:
+            return None
+        else:
+            inner.append(node)
+            for source in node.all_input_nodes:
+                if source not in seen:
+                    seen.add(source)
+                    pending.append(source)
+    return _Reach(tuple(inner), tuple(fed), tuple(parameters), tuple(sizes)) if fed else None
+
+
+def _build(exported: Exported, site: Node, reach: _Reach) -> GraphModule | None:
+    order = {node: place for place, node in enumerate(exported.nodes)}
+    graph: Graph = Graph()
+    mapped: dict[Node, Node] = {}
+    for node in [*reach.fed, *reach.parameters]:
+        mapped[node] = graph.placeholder(node.name)
+    for node in reach.sizes:
+        size = _same_size(graph, node, reach.fed, mapped)
+        if size is None:
+            return None
+        mapped[node] = size
+    for node in sorted(reach.inner, key=order.__getitem__):
+        if op_name(node) in _DROPOUT:
+            mapped[node] = mapped[node.args[0]]  # type: ignore[index]
+            continue
+        copied = graph.node_copy(node, mapped.__getitem__)
+        if op_name(node) == "scaled_dot_product_attention" and len(copied.args) > 4:
+            copied.args = (*copied.args[:4], 0.0, *copied.args[5:])
+        if "dropout_p" in copied.kwargs:
+            copied.kwargs = {**copied.kwargs, "dropout_p": 0.0}
+        mapped[node] = copied
+    graph.output(mapped[site])
+    return GraphModule({}, graph)
+
+
+def _same_size(graph: Graph, node: Node, fed: tuple[Node, ...], mapped: dict[Node, Node]) -> Node | None:
+    """A symbolic size, read off a fed tensor that has the same one."""
+    wanted = str(node.meta["val"])
+    for source in fed:
+        for dim, size in enumerate(source.meta["val"].shape):
+            if str(size) == wanted:
+                return graph.call_function(torch.ops.aten.sym_size.int, (mapped[source], dim))
+    return None

@@ -1,0 +1,95 @@
+"""Element-wise operations: they tie equal dimensions and change nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from pliant.units import axes as ax
+from pliant.units.axes import Axis
+from pliant.units.trace import Trace, rule, shape_of
+
+
+@rule(
+    "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "leaky_relu", "softplus", "mish",
+    "hardtanh", "hardswish", "hardsigmoid", "softsign", "logsigmoid", "log_sigmoid", "hardshrink", "softshrink",
+    "threshold", "rrelu",
+    "abs", "neg", "exp", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "square", "sin", "cos", "tan", "atan",
+    "erf", "reciprocal", "sign", "floor", "ceil", "round", "trunc", "clamp_max", "clamp_min",
+    "isnan", "isinf", "logical_not", "bitwise_not", "nan_to_num",
+    "dropout", "native_dropout", "feature_dropout", "alpha_dropout", "bernoulli",
+    "detach", "clone", "contiguous", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy", "lift_fresh",
+    "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like", "fill", "pin_memory",
+    "_assert_tensor_metadata", "identity",
+)  # fmt: skip
+def unary(trace: Trace, node: Node) -> Any:
+    """The same axes come out."""
+    source = node.args[0]
+    axes = trace.of(source)
+    if source in trace.views:  # a cast or copy of a parameter is still that parameter
+        trace.views[node] = trace.views[source]  # type: ignore[index]
+    value = node.meta["val"]
+    return tuple(axes for _ in value) if isinstance(value, (tuple, list)) else axes
+
+
+@rule(
+    "add", "sub", "rsub", "mul", "div", "true_divide", "floor_divide", "pow", "maximum", "minimum", "fmod", "remainder",
+    "where", "addcmul", "addcdiv", "lerp", "masked_fill", "clamp", "clip", "atan2", "prelu", "_prelu_kernel", "copy",
+    "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or",
+    "__and__", "__or__", "xlogy", "hypot",
+)  # fmt: skip
+def broadcast(trace: Trace, node: Node) -> Any:
+    """Equal dimensions are tied after broadcasting; a sum with one of its own ancestors is a residual stream."""
+    operands = [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), Tensor)]
+    name = str(node.target)
+    shape = trace.shape(node)
+    result: list[Axis | None] = [None] * len(shape)
+    for operand in operands:
+        axes = trace.of(operand)
+        sizes = shape_of(operand.meta["val"])
+        if "prelu" in name and operand is node.args[1] and len(sizes) == 1 and len(shape) > 1:
+            axes, sizes = _at_channel(axes, sizes, len(shape))
+        for back in range(1, len(sizes) + 1):
+            if sizes[-back] != shape[-back] or sizes[-back] == 1:
+                continue
+            current = result[-back]
+            if current is None:
+                result[-back] = axes[-back]
+            else:
+                ax.tie(current, axes[-back])
+        if trace.is_parameter(operand):
+            for back in range(1, len(trace.of(operand)) + 1):
+                trace.role(operand, -back, "carried")
+    if ("add" in name or "sub" in name) and "addc" not in name:
+        _mark_residual(trace, operands)
+    return tuple(axis if axis is not None else ax.fresh(size) for axis, size in zip(result, shape, strict=True))
+
+
+def _at_channel(axes: tuple[Axis, ...], sizes: tuple[int, ...], rank: int) -> tuple[Any, tuple[int, ...]]:
+    """PReLU's weight belongs to dimension 1, not to the last."""
+    pad = rank - 2
+    return (*axes, *(ax.fresh(1) for _ in range(pad))), (*sizes, *([1] * pad))
+
+
+def _mark_residual(trace: Trace, operands: list[Node]) -> None:
+    activations = [operand for operand in operands if not trace.is_parameter(operand)]
+    if len(activations) == 2 and (
+        _is_ancestor(activations[0], activations[1]) or _is_ancestor(activations[1], activations[0])
+    ):
+        for axis in trace.of(activations[0]):
+            ax.mark(axis, "residual")
+
+
+def _is_ancestor(older: Node, newer: Node) -> bool:
+    """Whether ``newer`` depends on ``older``."""
+    pending, seen = [newer], {newer}
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source is older:
+                return True
+            if source not in seen:
+                seen.add(source)
+                pending.append(source)
+    return False

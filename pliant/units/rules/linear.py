@@ -1,0 +1,152 @@
+"""Linear maps, matrix products, contractions and embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from pliant.units import axes as ax
+from pliant.units.axes import Axis
+from pliant.units.trace import Trace, arg, rule
+
+
+@rule("linear")
+def linear(trace: Trace, node: Node) -> tuple[Axis, ...]:
+    """``y = x W.T + b``: columns consume, rows and bias produce."""
+    source, weight, bias = node.args[0], node.args[1], arg(node, 2, "bias")
+    weight_axes = trace.of(weight)
+    ax.tie(trace.of(source)[-1], weight_axes[-1])
+    trace.consume(node, source, weight, -1)
+    trace.role(weight, -2, "incoming")
+    if bias is not None:
+        ax.tie(trace.of(bias)[-1], weight_axes[-2])
+        trace.role(bias, -1, "incoming")
+    return (*trace.of(source)[:-1], weight_axes[-2])
+
+
+@rule("addmm")
+def addmm(trace: Trace, node: Node) -> tuple[Axis, ...]:
+    """``b + x W`` (Conv1D of GPT-2 stores ``W`` as inputs x outputs)."""
+    bias, first, second = node.args[:3]
+    result = _contract(trace, node, first, second)
+    _add_bias(trace, bias, result)
+    return result
+
+
+@rule("baddbmm")
+def baddbmm(trace: Trace, node: Node) -> tuple[Axis, ...]:
+    """Batched ``b + x W``, as stacked members use it."""
+    return addmm(trace, node)
+
+
+@rule("mm", "bmm", "matmul", "mv", "dot")
+def matmul(trace: Trace, node: Node) -> tuple[Axis, ...]:
+    """Matrix products with or without parameters."""
+    return _contract(trace, node, node.args[0], node.args[1])
+
+
+def _add_bias(trace: Trace, bias: Any, result: tuple[Axis, ...]) -> None:
+    bias_axes = trace.of(bias)
+    for back in range(1, len(bias_axes) + 1):
+        if _length(bias_axes[-back]) == _length(result[-back]):
+            ax.tie(bias_axes[-back], result[-back])
+            trace.role(bias, -back, "incoming")
+
+
+def _length(axis: Axis) -> int:
+    return sum(ax.size_of(segment) for segment in axis)
+
+
+def _contract(trace: Trace, node: Node, first: Any, second: Any) -> tuple[Axis, ...]:
+    left, right = trace.of(first), trace.of(second)
+    inner_right = -2 if len(right) > 1 else -1
+    ax.tie(left[-1], right[inner_right])
+    first_is, second_is = trace.is_parameter(first), trace.is_parameter(second)
+    if second_is:
+        trace.consume(node, first, second, inner_right)
+        if len(right) > 1:
+            trace.role(second, -1, "incoming")
+    if first_is:
+        trace.consume(node, second, first, -1)
+        if len(left) > 1:
+            trace.role(first, -2, "incoming")
+    outer_left = left[:-1][-1:] if len(left) > 1 else ()
+    outer_right = right[-1:] if len(right) > 1 else ()
+    batch = _broadcast(trace, first, left[:-2], second, right[:-2])
+    if not first_is and not second_is:
+        mark_attention(batch, [*outer_left, *outer_right], left[-1])
+    return (*batch, *outer_left, *outer_right)
+
+
+def mark_attention(batch: tuple[Axis, ...], outer: list[Axis], inner: Axis) -> None:
+    """A product of two activations: batch dimensions are heads, the others dimensions inside a head."""
+    for axis in batch:
+        ax.mark(axis, "heads")
+    for axis in outer:
+        ax.mark(axis, "head_dims")
+    ax.mark(inner, "head_dims")
+    ax.mark(inner, "mixed")
+
+
+def _broadcast(
+    trace: Trace, first: Any, left: tuple[Axis, ...], second: Any, right: tuple[Axis, ...]
+) -> tuple[Axis, ...]:
+    count = max(len(left), len(right))
+    result: list[Axis] = []
+    for back in range(count, 0, -1):
+        a = left[-back] if back <= len(left) else None
+        b = right[-back] if back <= len(right) else None
+        if a is None or b is None:
+            result.append(a or b or ax.fresh(1))
+        elif _length(a) == _length(b):
+            ax.tie(a, b)
+            result.append(a)
+        else:
+            result.append(b if _length(a) == 1 else a)
+        for operand in (first, second):  # the leading dimension of a stacked parameter counts as a member axis
+            trace.role(operand, -back - 2, "carried") if trace.is_parameter(operand) and back + 2 <= len(
+                trace.of(operand)
+            ) else None
+    return tuple(result)
+
+
+@rule("einsum")
+def einsum(trace: Trace, node: Node) -> Any:
+    """Equal letters are equal axes; contracted letters between activations mix their units."""
+    equation, operands = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
+    if "." in equation or "->" not in equation:
+        reason = "einsum with an ellipsis or an implicit output has no rule"
+        trace.freeze_inputs(node, reason)
+        return trace.opaque(node, reason)
+    inputs, output = equation.split("->")
+    letters: dict[str, Axis] = {}
+    weights = [operand for operand in operands if trace.is_parameter(operand)]
+    activations = [operand for operand in operands if not trace.is_parameter(operand)]
+    for term, operand in zip(inputs.split(","), operands, strict=True):
+        for dim, letter in enumerate(term):
+            axis = trace.of(operand)[dim]
+            if letter in letters:
+                ax.tie(letters[letter], axis)
+            letters.setdefault(letter, axis)
+            if trace.is_parameter(operand):
+                back = dim - len(term)
+                if letter in output:
+                    trace.role(operand, back, "incoming")
+                elif activations:
+                    trace.consume(node, activations[0], operand, back)
+    for letter, axis in letters.items():
+        if letter not in output and not weights:
+            ax.mark(axis, "mixed")
+    return tuple(letters[letter] for letter in output)
+
+
+@rule("embedding")
+def embedding(trace: Trace, node: Node) -> tuple[Axis, ...]:
+    """A table look-up: the rows are indexed by data, the columns are produced."""
+    weight, index = node.args[0], node.args[1]
+    vocabulary, features = trace.of(weight)
+    ax.freeze(vocabulary, "it is indexed by the data (a vocabulary or a position)")
+    trace.role(weight, -2, "carried")
+    trace.role(weight, -1, "incoming")
+    return (*trace.of(index), features)

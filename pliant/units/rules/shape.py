@@ -1,0 +1,279 @@
+"""Views, permutations, joins and cuts: where axes change their shape but not their meaning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import Node
+
+from pliant.units import axes as ax
+from pliant.units.axes import Axis
+from pliant.units.trace import Trace, arg, opaque_like, rule, shape_of
+
+
+def _length(axis: Axis) -> int:
+    return sum(map(ax.size_of, axis))
+
+
+def _dim(node: Node, index: int, name: str, rank: int, default: int = 0) -> int:
+    return int(arg(node, index, name, default)) % rank
+
+
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as")
+def view(trace: Trace, node: Node) -> Any:
+    """Row-major: joined dimensions become a product, split ones its factors."""
+    source = node.args[0]
+    return tuple(ax.reshape(trace.of(source), trace.shape(source), trace.shape(node)))  # type: ignore[arg-type]
+
+
+def _permuted(trace: Trace, node: Node, order: list[int]) -> tuple[Axis, ...]:
+    source = node.args[0]
+    axes = trace.of(source)
+    if source in trace.views:
+        name, dims = trace.views[source]  # type: ignore[index]
+        trace.views[node] = (name, tuple(dims[i] for i in order))
+    return tuple(axes[i] for i in order)
+
+
+@rule("permute")
+def permute(trace: Trace, node: Node) -> Any:
+    """Dimensions in a new order."""
+    rank = len(trace.of(node.args[0]))
+    return _permuted(trace, node, [int(dim) % rank for dim in node.args[1]])  # type: ignore[union-attr, arg-type]
+
+
+@rule("transpose", "swapaxes")
+def transpose(trace: Trace, node: Node) -> Any:
+    """Two dimensions exchanged."""
+    rank = len(trace.of(node.args[0]))
+    order = list(range(rank))
+    a, b = (int(dim) % rank for dim in node.args[1:3])  # type: ignore[arg-type]
+    order[a], order[b] = order[b], order[a]
+    return _permuted(trace, node, order)
+
+
+@rule("t", "numpy_T", "mT", "matrix_H", "adjoint")
+def matrix_transpose(trace: Trace, node: Node) -> Any:
+    """The last two dimensions exchanged."""
+    rank = len(trace.of(node.args[0]))
+    order = list(range(rank))
+    if rank > 1:
+        order[-1], order[-2] = order[-2], order[-1]
+    return _permuted(trace, node, order)
+
+
+@rule("movedim")
+def movedim(trace: Trace, node: Node) -> Any:
+    """Dimensions moved to new places."""
+    rank = len(trace.of(node.args[0]))
+    sources, targets = (
+        [int(dim) % rank for dim in (item if isinstance(item, (list, tuple)) else [item])] for item in node.args[1:3]
+    )
+    order: list[int | None] = [None] * rank
+    for source, target in zip(sources, targets, strict=True):
+        order[target] = source
+    rest = iter(dim for dim in range(rank) if dim not in sources)
+    return _permuted(trace, node, [next(rest) if dim is None else dim for dim in order])
+
+
+@rule("unsqueeze")
+def unsqueeze(trace: Trace, node: Node) -> Any:
+    """A new dimension of size one."""
+    source = node.args[0]
+    axes = list(trace.of(source))
+    dim = int(node.args[1]) % (len(axes) + 1)  # type: ignore[arg-type]
+    axes.insert(dim, ax.fresh(1))
+    if source in trace.views:
+        name, dims = trace.views[source]  # type: ignore[index]
+        trace.views[node] = (name, (*dims[:dim], None, *dims[dim:]))
+    return tuple(axes)
+
+
+@rule("squeeze")
+def squeeze(trace: Trace, node: Node) -> Any:
+    """Dimensions of size one dropped."""
+    source = node.args[0]
+    axes, shape = trace.of(source), trace.shape(source)  # type: ignore[arg-type]
+    given = arg(node, 1, "dim")
+    chosen = range(len(axes)) if given is None else given if isinstance(given, (list, tuple)) else [given]
+    drop = {int(dim) % len(axes) for dim in chosen if shape[int(dim)] == 1}
+    keep = [dim for dim in range(len(axes)) if dim not in drop]
+    return _permuted(trace, node, keep)
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(trace: Trace, node: Node) -> Any:
+    """Repeated dimensions are free: a fresh atom, tied to nothing yet (repeated key-value heads need this)."""
+    source = node.args[0]
+    axes, old, new = trace.of(source), trace.shape(source), trace.shape(node)  # type: ignore[arg-type]
+    lead = len(new) - len(old)
+    return tuple(
+        axes[dim - lead] if dim >= lead and old[dim - lead] == size else ax.fresh(size) for dim, size in enumerate(new)
+    )
+
+
+@rule("repeat", "tile", "repeat_interleave")
+def repeat(trace: Trace, node: Node) -> Any:
+    """Copies along a dimension: kept where the factor is one, a product of (copy, original) otherwise."""
+    source = node.args[0]
+    axes, old, new = trace.of(source), trace.shape(source), trace.shape(node)  # type: ignore[arg-type]
+    interleaved = "interleave" in str(node.target)
+    lead = len(new) - len(old)
+    result: list[Axis] = []
+    for dim, size in enumerate(new):
+        if dim < lead:
+            result.append(ax.fresh(size))
+        elif old[dim - lead] == size:
+            result.append(axes[dim - lead])
+        else:
+            copies = ax.fresh(size // old[dim - lead])
+            pair = [axes[dim - lead], copies] if interleaved else [copies, axes[dim - lead]]
+            result.append(ax.merge(pair))
+    return tuple(result)
+
+
+@rule("cat", "concat", "concatenate", "hstack", "vstack")
+def cat(trace: Trace, node: Node) -> Any:
+    """A concatenation along one dimension, tied along the others."""
+    items = [item for item in node.args[0] if trace.shape(item) != (0,)]  # type: ignore[union-attr, arg-type]
+    rank = len(trace.of(items[0]))
+    dim = _dim(node, 1, "dim", rank)
+    for item in items[1:]:
+        for other in range(rank):
+            if other != dim:
+                ax.tie(trace.of(items[0])[other], trace.of(item)[other])
+    result = list(trace.of(items[0]))
+    result[dim] = ax.concat([trace.of(item)[dim] for item in items])
+    return tuple(result)
+
+
+@rule("stack")
+def stack(trace: Trace, node: Node) -> Any:
+    """A new dimension whose entries are the operands, in a fixed order."""
+    items = list(node.args[0])  # type: ignore[arg-type]
+    axes = list(trace.of(items[0]))
+    for item in items[1:]:
+        for first, other in zip(axes, trace.of(item), strict=True):
+            ax.tie(first, other)
+    dim = _dim(node, 1, "dim", len(axes) + 1)
+    axes.insert(dim, ax.fresh(len(items), "its entries are different tensors, stacked"))
+    return tuple(axes)
+
+
+@rule("split", "split_with_sizes", "chunk", "unsafe_chunk", "unsafe_split", "tensor_split")
+def split(trace: Trace, node: Node) -> Any:
+    """Cuts along one dimension."""
+    source = trace.of(node.args[0])
+    dim = _dim(node, 2, "dim", len(source))
+    sizes = [shape_of(value)[dim] for value in node.meta["val"]]
+    pieces = ax.split(source[dim], sizes)
+    return tuple(tuple(piece if i == dim else axis for i, axis in enumerate(source)) for piece in pieces)
+
+
+@rule("slice", "narrow")
+def cut(trace: Trace, node: Node) -> Any:
+    """A contiguous piece of one dimension (steps other than one fix the order)."""
+    source_node = node.args[0]
+    source = trace.of(source_node)
+    dim = _dim(node, 1, "dim", len(source))
+    old, new = trace.shape(source_node)[dim], trace.shape(node)[dim]  # type: ignore[arg-type]
+    if old == new:
+        if source_node in trace.views:
+            trace.views[node] = trace.views[source_node]  # type: ignore[index]
+        return source
+    start, step = arg(node, 2, "start", 0), arg(node, 4, "step", 1)
+    if step != 1 or not isinstance(start, (int, type(None))):
+        reason = "it is sliced with a step or at a position that depends on the data"
+        ax.freeze(source[dim], reason)
+        return tuple(ax.fresh(new, reason) if i == dim else axis for i, axis in enumerate(source))
+    begin = min((start or 0) % old if (start or 0) < 0 else (start or 0), old)
+    piece = _piece(source[dim], begin, new, old)
+    return tuple(piece if i == dim else axis for i, axis in enumerate(source))
+
+
+def _piece(axis: Axis, begin: int, size: int, total: int) -> Axis:
+    if size == 0:
+        return ax.fresh(0, "empty")
+    sizes = [length for length in (begin, size, total - begin - size) if length]
+    return ax.split(axis, sizes)[1 if begin else 0]
+
+
+@rule("select")
+def select(trace: Trace, node: Node) -> Any:
+    """One entry of a dimension: that dimension's order matters, the others stay."""
+    source = trace.of(node.args[0])
+    dim = _dim(node, 1, "dim", len(source))
+    ax.freeze(source[dim], "single entries of it are selected by index")
+    return tuple(axis for i, axis in enumerate(source) if i != dim)
+
+
+@rule("unbind")
+def unbind(trace: Trace, node: Node) -> Any:
+    """All entries of a dimension, one tensor each."""
+    source = trace.of(node.args[0])
+    dim = _dim(node, 1, "dim", len(source))
+    ax.freeze(source[dim], "single entries of it are selected by index")
+    rest = tuple(axis for i, axis in enumerate(source) if i != dim)
+    return tuple(rest for _ in node.meta["val"])
+
+
+@rule("index_select", "gather", "index", "scatter", "scatter_add", "index_put", "index_add", "take_along_dim")
+def index(trace: Trace, node: Node) -> Any:
+    """Data-dependent look-ups: the indexed dimensions are frozen, untouched trailing ones of ``index`` stay."""
+    source_node = node.args[0]
+    source, reason = trace.of(source_node), "it is indexed by the data"
+    if "index.Tensor" in str(node.target):
+        indices = list(node.args[1])  # type: ignore[arg-type]
+        if all(item is not None for item in indices):
+            for axis in source[: len(indices)]:
+                ax.freeze(axis, reason)
+            kept = source[len(indices) :]
+            new = trace.shape(node)
+            return (*(ax.fresh(size, reason) for size in new[: len(new) - len(kept)]), *kept)
+    elif "index_select" in str(node.target):
+        dim = _dim(node, 1, "dim", len(source))
+        ax.freeze(source[dim], reason)
+        return tuple(ax.fresh(trace.shape(node)[i], reason) if i == dim else axis for i, axis in enumerate(source))
+    trace.freeze_inputs(node, reason)
+    return trace.opaque(node, reason)
+
+
+@rule("constant_pad_nd", "pad", "reflection_pad2d", "replication_pad2d", "reflection_pad1d")
+def pad(trace: Trace, node: Node) -> Any:
+    """Padded dimensions are fixed; the others stay."""
+    source_node = node.args[0]
+    source = trace.of(source_node)
+    old, new = trace.shape(source_node), trace.shape(node)  # type: ignore[arg-type]
+    reason = "it is padded, which fixes its positions"
+    result = []
+    for axis, before, after in zip(source, old, new, strict=True):
+        if before == after:
+            result.append(axis)
+        else:
+            ax.freeze(axis, reason)
+            result.append(ax.fresh(after, reason))
+    return tuple(result)
+
+
+@rule("tril", "triu", "diagonal", "unfold", "im2col")
+def fixed(trace: Trace, node: Node) -> Any:
+    """Operations whose result depends on the order of every dimension they touch."""
+    reason = f"its order matters to {str(node.target).removeprefix('aten.').split('.')[0]!r}"
+    trace.freeze_inputs(node, reason)
+    return trace.opaque(node, reason)
+
+
+@rule(
+    "arange", "zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full", "new_empty",
+    "rand", "randn", "eye", "linspace", "randint", "randperm",
+)  # fmt: skip
+def constant(trace: Trace, node: Node) -> Any:
+    """Tensors made on the spot: their dimensions are data."""
+    return opaque_like(node.meta["val"], "it is tied to a tensor made inside the forward pass")
+
+
+@rule("getitem")
+def getitem(trace: Trace, node: Node) -> Any:
+    """One of several results."""
+    values = trace.values.get(node.args[0])  # type: ignore[arg-type]
+    return values[int(node.args[1])] if values is not None else None  # type: ignore[arg-type]

@@ -1,0 +1,269 @@
+"""The proof of a unit graph: permuting a group's units leaves the output unchanged, and every member matters.
+
+The check runs on a float64 state in which every parameter and buffer is a random draw, because a freshly
+initialised network cannot see a forgotten bias, gamma or running statistic. It checks itself, too: if any single
+member of a group is left out of the permutation, the output has to change; a member that the output does not depend
+on at all (the key bias of an attention layer) is reported as inert.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pliant.errors import IllegalConfiguration
+from pliant.units.export import Inputs, as_call, canonical_names, plain_attention
+from pliant.units.group import TensorSlice, UnitGroup
+from pliant.units.jitter import jittered
+from pliant.units.replay import tensor_leaves
+
+if TYPE_CHECKING:
+    from pliant.units.graph import UnitGraph
+
+__all__ = ["GroupCheck", "Verification", "permute", "verify"]
+
+
+@dataclass(frozen=True)
+class GroupCheck:
+    """The verdict on one group.
+
+    Attributes:
+        name: The group.
+        change: Largest relative output change when all members are permuted, over both modes; zero up to rounding.
+        smallest_omission: Smallest relative output change when one member is left out; clearly not zero. NaN when
+            the group has only inert members.
+        weakest: The member whose omission changed the output least.
+        inert: Members that the output does not depend on, so that no check can see them.
+    """
+
+    name: str
+    change: float
+    smallest_omission: float
+    weakest: str
+    inert: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of :func:`verify`; ``print`` gives a table.
+
+    Attributes:
+        groups: One verdict per group.
+        tolerance: Largest change that counts as rounding.
+        precision: Floating-point type that the check ran in.
+        modes: The modes that were checked.
+    """
+
+    groups: tuple[GroupCheck, ...]
+    tolerance: float
+    precision: str
+    modes: tuple[str, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """A sentence for each group that is no permutation symmetry, or whose check could not have failed."""
+        found = []
+        for check in self.groups:
+            if not check.change <= self.tolerance:
+                found.append(f"permuting the units of {check.name!r} changes the output by {check.change:.1e}")
+            elif not check.smallest_omission > 100 * self.tolerance:
+                found.append(
+                    f"leaving {check.weakest!r} out of {check.name!r} goes unnoticed "
+                    f"(change {check.smallest_omission:.1e}), so the check proves nothing"
+                )
+        return tuple(found)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every group passed."""
+        return not self.failures
+
+    def raise_if_failed(self) -> None:
+        """Raise on any failure.
+
+        Raises:
+            IllegalConfiguration: Naming the groups and members at fault.
+        """
+        if not self.ok:
+            raise IllegalConfiguration(
+                f"the unit graph does not fit this model: {'; '.join(self.failures)}. "
+                "If the groups were found on this very model, please report it with the model's code."
+            )
+
+    def __str__(self) -> str:
+        head = f"{'group':<40} {'permuted':>9} {'one left out':>13}  ({self.precision}, {' and '.join(self.modes)} mode)"
+        rows = [
+            f"{check.name:<40} {check.change:>9.1e} {check.smallest_omission:>13.1e}"
+            + (f"  inert: {', '.join(check.inert)}" if check.inert else "")
+            for check in self.groups
+        ]
+        return "\n".join([head, *rows, *(f"FAILED: {failure}" for failure in self.failures)])
+
+
+def permute(state: dict[str, Tensor], pieces: tuple[TensorSlice, ...], order: Tensor) -> dict[str, Tensor]:
+    """A copy of a state in which the units of some slices are permuted.
+
+    Args:
+        state: Name to tensor.
+        pieces: The slices to permute; several slices of one tensor are applied one after the other.
+        order: ``LongTensor [U]``; unit ``u`` becomes what unit ``order[u]`` was.
+
+    Returns:
+        A new mapping; tensors without slices are shared with ``state``.
+    """
+    result = dict(state)
+    for piece in pieces:
+        tensor = result[piece.name]
+        where = piece.positions().to(tensor.device)
+        index = torch.arange(tensor.shape[piece.dim], device=tensor.device)
+        index[where.flatten()] = where[order.to(tensor.device)].flatten()
+        result[piece.name] = tensor.index_select(piece.dim, index)
+    return result
+
+
+def verify(units: UnitGraph, model: nn.Module, example_inputs: Inputs, *, seed: int = 0) -> Verification:
+    """Check every group of a unit graph on a model, by running it.
+
+    Args:
+        units: The unit graph.
+        model: The model; it is not changed.
+        example_inputs: As for :func:`~pliant.units.discover.find_units`.
+        seed: Seed of the random state, inputs and permutations.
+
+    Returns:
+        The verdicts; nothing is raised for a failed group, see :meth:`Verification.raise_if_failed`.
+
+    Raises:
+        IllegalConfiguration: If a group names tensors that the model does not have.
+    """
+    missing = {name for group in units for name in group.tensors} - set(canonical_names(model).values())
+    if missing:
+        raise IllegalConfiguration(
+            f"the unit graph names tensors that {type(model).__name__} does not have: {', '.join(sorted(missing))}. "
+            "Find the units of this model, or rename the graph."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            probe = _Probe(model, example_inputs, seed, torch.float64)
+            probe.baseline()
+            tolerance = 1e-9
+        except RuntimeError:  # a model that makes float32 tensors inside its forward cannot run in float64
+            probe = _Probe(model, example_inputs, seed, torch.float32)
+            probe.baseline()
+            tolerance = 1e-4
+        checks = tuple(probe.check(group) for group in units)
+    return Verification(checks, tolerance, str(probe.dtype).removeprefix("torch."), ("eval", "train"))
+
+
+class _Probe:
+    """A model on a generic state, run in evaluation and in training mode with dropout off."""
+
+    def __init__(self, model: nn.Module, example_inputs: Inputs, seed: int, dtype: torch.dtype) -> None:
+        self.model, self.dtype, self.seed = model, dtype, seed
+        self.generator = torch.Generator().manual_seed(seed)
+        self.state = jittered(model, seed=seed, dtype=dtype)
+        self.names = canonical_names(model)
+
+        def generic(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor) and leaf.dtype.is_floating_point:
+                noise = torch.randn(leaf.shape, generator=self.generator, dtype=torch.float64)
+                return leaf.detach().to(dtype) + noise.to(leaf.device, dtype)
+            return leaf
+
+        self.args, self.kwargs = pytree.tree_map(generic, as_call(example_inputs))
+
+    def baseline(self) -> None:
+        self.reference = self.run(self.state)
+
+    def run(self, state: dict[str, Tensor]) -> list[Tensor]:
+        """Outputs in evaluation mode, then in training mode."""
+        full = {alias: state[name].clone() for alias, name in self.names.items()}
+        outputs: list[Tensor] = []
+        flags = [(module, module.training) for module in self.model.modules()]
+        rates = [(m, key, getattr(m, key)) for m in self.model.modules() for key in _DROPOUT_RATES if _is_rate(m, key)]
+        try:
+            for module, key, _ in rates:
+                setattr(module, key, 0.0)
+            for mode in (False, True):
+                self.model.train(mode)
+                with torch.no_grad(), torch.random.fork_rng(), plain_attention(), _NoFunctionalDropout():
+                    torch.manual_seed(self.seed)
+                    result = torch.func.functional_call(self.model, full, self.args, self.kwargs)
+                outputs.extend(leaf for leaf in tensor_leaves(result) if leaf.dtype.is_floating_point)
+        finally:
+            for module, flag in flags:
+                module.training = flag
+            for module, key, rate in rates:
+                setattr(module, key, rate)
+        return outputs
+
+    def change(self, state: dict[str, Tensor]) -> float:
+        """Largest relative difference to the baseline over all outputs and both modes."""
+        changes = [_relative(a, b) for a, b in zip(self.reference, self.run(state), strict=True)]
+        return float("nan") if any(map(math.isnan, changes)) else max(changes, default=0.0)
+
+    def check(self, group: UnitGroup) -> GroupCheck:
+        order = self._order(group.size)
+        change = self.change(permute(self.state, group.slices, order))
+        omissions: dict[str, float] = {}
+        inert: list[str] = []
+        for index, piece in enumerate(group.slices):
+            rest = (*group.slices[:index], *group.slices[index + 1 :])
+            label = f"{piece.name}[{piece.dim}]"
+            omission = self.change(permute(self.state, rest, order))
+            if omission < 1e-7 and self._is_inert(piece):
+                inert.append(label)
+            else:
+                omissions[label] = omission
+        weakest = min(omissions, key=omissions.__getitem__) if omissions else ""
+        return GroupCheck(group.name, change, omissions.get(weakest, float("nan")), weakest, tuple(inert))
+
+    def _order(self, size: int) -> Tensor:
+        """A cyclic shift of a random order: no unit stays where it was."""
+        shuffled = torch.randperm(size, generator=self.generator)
+        order = torch.empty_like(shuffled)
+        order[shuffled] = shuffled.roll(1)
+        return order
+
+    def _is_inert(self, piece: TensorSlice) -> bool:
+        tensor = self.state[piece.name]
+        other = tensor * (0.5 + torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64).to(tensor))
+        return self.change({**self.state, piece.name: other}) < 1e-7
+
+
+_DROPOUT_RATES = ("p", "dropout", "dropout_p", "attention_dropout", "attn_dropout", "dropout_prob", "drop_prob")
+
+
+def _is_rate(module: nn.Module, key: str) -> bool:
+    if key == "p" and not isinstance(module, nn.modules.dropout._DropoutNd):
+        return False
+    return isinstance(getattr(module, key, None), float)
+
+
+class _NoFunctionalDropout(torch.overrides.TorchFunctionMode):
+    """Turns functional dropout into the identity, so that training mode is deterministic."""
+
+    _NAMES = frozenset({"dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self._NAMES and args:
+            return args[0]
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") == "scaled_dot_product_attention":
+            kwargs["dropout_p"] = 0.0
+            args = args[:4] + args[5:] if len(args) > 4 else args
+        return func(*args, **kwargs)
+
+
+def _relative(reference: Tensor, other: Tensor) -> float:
+    scale = float(reference.abs().max()) if reference.numel() else 0.0
+    if not torch.isfinite(reference).all() or reference.numel() == 0:
+        return float("nan") if reference.numel() else 0.0
+    return float((reference - other).abs().max()) / max(scale, 1e-300)
