@@ -11,6 +11,7 @@ from pliant.errors import (
     UnsupportedOp,
 )
 from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
+from pliant.monitor import Monitor, monitor
 from pliant.units import UnitGraph, UnitGroup, find_units
 from pliant.units.verify import verify
 
@@ -22,6 +23,9 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "verify",
     "UnitGraph",
     "UnitGroup",
+    # measuring
+    "monitor",
+    "Monitor",
     # acting
     "attach",
     "Handle",

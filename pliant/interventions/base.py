@@ -167,16 +167,17 @@ class Intervention(ABC):
         """Whether it needs statistics of the given step (1-based)."""
         return bool(self.needs)
 
-    def prepare(self, ctx: Context) -> None:
+    # The events do nothing unless a method overrides them.
+    def prepare(self, ctx: Context) -> None:  # noqa: B027
         """Called once by ``attach``; refuse here what cannot work."""
 
-    def before_step(self, ctx: Context) -> None:
+    def before_step(self, ctx: Context) -> None:  # noqa: B027
         """Before the optimizer's step, with gradients in place; refused under a closure."""
 
-    def after_step(self, ctx: Context) -> None:
+    def after_step(self, ctx: Context) -> None:  # noqa: B027
         """After a real optimizer step."""
 
-    def at_task_boundary(self, ctx: Context, data: Any = None) -> None:
+    def at_task_boundary(self, ctx: Context, data: Any = None) -> None:  # noqa: B027
         """When the user signals that the data has changed."""
 
     def penalty(self, ctx: Context) -> Tensor | None:

@@ -17,13 +17,13 @@ class L2(Intervention):
     r"""Shrink the parameters after every step: :math:`\theta \leftarrow (1 - \alpha\lambda)\,\theta`.
 
     :math:`\alpha` is each parameter's current step size. For SGD this is the gradient of
-    :math:`\tfrac\lambda2\|\theta\|^2` up to a term of order :math:`\alpha^2\lambda`; for Adam it is the decoupled form of
-    AdamW. It works with closures, and the loss is untouched.
+    :math:`\tfrac\lambda2\|\theta\|^2` up to a term of order :math:`\alpha^2\lambda`; for Adam it is the decoupled form
+    of AdamW. It works with closures, and the loss is untouched.
 
     Args:
         strength: :math:`\lambda >= 0`; ``0`` is a no-op.
-        where: Which parameters, a pattern of names (biases and norm parameters included by default, as in the
-            ``weight_decay`` of ``torch.optim``).
+        where: Which parameters, a pattern of names (biases and norm parameters included by default, as in
+            the ``weight_decay`` of ``torch.optim``).
 
     State:
         None.

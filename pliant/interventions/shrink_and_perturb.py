@@ -35,8 +35,8 @@ class ShrinkAndPerturb(Intervention):
 
     Deviations from the published code:
         The Nature experiments' variant (weight decay plus Gaussian noise at every step) is
-        ``ShrinkAndPerturb(shrink=1 - step_size * weight_decay, noise_scale=..., every=1)`` up to the distribution of the
-        noise, which here is each tensor's initial one.
+        ``ShrinkAndPerturb(shrink=1 - step_size * weight_decay, noise_scale=..., every=1)`` up to the distribution of
+        the noise, which here is each tensor's initial one.
 
     Source:
         Ash & Adams, On Warm-Starting Neural Network Training (2020), arXiv:1910.08475.

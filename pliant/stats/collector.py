@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration, NoEffect
+from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
@@ -53,7 +54,7 @@ class _Accumulator:
 
     def __init__(self, reader: TapReader, needs: frozenset[str], shape: tuple[int, ...], like: Tensor) -> None:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.reader, self.needs = reader, needs
+        self.reader, self.needs, self.tap = reader, needs, reader.tap
         self.sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in sorted(needs)}
         self.compiled_count = torch.zeros((), dtype=dtype, device=like.device)
         self.count = 0
@@ -77,7 +78,9 @@ class _Accumulator:
         if not self.count:  # a compiled forward counts on the device
             count = self.compiled_count
         if group is not None:
-            count = torch.as_tensor(float(count) if isinstance(count, int) else count, device=self.compiled_count.device)
+            count = torch.as_tensor(
+                float(count) if isinstance(count, int) else count, device=self.compiled_count.device
+            )
             torch.distributed.all_reduce(count, group=group)
             for total in self.sums.values():
                 torch.distributed.all_reduce(total, group=group)
@@ -93,11 +96,10 @@ class _Accumulator:
 
 
 class Collector:
-    """Hooks on the taps of some groups.
+    """Statistics of some groups, step by step.
 
-    A hook records only what trains: its module is in training mode, gradients are enabled, and the forward is not
-    the recomputation of a checkpointed one. Evaluation passes, rollouts under ``no_grad`` and target networks
-    leave no trace. Several forward passes before one optimizer step count as one sample of that step.
+    Several forward passes before one optimizer step count as one sample of that step; see
+    :class:`~pliant.stats.listener.Listener` for what counts as training.
 
     Args:
         model: The model that is hooked.
@@ -118,52 +120,23 @@ class Collector:
         num_members: int | None = None,
         process_group: Any = None,
     ) -> None:
-        self.enabled = True
         self.model, self.process_group = model, process_group
         self.accumulators: dict[str, _Accumulator] = {}
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        hooks: dict[tuple[str, str], list[_Accumulator]] = {}
         for name, wanted in needs.items():
             group = units[name]
             reader = TapReader(group, units.replays.get(name), tensors, members=num_members is not None)
             shape = (group.size,) if num_members is None else (num_members, group.size)
-            accumulator = _Accumulator(reader, wanted, shape, tensors[group.slices[0].name])
-            self.accumulators[name] = accumulator
-            hooks.setdefault((reader.tap.module, reader.tap.kind), []).append(accumulator)
-        for (module_name, kind), accumulators in hooks.items():
-            module = model.get_submodule(module_name)
-            if kind == "input":
-                self._handles.append(module.register_forward_pre_hook(self._pre_hook(accumulators), with_kwargs=True))
-            else:
-                self._handles.append(module.register_forward_hook(self._post_hook(accumulators)))
+            self.accumulators[name] = _Accumulator(reader, wanted, shape, tensors[group.slices[0].name])
+        self._listener = Listener(model, self.accumulators.values())
 
-    def _pre_hook(self, accumulators: Sequence[_Accumulator]) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if self._listening(module, accumulators):
-                for accumulator in accumulators:
-                    accumulator.add((args, kwargs))
+    @property
+    def enabled(self) -> bool:
+        """Whether samples are taken at present."""
+        return self._listener.enabled
 
-        return hook
-
-    def _post_hook(self, accumulators: Sequence[_Accumulator]) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self._listening(module, accumulators):
-                for accumulator in accumulators:
-                    accumulator.add(output)
-
-        return hook
-
-    def _listening(self, module: nn.Module, accumulators: Sequence[_Accumulator]) -> bool:
-        if torch.compiler.is_compiling():  # no branch on the step: it would recompile; unwanted sums are dropped
-            return module.training and torch.is_grad_enabled()
-        if not self.enabled or not module.training or not torch.is_grad_enabled():
-            return False
-        if torch._C._current_graph_task_id() != -1:  # inside backward: a checkpointed forward is run again
-            # non-reentrant checkpoints were seen in the forward; reentrant ones ran it without gradients
-            return not any(accumulator.in_forward for accumulator in accumulators)
-        for accumulator in accumulators:
-            accumulator.in_forward = True
-        return True
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._listener.enabled = value
 
     def finish(self, step: int, groups: Sequence[UnitGroup]) -> None:
         """Close a sampled step for some groups: means become readable, sums start anew.
@@ -178,7 +151,7 @@ class Collector:
         if not seen:
             seen = [item for item in active if bool(item.compiled_count > 0)]
         if not seen:
-            raise IllegalConfiguration(self._silence())
+            raise IllegalConfiguration(silence(self.model, (item.tap for item in active)))
         for item in seen:
             item.finish(step, self.process_group)
 
@@ -194,21 +167,6 @@ class Collector:
             raise NoEffect(f"no statistics are collected for {group.name!r}; list them in the intervention's `needs`.")
         return self.accumulators[group.name].stats
 
-    def _silence(self) -> str:
-        modules = [self.model.get_submodule(item.reader.tap.module) for item in self.accumulators.values()]
-        if not any(module.training for module in modules):
-            return (
-                "the optimizer stepped while the model was in evaluation mode, so no activation was recorded and "
-                "nothing can be protected or measured: call model.train() before the training loop."
-            )
-        return (
-            "the optimizer stepped, but no training forward pass went through the hooks. Call the module that was "
-            "given to pliant (not a copy), with gradients enabled; if a whole step function is compiled, attach "
-            "before torch.compile and compile the model instead of the step."
-        )
-
     def remove(self) -> None:
         """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._listener.remove()

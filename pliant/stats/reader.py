@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pliant.errors import IllegalConfiguration
-from pliant.units.group import Tap, UnitGroup
+from pliant.units.group import UnitGroup
 from pliant.units.replay import Replay, tensor_leaves
 
 __all__ = ["TapReader"]
@@ -72,7 +72,7 @@ class TapReader:
                 self._index = self._index.to(total.device)
             total = total.index_select(-1, self._index)
         if self.width > 1:
-            total = total.unflatten(-1, (self.group.size, self.width)).sum(-1)
+            total = total.reshape(*total.shape[:-1], self.group.size, self.width).sum(-1)
         return total
 
     def matrix(self, act: Tensor) -> Tensor:
@@ -85,5 +85,5 @@ class TapReader:
         if not self.contiguous:
             act = act.index_select(-1, self._index.to(act.device))
         if self.width > 1:
-            act = act.unflatten(-1, (self.group.size, self.width)).transpose(-1, -2)
+            act = act.reshape(*act.shape[:-1], self.group.size, self.width).transpose(-1, -2)
         return act.flatten(1 if self.members else 0, -2)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import prod
 
-__all__ = ["Atom", "Axis", "concat", "fresh", "freeze", "leaves", "merge", "positions", "resolve", "split", "tie"]
+__all__ = ["Atom", "Axis", "concat", "freeze", "fresh", "leaves", "merge", "positions", "resolve", "split", "tie"]
 
 
 class Atom:
@@ -296,7 +296,8 @@ def _take_minor(segment: Segment, size: int) -> tuple[Segment, Segment] | str | 
     """Split a product into (major, minor of ``size``); 'again' after a refinement, ``None`` if impossible."""
     if size == 1:
         return segment, (Atom(1),)
-    head, tail = list(segment), []
+    head: list[Atom] = list(segment)
+    tail: list[Atom] = []
     while head and size_of(tail) < size:
         need = size // size_of(tail)
         atom = head[-1]

@@ -65,7 +65,9 @@ def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
         )
     taps, replays = find_taps(model, exported, trace, groups, atoms)
     done = tuple(
-        UnitGroup(group.name, group.size, group.slices, group.site, taps.get(group.name), group.reset_preserves_function)
+        UnitGroup(
+            group.name, group.size, group.slices, group.site, taps.get(group.name), group.reset_preserves_function
+        )
         for group in groups
     )
     return UnitGraph(done, excluded, dict(trace.unknown), replays)
@@ -151,7 +153,7 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
     for (name, dim), axis in found:
         roles = trace.roles[name, dim]
         ambiguous |= len(roles) > 1
-        role: Role = next(kind for kind in ("incoming", "outgoing", "carried") if kind in roles)  # type: ignore[assignment]
+        role: Role = next(kind for kind in ("incoming", "outgoing", "carried") if kind in roles)
         try:
             table = ax.positions(axis, atom)
         except ValueError as error:
@@ -160,7 +162,7 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
     incoming = [piece for piece in slices if piece.role == "incoming"]
     if not incoming:
         return "nothing in the model produces it (it has no incoming weights)"
-    site: Site = next((kind for kind in ("residual", "heads", "head_dims") if kind in atom.marks), "hidden")  # type: ignore[assignment]
+    site: Site = next((kind for kind in ("residual", "heads", "head_dims") if kind in atom.marks), "hidden")
     outgoing = [piece for piece in slices if piece.role == "outgoing"]
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
     name = _name(incoming[0].name, site, set(taken))

@@ -191,7 +191,9 @@ def _export(model: nn.Module, args: Any, kwargs: Any, dynamic: tuple[Any, Any]) 
 
 
 def _dynamic(item: Any) -> Any:
-    return pytree.tree_map(lambda leaf: {i: Dim.AUTO for i in range(leaf.ndim)} if isinstance(leaf, Tensor) else None, item)
+    return pytree.tree_map(
+        lambda leaf: dict.fromkeys(range(leaf.ndim), Dim.AUTO) if isinstance(leaf, Tensor) else None, item
+    )
 
 
 def _first_line(error: BaseException) -> str:

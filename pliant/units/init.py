@@ -102,14 +102,14 @@ def initialisers(model: nn.Module, init: InitSpec = None, *, members: bool = Fal
         if not any(fnmatch.fnmatchcase(name, pattern) for name in result):
             raise IllegalConfiguration(f"init={{{pattern!r}: ...}} matches no parameter of the model.")
     for name in result:
-        choice = next((value for pattern, value in rules.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        chosen = next((value for pattern, value in rules.items() if fnmatch.fnmatchcase(name, pattern)), None)
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        if choice is None or isinstance(module, _NORMS):
+        if chosen is None or isinstance(module, _NORMS):
             continue
         tensor = tensors[name][0] if members else tensors[name]
         if tensor.ndim >= 2:
-            result[name] = NAMED[choice](*_fans(tensor))
+            result[name] = NAMED[chosen](*_fans(tensor))
         elif "bias" in leaf or leaf.startswith("b"):
             result[name] = Init("constant", 0.0)
     return result

@@ -1,10 +1,11 @@
 """Where to read each group's activations, decided at discovery and proved by value.
 
-The site of a group is the tensor that its consumer reads, or, where dropout lies before the consumer, the tensor that
-goes into the dropout (after a dropout of one half, three quarters of a ReLU layer look dead). A tap is a hook that sees exactly that tensor. Candidates are not guessed from module types: the model runs
-once on generic parameters with a hook on every module, and a hook qualifies only if in *every* call of its module
-the tensor it saw equals the exported graph's value at one of the group's sites. Where no hook qualifies (functional
-code, ``nn.MultiheadAttention``), the few operations from the nearest hook to the site are replayed.
+The site of a group is the tensor that its consumer reads, or, where dropout lies before the consumer, the tensor
+that goes into the dropout (after a dropout of one half, three quarters of a ReLU layer look dead). A tap is a hook
+that sees exactly that tensor. Candidates are not guessed from module types: the model runs once on generic
+parameters with a hook on every module, and a hook qualifies only if in *every* call of its module the tensor it saw
+equals the exported graph's value at one of the group's sites. Where no hook qualifies (functional code,
+``nn.MultiheadAttention``), the few operations from the nearest hook to the site are replayed.
 """
 
 from __future__ import annotations
@@ -31,9 +32,12 @@ __all__ = ["find_taps"]
 
 _DROPOUT = frozenset({"dropout", "native_dropout", "feature_dropout", "alpha_dropout"})
 _TRANSPARENT = _DROPOUT | frozenset(
-    """view reshape _unsafe_view flatten unflatten transpose permute t contiguous clone unsqueeze squeeze expand
-    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d
-    adaptive_avg_pool3d adaptive_max_pool2d detach alias _to_copy to""".split()
+    [
+        *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "t", "contiguous"),
+        *("clone", "unsqueeze", "squeeze", "expand", "detach", "alias", "_to_copy", "to"),
+        *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
+        *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d"),
+    ]
 )
 
 
@@ -150,7 +154,8 @@ def _generic_inputs(exported: Exported) -> tuple[Any, Any]:
             return leaf.detach() + noise.to(leaf)
         return leaf
 
-    return pytree.tree_map(generic, (exported.args, exported.kwargs))
+    args, kwargs = pytree.tree_map(generic, (exported.args, exported.kwargs))
+    return args, kwargs
 
 
 class _Recorder(Interpreter):
@@ -186,9 +191,7 @@ def _interpret(exported: Exported, state: dict[str, Tensor], args: Any, kwargs: 
     return recorder.kept
 
 
-def _watch(
-    model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, values: dict[Node, Tensor]
-) -> Calls:
+def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, values: dict[Node, Tensor]) -> Calls:
     index: dict[tuple[torch.Size, float], list[Node]] = {}
     for node, value in values.items():
         index.setdefault(_fingerprint(value), []).append(node)

@@ -97,7 +97,7 @@ class Verification:
             )
 
     def __str__(self) -> str:
-        head = f"{'group':<40} {'permuted':>9} {'one left out':>13}  ({self.precision}, {' and '.join(self.modes)} mode)"
+        head = f"{'group':<40} {'permuted':>9} {'one left out':>13}  ({self.precision}; {', '.join(self.modes)})"
         rows = [
             f"{check.name:<40} {check.change:>9.1e} {check.smallest_omission:>13.1e}"
             + (f"  inert: {', '.join(check.inert)}" if check.inert else "")

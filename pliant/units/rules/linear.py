@@ -37,7 +37,10 @@ def addmm(trace: Trace, node: Node) -> tuple[Axis, ...]:
 @rule("baddbmm")
 def baddbmm(trace: Trace, node: Node) -> tuple[Axis, ...]:
     """Batched ``b + x W``, as stacked members use it."""
-    return addmm(trace, node)
+    bias, first, second = node.args[:3]
+    result = _contract(trace, node, first, second)
+    _add_bias(trace, bias, result)
+    return result
 
 
 @rule("mm", "bmm", "matmul", "mv", "dot")

@@ -23,10 +23,8 @@ def reduce(trace: Trace, node: Node) -> Any:
     """Order-free reductions: the reduced dimension disappears and its units are mixed."""
     source = trace.of(node.args[0])
     at = 2 if "norm" in str(node.target) else 1
-    if node.meta["val"].ndim == 0:
-        reduced = list(range(len(source)))
-    else:
-        reduced = _dims(node, len(source), at)
+    everything = node.meta["val"].ndim == 0
+    reduced = list(range(len(source))) if everything else _dims(node, len(source), at)
     for dim in reduced:
         ax.mark(source[dim], "mixed")
     if node.meta["val"].ndim == len(source):

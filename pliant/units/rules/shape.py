@@ -66,8 +66,9 @@ def matrix_transpose(trace: Trace, node: Node) -> Any:
 def movedim(trace: Trace, node: Node) -> Any:
     """Dimensions moved to new places."""
     rank = len(trace.of(node.args[0]))
+    given: list[Any] = list(node.args[1:3])
     sources, targets = (
-        [int(dim) % rank for dim in (item if isinstance(item, (list, tuple)) else [item])] for item in node.args[1:3]
+        [int(d) % rank for d in (item if isinstance(item, (list, tuple)) else [item])] for item in given
     )
     order: list[int | None] = [None] * rank
     for source, target in zip(sources, targets, strict=True):
