@@ -1,0 +1,21 @@
+"""Reports: what a folder of records says, as tables, figures and one page that is readable without a network.
+
+A report reads records and nothing else: it runs nothing, and it never imports PyTorch.
+"""
+
+from pliant.report.figures import figure_svg
+from pliant.report.html import html_text, write_report
+from pliant.report.summary import summarise
+from pliant.report.tables import csv_text, markdown_text, terminal_tables, write_csv, write_markdown
+
+__all__ = [
+    "csv_text",
+    "figure_svg",
+    "html_text",
+    "markdown_text",
+    "summarise",
+    "terminal_tables",
+    "write_csv",
+    "write_markdown",
+    "write_report",
+]

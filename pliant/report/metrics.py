@@ -1,0 +1,150 @@
+"""What the series in a record are called on paper: titles, units and a sentence for each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from pliant.report.statistics import Estimate
+
+__all__ = ["METRICS", "Metric", "format_estimate", "format_value", "metric_info"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one series of the records is shown.
+
+    Args:
+        name: Its name in the records.
+        title: Its name on paper.
+        text: One sentence that says what it is.
+        percent: Whether it is a fraction in ``[0, 1]``, shown in percent.
+        full_axis: Whether its axis always runs from 0 to 100 %.
+        order: Its place in a report.
+    """
+
+    name: str
+    title: str
+    text: str = ""
+    percent: bool = False
+    full_axis: bool = False
+    order: int = 99
+
+    @property
+    def unit(self) -> str:
+        """``"%"`` or nothing."""
+        return "%" if self.percent else ""
+
+
+_KNOWN = (
+    Metric(
+        "online_accuracy",
+        "Accuracy while learning",
+        "Mean over a whole task of the accuracy on each batch, taken before the network learns from it: how fast and "
+        "how well a task is learnt.",
+        percent=True,
+        full_axis=True,
+    ),
+    Metric(
+        "test_accuracy",
+        "Held-out accuracy",
+        "Accuracy at the end of each task on examples of that task that were never trained on.",
+        percent=True,
+        full_axis=True,
+    ),
+    Metric(
+        "end_accuracy",
+        "Accuracy at the end of a task",
+        "Accuracy on the task's own training examples after its last step.",
+        percent=True,
+        full_axis=True,
+    ),
+    Metric(
+        "dead_fraction",
+        "Dead units",
+        "Hidden units whose output is exactly zero on every example measured; most of them never recover.",
+        percent=True,
+    ),
+    Metric(
+        "dormant_fraction",
+        "Dormant units",
+        "Hidden units that are hardly active compared with the average unit of their layer; dead units are among them.",
+        percent=True,
+    ),
+    Metric(
+        "effective_rank_fraction",
+        "Effective rank",
+        "In how many directions the hidden activations vary, as a share of the layer's width.",
+        percent=True,
+    ),
+    Metric(
+        "stable_rank",
+        "Stable rank",
+        "Squared Frobenius norm over squared spectral norm of the hidden activations.",
+    ),
+    Metric(
+        "weight_magnitude",
+        "Weight magnitude",
+        "Mean absolute value of the weights; growing weights make every step relatively smaller.",
+    ),
+    Metric("num_resets", "Units reset", "How many hidden units the method has replaced."),
+    Metric("loss", "Loss", "Mean training loss over the task."),
+)
+
+METRICS: dict[str, Metric] = {metric.name: replace(metric, order=i) for i, metric in enumerate(_KNOWN)}
+"""The series that the benchmarks write; every other is shown under its own name."""
+
+
+def metric_info(name: str) -> Metric:
+    """How a series is shown, also one that nobody has heard of.
+
+    Example:
+        >>> metric_info("dead_fraction").title, metric_info("my_own_metric").title
+        ('Dead units', 'My own metric')
+    """
+    return METRICS.get(name) or Metric(
+        name, name.removesuffix("_fraction").replace("_", " ").capitalize(), percent=name.endswith("_fraction")
+    )
+
+
+def format_value(value: float, metric: Metric, *, signed: bool = False) -> str:
+    """A value in the metric's unit, without the unit: percent to one decimal, other numbers to three digits.
+
+    Example:
+        >>> format_value(0.12345, metric_info("online_accuracy"))
+        '12.3'
+        >>> format_value(-0.5, metric_info("online_accuracy"), signed=True)
+        '−50.0'
+        >>> format_value(0.0123456, metric_info("weight_magnitude"))
+        '0.0123'
+    """
+    if not math.isfinite(value):
+        return "–"
+    text = f"{100 * value:+.1f}" if metric.percent else _three_digits(value)
+    if float(text) == 0:
+        return text.lstrip("+-")
+    return text.replace("-", "−") if signed else text.removeprefix("+").replace("-", "−")
+
+
+def format_estimate(value: Estimate, metric: Metric, *, signed: bool = False) -> str:
+    """``mean ± half width``; a mean of one seed says that it has no interval.
+
+    Example:
+        >>> from pliant.report.statistics import estimate
+        >>> format_estimate(estimate([0.5, 0.6]), metric_info("online_accuracy"))
+        '55.0 ± 63.5'
+        >>> format_estimate(estimate([0.5]), metric_info("online_accuracy"))
+        '50.0 ± ?'
+    """
+    if value.num == 0:
+        return "–"
+    half = format_value(value.half_width, metric) if value.num > 1 else "?"
+    return f"{format_value(value.mean, metric, signed=signed)} ± {half}"
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits with a sign, never in exponents unless the number is far from one."""
+    if value == 0 or 1e-4 <= abs(value) < 1e6:
+        decimals = 2 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+        return f"{value:+.{decimals}f}"
+    return f"{value:+.2e}"

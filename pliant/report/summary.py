@@ -1,0 +1,256 @@
+"""Records, sorted into streams and methods, and the headline numbers of each: what every output is made from."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pliant.errors import RecordError
+from pliant.records import Record
+from pliant.report.metrics import Metric, metric_info
+from pliant.report.statistics import Estimate, FirstLast, estimate, first_last, paired_difference
+
+__all__ = ["Method", "Row", "Stream", "flatten", "headline", "headline_metrics", "summarise"]
+
+WINDOW = 10
+"""How many tasks the first and the last mean of a headline cover."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One experiment of a stream: a method with its settings, and a record per seed.
+
+    Args:
+        label: What it is called in every table and figure; no other method of the stream shares it.
+        experiment: Its configuration.
+        experiment_id: Its name on disk.
+        complete: The complete records, by seed.
+        failed: The failed records, by seed.
+    """
+
+    label: str
+    experiment: dict[str, Any]
+    experiment_id: str
+    complete: tuple[Record, ...]
+    failed: tuple[Record, ...]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is training without any protection."""
+        return self.experiment.get("method") in ([], None)
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether this is a fresh network per task: shown for comparison, no method to keep a network learning."""
+        method = self.experiment.get("method")
+        return isinstance(method, list) and len(method) == 1 and str(method[0]).startswith("FreshStart")
+
+    @property
+    def started(self) -> str:
+        """When its first seed started, as the records say it; empty where none does."""
+        return min((str(r.meta.get("started", "")) for r in self.complete + self.failed), default="")
+
+    def curves(self, metric: str) -> dict[int, list[float]]:
+        """Seed to series, of the complete records that have this metric."""
+        return {r.seed: r.series[metric] for r in self.complete if metric in r.series}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream of tasks and the methods that ran on it, training without protection first."""
+
+    name: str
+    title: str
+    description: str
+    control: bool
+    config: dict[str, Any]
+    methods: tuple[Method, ...]
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """What was measured on it, in the order that reports show."""
+        names = {name for m in self.methods for r in m.complete + m.failed for name in r.series}
+        return sorted((metric_info(name) for name in names), key=lambda metric: (metric.order, metric.name))
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks the longest series covers."""
+        return max((r.num_tasks for m in self.methods for r in m.complete + m.failed), default=0)
+
+    @property
+    def window(self) -> int:
+        """How many tasks the first and last means cover."""
+        return min(WINDOW, self.num_tasks // 2)
+
+    def baseline_of(self, method: Method) -> Method | None:
+        """The unprotected run to compare a method with; the one with the same other settings if there are several."""
+        baselines = [m for m in self.methods if m.is_baseline]
+        if method.is_baseline or not baselines:
+            return None
+        if len(baselines) == 1:
+            return baselines[0]
+        same = [b for b in baselines if _settings(b.experiment) == _settings(method.experiment)]
+        return same[0] if len(same) == 1 else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The headline of one method in one metric; ``difference`` is its last tasks minus the unprotected run's."""
+
+    method: Method
+    first: Estimate
+    last: Estimate
+    change: Estimate
+    difference: Estimate | None
+    num_failed: int
+
+
+def summarise(records: Iterable[Record]) -> list[Stream]:
+    """Sort records into streams and methods.
+
+    Two records belong to the same stream if the whole stream configuration agrees, so a short and a long run of one
+    stream are never averaged, and to the same method if the whole experiment agrees. Labels and titles that two of
+    them would share are told apart by the settings in which they differ.
+
+    Args:
+        records: Any records, in any order.
+
+    Returns:
+        The streams in the order in which they were run, stationary controls last. In each, training without
+        protection comes first and fresh starts last.
+
+    Raises:
+        RecordError: If there is no record: a report on nothing would look like a result.
+    """
+    by_stream: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        config = record.experiment.get("stream")
+        key = json.dumps(config if isinstance(config, dict) else {"name": str(config)}, sort_keys=True)
+        by_stream[key][record.experiment_id].append(record)
+    if not by_stream:
+        raise RecordError("there are no records to report on; name the results folder of a run that has finished")
+    streams = [_stream(json.loads(key), groups) for key, groups in by_stream.items()]
+    titles = _distinct([s.title for s in streams], [flatten(s.config) for s in streams])
+    streams = [replace(s, title=title) for s, title in zip(streams, titles, strict=True)]
+    return sorted(streams, key=lambda s: (s.control, min(m.started for m in s.methods), s.name, s.title))
+
+
+def headline_metrics(stream: Stream) -> list[Metric]:
+    """The metrics that deserve a table: accuracy while learning and on held-out examples, or the best there is."""
+    names = {metric.name: metric for metric in stream.metrics}
+    found = [names[name] for name in ("online_accuracy", "test_accuracy") if name in names]
+    return found or stream.metrics[:1]
+
+
+def headline(stream: Stream, metric: Metric) -> list[Row]:
+    """One row per method: first and last tasks, change, and the paired difference to no protection.
+
+    Failed seeds are in no mean; every row says how many there are.
+    """
+    return [_row(stream, method, metric.name) for method in stream.methods]
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names and texts, the form in which they are shown and compared.
+
+    Example:
+        >>> flatten({"optimizer": {"name": "SGD", "lr": 0.1}, "widths": [8, 8]})
+        {'optimizer.name': 'SGD', 'optimizer.lr': '0.1', 'widths': '8, 8'}
+    """
+    if isinstance(config, Mapping):
+        flat: dict[str, str] = {}
+        for key, value in config.items():
+            flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    if isinstance(config, list):
+        return {prefix: ", ".join(v if isinstance(v, str) else json.dumps(v) for v in config) or "none"}
+    return {prefix: config if isinstance(config, str) else json.dumps(config)}
+
+
+def _row(stream: Stream, method: Method, metric: str) -> Row:
+    mine = {seed: first_last(curve, WINDOW) for seed, curve in method.curves(metric).items()}
+    # A seed with a broken window is in none of the row's numbers, so that they all speak for the same seeds.
+    mine = {
+        seed: s if math.isfinite(s.change) else FirstLast(math.nan, math.nan, math.nan, s.k) for seed, s in mine.items()
+    }
+    base = stream.baseline_of(method)
+    difference = None
+    if base is not None:
+        theirs = {seed: first_last(curve, WINDOW).last for seed, curve in base.curves(metric).items()}
+        difference = paired_difference({seed: s.last for seed, s in mine.items()}, theirs)
+    return Row(
+        method=method,
+        first=estimate(s.first for s in mine.values()),
+        last=estimate(s.last for s in mine.values()),
+        change=estimate(s.change for s in mine.values()),
+        difference=difference,
+        num_failed=len(method.failed),
+    )
+
+
+def _stream(config: dict[str, Any], groups: Mapping[str, Sequence[Record]]) -> Stream:
+    methods = []
+    for experiment_id, records in groups.items():
+        ordered = sorted(records, key=lambda r: r.seed)
+        methods.append(
+            Method(
+                label=_label(ordered[0]),
+                experiment=ordered[0].experiment,
+                experiment_id=experiment_id,
+                complete=tuple(r for r in ordered if r.status == "complete"),
+                failed=tuple(r for r in ordered if r.status != "complete"),
+            )
+        )
+    labels = _distinct([m.label for m in methods], [flatten(m.experiment) for m in methods])
+    methods = [replace(m, label=label) for m, label in zip(methods, labels, strict=True)]
+    methods.sort(key=lambda m: (not m.is_baseline, m.is_reference, m.started, m.label))
+    name = str(config.get("name", "stream"))
+    return Stream(
+        name=name,
+        title=str(config.get("title") or name.replace("_", " ").capitalize()),
+        description=str(config.get("description") or ""),
+        control=config.get("control") is True,
+        config=config,
+        methods=tuple(methods),
+    )
+
+
+def _label(record: Record) -> str:
+    """What the run calls itself; else its method; else its folder."""
+    own = record.meta.get("label") or record.experiment.get("method_label")
+    if own:
+        return str(own)
+    method = record.experiment.get("method")
+    if method in ([], None):
+        return "no protection"
+    names = [re.sub(r"\(.*", "", str(m)) for m in method] if isinstance(method, list) else [str(method)]
+    return " + ".join(names)
+
+
+def _settings(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in experiment.items() if k not in ("method", "method_label", "tuning")}
+
+
+def _distinct(labels: list[str], settings: list[dict[str, str]]) -> list[str]:
+    """The labels, those that occur twice told apart by the first settings in which their owners differ."""
+    result = list(labels)
+    for label, count in Counter(labels).items():
+        if count == 1:
+            continue
+        owners = [i for i, other in enumerate(labels) if other == label]
+        keys = dict.fromkeys(key for i in owners for key in settings[i] if not key.startswith("tuning"))
+        told: list[str] = []
+        for key in keys:
+            if len({settings[i].get(key) for i in owners}) > 1:
+                told.append(key)
+            if told and len({tuple(settings[i].get(k) for k in told) for i in owners}) == count:
+                break
+        for i in owners:
+            values = ", ".join(f"{key.rsplit('.', 1)[-1]} {settings[i].get(key, 'unset')}" for key in told)
+            result[i] = f"{label} ({values})" if values else f"{label} (#{owners.index(i) + 1})"
+    return result

@@ -1,0 +1,48 @@
+"""Small made-up results for the tests of the reports."""
+
+import math
+from collections.abc import Sequence
+
+from pliant.records import Record, experiment_id
+
+STREAM = {"name": "digits", "title": "Digits with random labels", "description": "Labels drawn anew.", "num_tasks": 20}
+
+
+def run(
+    label: str | None = "No protection",
+    method: Sequence[str] = (),
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    start: float = 0.8,
+    end: float = 0.2,
+    num_tasks: int = 20,
+    stream: dict | None = None,
+    failed: Sequence[int] = (),
+    diverged: Sequence[int] = (),
+    names: Sequence[str] = ("online_accuracy", "dead_fraction", "weight_magnitude"),
+    meta: dict | None = None,
+    **config,
+) -> list[Record]:
+    """One experiment: every series goes straight from ``start`` to ``end``, moved by a hundredth per seed."""
+    experiment = {"stream": stream or STREAM, "method": list(method), "optimizer": {"name": "SGD", "lr": 0.1}} | config
+    if label is not None:
+        experiment["method_label"] = label
+    records = []
+    for seed in seeds:
+        length = num_tasks // 2 if seed in failed else num_tasks
+        line = [start + (end - start) * t / max(1, num_tasks - 1) + 0.01 * seed for t in range(length)]
+        if seed in diverged:
+            line[-3:] = [math.nan] * 3
+        records.append(
+            Record(
+                experiment=experiment,
+                experiment_id=experiment_id(experiment, str(experiment["stream"]["name"]), label or "none"),
+                seed=seed,
+                status="failed" if seed in failed else "complete",
+                error="the loss is NaN" if seed in failed else None,
+                series=dict.fromkeys(names, line),
+                meta={"pliant": "0.1.0", "torch": "2.13.0", "commit": "abc", "started": "2025-01-02T03:04:05"}
+                | (meta or {}),
+            )
+        )
+    return records
