@@ -1,19 +1,25 @@
 """Pliant keeps neural networks able to learn: measure, diagnose and prevent loss of plasticity in any PyTorch model."""
 
-from pliant.attach import Handle, attach
-from pliant.errors import (
-    IllegalConfiguration,
-    NoEffect,
-    NotYetSupported,
-    PliantError,
-    RecordError,
-    UnsupportedError,
-    UnsupportedOp,
-)
-from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
-from pliant.monitor import Monitor, monitor
-from pliant.units import UnitGraph, UnitGroup, find_units
-from pliant.units.verify import verify
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pliant.attach import Handle, attach
+    from pliant.errors import (
+        IllegalConfiguration,
+        NoEffect,
+        NotYetSupported,
+        PliantError,
+        RecordError,
+        UnsupportedError,
+        UnsupportedOp,
+    )
+    from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
+    from pliant.monitor import Monitor, monitor
+    from pliant.units import UnitGraph, UnitGroup, find_units
+    from pliant.units.verify import verify
 
 __version__ = "0.1.0"
 
@@ -43,3 +49,58 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "NoEffect",
     "RecordError",
 ]
+
+# Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
+_MODULES = ("errors", "interventions", "metrics", "records", "report", "stats", "units")
+_SOURCES = {
+    "Handle": "pliant.attach",
+    "attach": "pliant.attach",
+    "IllegalConfiguration": "pliant.errors",
+    "NoEffect": "pliant.errors",
+    "NotYetSupported": "pliant.errors",
+    "PliantError": "pliant.errors",
+    "RecordError": "pliant.errors",
+    "UnsupportedError": "pliant.errors",
+    "UnsupportedOp": "pliant.errors",
+    "L2": "pliant.interventions",
+    "ContinualBackprop": "pliant.interventions",
+    "FreshStart": "pliant.interventions",
+    "ReDo": "pliant.interventions",
+    "ShrinkAndPerturb": "pliant.interventions",
+    "Monitor": "pliant.monitor",
+    "monitor": "pliant.monitor",
+    "UnitGraph": "pliant.units",
+    "UnitGroup": "pliant.units",
+    "find_units": "pliant.units",
+    "verify": "pliant.units.verify",
+}
+
+
+def _public(name: str) -> Any:
+    if name in _SOURCES:
+        return getattr(import_module(_SOURCES[name]), name)
+    if name in _MODULES:
+        return import_module(f"pliant.{name}")
+    raise AttributeError(f"module 'pliant' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Keeps ``pliant.attach`` the function: importing the module ``pliant.attach`` would put itself in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _SOURCES.get(name) == value.__name__:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+    if not TYPE_CHECKING:  # a type checker reads the imports above and reports names that do not exist
+
+        def __getattr__(self, name: str) -> Any:
+            value = _public(name)
+            setattr(self, name, value)
+            return value
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__, *_MODULES})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -312,7 +312,7 @@ class Handle:
         if found_inf is not None:  # a fused optimizer that skips by itself: its hook fires although nothing changed
             if found_inf.device.type == "cpu":
                 if bool(found_inf):
-                    self._collector.drop(groups)
+                    self._collector.drop(groups, skipped=True)
                     return
             else:
                 live = 1 - found_inf.float().reshape(())
@@ -320,7 +320,7 @@ class Handle:
         if self._collector.enabled:
             self._collector.finish(clock.step, groups)
         else:
-            self._collector.drop(groups)
+            self._collector.drop(groups, skipped=False)
         self._editor.live = live
         for method, contexts in zip(self.methods, self._contexts, strict=True):
             ctx = contexts[index]
@@ -460,5 +460,3 @@ class Handle:
             stats=self._collector.stats,
             num_members=self.num_members,
         )
-
-

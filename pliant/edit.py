@@ -295,7 +295,9 @@ class Editor:
             new = (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(tensor.dtype)
         if selection.active is not None:
             keep = selection.active.repeat_interleave(table.shape[1]).view(-1, *([1] * len(rest)))
-            new = torch.where(keep, torch.zeros((), dtype=tensor.dtype, device=tensor.device) if new is None else new, view[index])
+            new = torch.where(
+                keep, torch.zeros((), dtype=tensor.dtype, device=tensor.device) if new is None else new, view[index]
+            )
             view[index] = new
         elif new is None:
             view[index] = 0
@@ -306,4 +308,3 @@ class Editor:
         if name not in self.owners:
             return ()
         return moments(self.owners[name], self.tensors[name], name)
-

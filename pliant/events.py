@@ -46,7 +46,9 @@ class EventLog:
     """
 
     def __init__(self, maxlen: int = 10_000) -> None:
-        self._entries: deque[tuple[int, str, str, Tensor, Tensor | None, Tensor | None, str, str]] = deque(maxlen=maxlen)
+        self._entries: deque[tuple[int, str, str, Tensor, Tensor | None, Tensor | None, str, str]] = deque(
+            maxlen=maxlen
+        )
         self._totals: dict[str, Tensor] = {}
         self.step = 0
         self.intervention = ""

@@ -10,7 +10,10 @@ from pliant.errors import IllegalConfiguration, NotYetSupported
 __all__ = ["check_optimizer", "moments", "step_counters"]
 
 _MOMENTS = frozenset(
-    """exp_avg exp_avg_sq max_exp_avg_sq exp_inf momentum_buffer square_avg grad_avg acc_delta sum""".split()
+    [
+        *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"),  # Adam and its kin
+        *("momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum"),  # SGD, RMSprop, Adadelta, Adagrad
+    ]
 )
 """Element-wise moments for which zero is the initial value."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pliant.records import Record
 from pliant.report.style import Style, escape, swatch
 from pliant.report.summary import Method, Stream, flatten, headline_metrics
 
-_OWN = ("method", "method_label", "tuning", "stream")
-_NOT_SETTINGS = {"stream.title", "stream.description"}
+_OWN = ("methods", "stream")
+_NOT_SHOWN = ("label", "seconds", "started", "stream")
 
 
 def configuration_section(streams: Sequence[Stream], styles: Mapping[str, Style]) -> str:
@@ -69,18 +70,11 @@ def provenance(streams: Sequence[Stream]) -> str:
 
 def _method(method: Method, own: Mapping[str, str], style: Style) -> str:
     records = method.complete + method.failed
-    reprs = method.experiment.get("method")
-    reprs = reprs if isinstance(reprs, list) else [] if reprs is None else [reprs]
-    what = "<br>".join(f"<code>{escape(r)}</code>" for r in reprs) or "nothing added to plain training"
+    entries = method.experiment.get("methods")
+    calls = [_call(entry) for entry in entries] if isinstance(entries, list) else []
+    what = "<br>".join(f"<code>{escape(call)}</code>" for call in calls) or "nothing added to plain training"
     lines = {"method": what}
     lines |= {_words(key): f"<code>{escape(value)}</code>" for key, value in own.items()}
-    tuning = method.experiment.get("tuning")
-    if tuning:
-        texts = flatten(tuning) if isinstance(tuning, dict) else {"": str(tuning)}
-        lines["tuning"] = "<br>".join(
-            escape(text) if key in ("", "text") else f'<span class="muted">{escape(_words(key))}</span> {escape(text)}'
-            for key, text in texts.items()
-        )
     lines["seeds"] = escape(_ranges(r.seed for r in method.complete) or "none complete")
     if method.failed:
         failed = _ranges(r.seed for r in method.failed)
@@ -88,7 +82,7 @@ def _method(method: Method, own: Mapping[str, str], style: Style) -> str:
     seconds = [float(r.meta["seconds"]) for r in records if isinstance(r.meta.get("seconds"), (int, float))]
     if seconds:
         lines["time"] = f"{_duration(sum(seconds))} in all"
-    metas = [flatten({k: v for k, v in r.meta.items() if k not in ("label", "seconds", "started")}) for r in records]
+    metas = [flatten({k: v for k, v in r.meta.items() if k not in _NOT_SHOWN}) for r in records]
     for key in dict.fromkeys(key for meta in metas for key in meta):
         lines[_words(key)] = escape(", ".join(_distinct(meta.get(key, "") for meta in metas)))
     lines["results folder"] = f"<code>{escape(method.experiment_id)}</code>"
@@ -104,8 +98,20 @@ def _method(method: Method, own: Mapping[str, str], style: Style) -> str:
 
 def _settings(method: Method) -> dict[str, str]:
     settings = {k: v for k, v in method.experiment.items() if k not in _OWN}
-    flat = flatten({"stream": method.experiment.get("stream"), **settings})
-    return {k: v for k, v in flat.items() if k not in _NOT_SETTINGS}
+    return flatten({"stream": method.experiment.get("stream"), **settings})
+
+
+def _call(entry: Any) -> str:
+    """An intervention as one would write it.
+
+    Example:
+        >>> _call({"name": "redo", "tau": 0.1, "where": "*"})
+        "redo(tau=0.1, where='*')"
+    """
+    if not isinstance(entry, dict):
+        return str(entry)
+    options = {k: v for k, v in entry.items() if k != "name"}
+    return f"{entry.get('name')}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
 
 
 def _definitions(settings: Mapping[str, str]) -> str:

@@ -44,7 +44,7 @@ def write_report(
     Example:
         >>> import tempfile
         >>> from pliant.records import Record, experiment_id
-        >>> config = {"stream": {"name": "digits"}, "method": []}
+        >>> config = {"stream": {"name": "digits"}, "methods": []}
         >>> name = experiment_id(config, "digits", "none")
         >>> series = {"online_accuracy": [0.9, 0.5]}
         >>> records = [Record(experiment=config, experiment_id=name, seed=s, series=series) for s in range(3)]

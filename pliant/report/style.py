@@ -19,11 +19,11 @@ _DARK = ("#ff8a3d", "#4aa8ee", "#2fc79a", "#ee9cc9", "#9bd8fb", "#b79be0", "#f3c
 _BASELINE, _REFERENCE = 0, len(_LIGHT) - 1
 _COLOUR_OF = {
     "": _BASELINE,
-    "ContinualBackprop": 1,
-    "L2": 2,
-    "ReDo": 3,
-    "ShrinkAndPerturb": 4,
-    "FreshStart": _REFERENCE,
+    "continual_backprop": 1,
+    "l2": 2,
+    "redo": 3,
+    "shrink_and_perturb": 4,
+    "fresh_start": _REFERENCE,
 }
 _DASHES = ("none", "6 3", "2 3", "7 3 2 3")
 
@@ -105,9 +105,7 @@ def styles_of(streams: Iterable[Stream]) -> dict[str, Style]:
 
 def _kind(method: Method) -> str:
     """Which method it is, whatever its settings; empty for training without protection."""
-    methods = method.experiment.get("method")
-    reprs = methods if isinstance(methods, list) else [] if methods is None else [methods]
-    return " + ".join(str(r).partition("(")[0] for r in reprs)
+    return " + ".join(method.names)
 
 
 def swatch(style: Style) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,15 +39,19 @@ class Method:
     failed: tuple[Record, ...]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its interventions, in their order; none for training without protection."""
+        return _names(self.experiment)
+
+    @property
     def is_baseline(self) -> bool:
         """Whether this is training without any protection."""
-        return self.experiment.get("method") in ([], None)
+        return not self.names
 
     @property
     def is_reference(self) -> bool:
         """Whether this is a fresh network per task: shown for comparison, no method to keep a network learning."""
-        method = self.experiment.get("method")
-        return isinstance(method, list) and len(method) == 1 and str(method[0]).startswith("FreshStart")
+        return self.names == ("fresh_start",)
 
     @property
     def started(self) -> str:
@@ -168,6 +171,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
             flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
         return flat
     if isinstance(config, list):
+        if any(isinstance(v, Mapping) for v in config):
+            named = {str(v.get("name", i)) if isinstance(v, Mapping) else str(i): v for i, v in enumerate(config)}
+            return flatten(named if len(named) == len(config) else dict(enumerate(config)), prefix)
         return {prefix: ", ".join(v if isinstance(v, str) else json.dumps(v) for v in config) or "none"}
     return {prefix: config if isinstance(config, str) else json.dumps(config)}
 
@@ -210,11 +216,13 @@ def _stream(config: dict[str, Any], groups: Mapping[str, Sequence[Record]]) -> S
     methods = [replace(m, label=label) for m, label in zip(methods, labels, strict=True)]
     methods.sort(key=lambda m: (not m.is_baseline, m.is_reference, m.started, m.label))
     name = str(config.get("name", "stream"))
+    about = next(iter(groups.values()))[0].meta.get("stream")
+    about = about if isinstance(about, dict) else {}
     return Stream(
         name=name,
-        title=str(config.get("title") or name.replace("_", " ").capitalize()),
-        description=str(config.get("description") or ""),
-        control=config.get("control") is True,
+        title=str(about.get("title") or name.rpartition(":")[2].replace("_", " ").capitalize()),
+        description=str(about.get("description") or ""),
+        control=about.get("control") is True,
         config=config,
         methods=tuple(methods),
     )
@@ -222,18 +230,18 @@ def _stream(config: dict[str, Any], groups: Mapping[str, Sequence[Record]]) -> S
 
 def _label(record: Record) -> str:
     """What the run calls itself; else its method; else its folder."""
-    own = record.meta.get("label") or record.experiment.get("method_label")
-    if own:
-        return str(own)
-    method = record.experiment.get("method")
-    if method in ([], None):
-        return "no protection"
-    names = [re.sub(r"\(.*", "", str(m)) for m in method] if isinstance(method, list) else [str(method)]
-    return " + ".join(names)
+    return str(record.meta.get("label") or " + ".join(_names(record.experiment)) or "no protection")
+
+
+def _names(experiment: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names under ``methods``, a list of tables with a name and options."""
+    methods = experiment.get("methods")
+    entries = methods if isinstance(methods, list) else []
+    return tuple(str(entry.get("name") if isinstance(entry, dict) else entry) for entry in entries)
 
 
 def _settings(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in experiment.items() if k not in ("method", "method_label", "tuning")}
+    return {k: v for k, v in experiment.items() if k != "methods"}
 
 
 def _distinct(labels: list[str], settings: list[dict[str, str]]) -> list[str]:
@@ -243,7 +251,7 @@ def _distinct(labels: list[str], settings: list[dict[str, str]]) -> list[str]:
         if count == 1:
             continue
         owners = [i for i, other in enumerate(labels) if other == label]
-        keys = dict.fromkeys(key for i in owners for key in settings[i] if not key.startswith("tuning"))
+        keys = dict.fromkeys(key for i in owners for key in settings[i])
         told: list[str] = []
         for key in keys:
             if len({settings[i].get(key) for i in owners}) > 1:

@@ -50,49 +50,57 @@ class GroupStats:
 
 
 class _Accumulator:
-    """The running sums of one group between two optimizer steps."""
+    """The running sums of one group between two optimizer steps.
+
+    Eager forwards keep their sums in ``sums`` and count on the host. Compiled ones cannot branch on the step without
+    recompiling, so they add to fixed buffers at every step; a sample is then the mean since the last one.
+    """
 
     def __init__(self, reader: TapReader, needs: frozenset[str], shape: tuple[int, ...], like: Tensor) -> None:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.reader, self.needs, self.tap = reader, needs, reader.tap
-        self.sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in sorted(needs)}
-        self.compiled_count = torch.zeros((), dtype=dtype, device=like.device)
+        self.reader, self.needs, self.tap = reader, tuple(sorted(needs)), reader.tap
+        self.sums: dict[str, Tensor] = {}
         self.count = 0
+        self.compiled = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
+        self.compiled_count = torch.zeros((), dtype=dtype, device=like.device)
         self.in_forward = False
         self.stats = GroupStats()
 
     def add(self, seen: Any) -> None:
         act = self.reader.value(seen)
         count = 0
-        for name, total in self.sums.items():
-            sums, count = self.reader.sum_over_samples(act.abs() if name == "mean_abs_activation" else act)
-            total.add_(sums)
+        for name in self.needs:
+            total, count = self.reader.sum_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            if torch.compiler.is_compiling():
+                self.compiled[name].add_(total)
+            else:
+                self.sums[name] = self.sums[name] + total if self.count else total
         if torch.compiler.is_compiling():
             self.compiled_count.add_(count)
         else:
             self.count += count
 
-    def finish(self, step: int, group: Any) -> None:
+    def finish(self, step: int, process_group: Any) -> None:
         """Turn sums into means and start anew."""
-        count: int | Tensor = self.count
-        if not self.count:  # a compiled forward counts on the device
-            count = self.compiled_count
-        if group is not None:
-            count = torch.as_tensor(
-                float(count) if isinstance(count, int) else count, device=self.compiled_count.device
-            )
-            torch.distributed.all_reduce(count, group=group)
-            for total in self.sums.values():
-                torch.distributed.all_reduce(total, group=group)
-        self.stats._values = {name: total / count for name, total in self.sums.items()}
+        sums: dict[str, Tensor] = self.sums if self.count else self.compiled
+        count: int | Tensor = self.count or self.compiled_count
+        if process_group is not None:
+            count = torch.as_tensor(count, dtype=self.compiled_count.dtype, device=self.compiled_count.device).clone()
+            torch.distributed.all_reduce(count, group=process_group)
+            for total in sums.values():
+                torch.distributed.all_reduce(total, group=process_group)
+        self.stats._values = {name: total / count for name, total in sums.items()}
         self.stats.step = step
-        self.reset()
+        self.reset(compiled=not self.count)
 
-    def reset(self) -> None:
-        for total in self.sums.values():
-            total.zero_()
-        self.compiled_count.zero_()
+    def reset(self, *, compiled: bool) -> None:
+        """Forget the sums; those of compiled forwards only if asked."""
+        self.sums = {}
         self.count, self.in_forward = 0, False
+        if compiled:
+            self.compiled_count.zero_()
+            for total in self.compiled.values():
+                total.zero_()
 
 
 class Collector:
@@ -155,11 +163,11 @@ class Collector:
         for item in seen:
             item.finish(step, self.process_group)
 
-    def drop(self, groups: Sequence[UnitGroup]) -> None:
-        """Forget what was added up since the last step (a skipped or an unsampled step)."""
+    def drop(self, groups: Sequence[UnitGroup], *, skipped: bool) -> None:
+        """Forget what was added up since the last step: an unsampled step, or one that mixed precision skipped."""
         for group in groups:
             if group.name in self.accumulators:
-                self.accumulators[group.name].reset()
+                self.accumulators[group.name].reset(compiled=skipped)
 
     def stats(self, group: UnitGroup) -> GroupStats:
         """The statistics of a group."""

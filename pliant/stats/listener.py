@@ -49,21 +49,23 @@ class Listener:
         for (name, kind), listening in hooks.items():
             module = model.get_submodule(name)
             if kind == "input":
-                self._handles.append(module.register_forward_pre_hook(self._on_input(listening), with_kwargs=True))
+                self._handles.append(
+                    module.register_forward_pre_hook(self._on_input(module, listening), with_kwargs=True)
+                )
             else:
-                self._handles.append(module.register_forward_hook(self._on_output(listening)))
+                self._handles.append(module.register_forward_hook(self._on_output(module, listening)))
 
-    def _on_input(self, sinks: Sequence[Sink]) -> Any:
+    def _on_input(self, own: nn.Module, sinks: Sequence[Sink]) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if self._hears(module, sinks):
+            if module is own and self._hears(module, sinks):  # a deep copy brings its hooks along
                 for sink in sinks:
                     sink.add((args, kwargs))
 
         return hook
 
-    def _on_output(self, sinks: Sequence[Sink]) -> Any:
+    def _on_output(self, own: nn.Module, sinks: Sequence[Sink]) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self._hears(module, sinks):
+            if module is own and self._hears(module, sinks):  # a deep copy brings its hooks along
                 for sink in sinks:
                     sink.add(output)
 

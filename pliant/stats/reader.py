@@ -35,7 +35,7 @@ class TapReader:
         self.group, self.tap, self.replay, self.tensors, self.members = group, group.tap, replay, tensors, members
         self.width = len(self.tap.table[0])
         flat = [position for row in self.tap.table for position in row]
-        self.contiguous = flat == list(range(len(flat)))
+        self._in_order = flat == list(range(len(flat)))
         self._index = torch.tensor(flat, dtype=torch.long)
 
     def value(self, seen: Any) -> Tensor:
@@ -46,6 +46,10 @@ class TapReader:
         """
         if self.replay is not None:
             return self.replay(seen, self.tensors)
+        if self.tap.kind == "output" and isinstance(seen, Tensor):
+            return seen.detach()
+        if self.tap.kind == "input" and self.tap.slot == 0 and seen[0] and isinstance(seen[0][0], Tensor):
+            return seen[0][0].detach()
         return tensor_leaves(seen)[self.tap.slot].detach()
 
     def sum_over_samples(self, act: Tensor) -> tuple[Tensor, int]:
@@ -66,8 +70,12 @@ class TapReader:
             count *= act.shape[dim]
         return self._per_unit(total), count
 
+    def _is_whole(self, size: int) -> bool:
+        """Whether a dimension holds this group's positions, in order, and nothing else (a concatenation does)."""
+        return self._in_order and size == len(self._index)
+
     def _per_unit(self, total: Tensor) -> Tensor:
-        if not self.contiguous:
+        if not self._is_whole(total.shape[-1]):
             if self._index.device != total.device:
                 self._index = self._index.to(total.device)
             total = total.index_select(-1, self._index)
@@ -82,7 +90,7 @@ class TapReader:
             ``[N, U]`` or ``[S, N, U]``, in the activations' dtype.
         """
         act = act.movedim(self.tap.dim, -1)
-        if not self.contiguous:
+        if not self._is_whole(act.shape[-1]):
             act = act.index_select(-1, self._index.to(act.device))
         if self.width > 1:
             act = act.reshape(*act.shape[:-1], self.group.size, self.width).transpose(-1, -2)

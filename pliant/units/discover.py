@@ -114,6 +114,9 @@ def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
         for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
             if (name, dim) not in trace.roles:
                 ax.freeze(axis, "no rule says how it is used" if used else "it is not used in the forward pass")
+    for axes in trace.parameter_axes.values():  # resolving one axis may coarsen, and freeze, an atom of another
+        for axis in axes:
+            ax.resolve(axis)
     excluded: dict[Key, str] = {}
     for name, axes in trace.parameter_axes.items():
         for dim, axis in zip(range(-len(axes), 0), axes, strict=True):

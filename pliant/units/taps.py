@@ -221,7 +221,9 @@ def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, v
         handles.append(module.register_forward_hook(after(name)))
     try:
         with training_mode(model), plain_attention():
-            torch.func.functional_call(model, {k: v.clone() for k, v in state.items()}, args, kwargs)
+            torch.func.functional_call(
+                model, {k: v.clone() for k, v in state.items()}, args, kwargs, tie_weights=False
+            )  # every name of a tied tensor is given
     finally:
         for handle in handles:
             handle.remove()

@@ -195,7 +195,7 @@ class _Probe:
                 self.model.train(mode)
                 with torch.no_grad(), torch.random.fork_rng(), plain_attention(), _NoFunctionalDropout():
                     torch.manual_seed(self.seed)
-                    result = torch.func.functional_call(self.model, full, self.args, self.kwargs)
+                    result = torch.func.functional_call(self.model, full, self.args, self.kwargs, tie_weights=False)
                 outputs.extend(leaf for leaf in tensor_leaves(result) if leaf.dtype.is_floating_point)
         finally:
             for module, flag in flags:

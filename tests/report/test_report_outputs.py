@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_records import STREAM, run
+from report_records import ABOUT, run
 from rich.console import Console
 
 import pliant.report
@@ -41,30 +41,33 @@ ROOT = str(Path(pliant.report.__file__).resolve().parents[2])
 HOSTILE = (
     "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> & </style></svg>|`*_[a](http://evil.example)\n\x00|"
 )
-CBP = ("Continual backprop", ("ContinualBackprop(replacement_rate=0.001)",))
+CBP = ("Continual backprop", ({"name": "continual_backprop", "replacement_rate": 0.001},))
 
 
 @pytest.fixture
 def records():
-    control = {"name": "control", "title": "Same again", "control": True, "num_tasks": 20}
+    control = {"name": "control", "num_tasks": 20}
+    about = {"title": "Same again", "control": True}
     return (
         run()
-        + run(*CBP, start=0.7, end=0.9, tuning={"text": "best of 8 on seeds 100 to 102"})
-        + run("ReDo", ("ReDo(tau=0.1)",), failed=(2,), diverged=(1,))
-        + run(stream=control, end=0.9, names=("online_accuracy", "test_accuracy"))
-        + run(*CBP, stream=control, end=0.85, names=("online_accuracy", "test_accuracy"))
+        + run(*CBP, start=0.7, end=0.9)
+        + run("ReDo", ({"name": "redo", "tau": 0.1},), failed=(2,), diverged=(1,))
+        + run(stream=control, about=about, end=0.9, names=("online_accuracy", "test_accuracy"))
+        + run(*CBP, stream=control, about=about, end=0.85, names=("online_accuracy", "test_accuracy"))
     )
 
 
 def hostile_records():
-    stream = {"name": HOSTILE, "title": HOSTILE, "description": HOSTILE, HOSTILE: HOSTILE}
-    config = {"stream": stream, "tuning": {HOSTILE: HOSTILE}, "optimizer": {"name": HOSTILE}, "model": HOSTILE}
+    stream = {"name": HOSTILE, HOSTILE: HOSTILE}
+    about = {"title": HOSTILE, "description": HOSTILE}
+    config = {"stream": stream, "about": about, "optimizer": {"name": HOSTILE}, "model": HOSTILE}
     meta = {HOSTILE: HOSTILE, "torch": HOSTILE, "started": HOSTILE}
+    method = {"name": HOSTILE, HOSTILE: HOSTILE}
     names = ("online_accuracy", HOSTILE)
     return (
-        run(HOSTILE, (HOSTILE,), names=names, meta=meta, **config)
+        run(HOSTILE, (method,), names=names, meta=meta, **config)
         + run("other", (), names=names, meta=meta, **config)
-        + run(HOSTILE + "2", (HOSTILE,), failed=(1,), names=names, meta=meta, **(config | {"model": "x"}))
+        + run(HOSTILE + "2", (method,), failed=(1,), names=names, meta=meta, **(config | {"model": "x"}))
     )
 
 
@@ -120,7 +123,7 @@ def test_the_page_says_what_it_must(records) -> None:
         "Held-out accuracy",
         "Dead units",
         "Weight magnitude",
-        "ContinualBackprop(replacement_rate=0.001)",
+        "continual_backprop(replacement_rate=0.001)",
         "best of 8 on seeds 100 to 102",
         "0–2",
         "2.13.0",
@@ -183,8 +186,9 @@ def test_hostile_names_stay_text() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.text(min_size=1), st.text())
 def test_any_name_gives_a_well_formed_page(label: str, title: str) -> None:
-    stream = {"name": label, "title": title, "description": title, "num_tasks": 4}
-    records = run(label, (title,), num_tasks=4, stream=stream) + run(num_tasks=4, stream=stream)
+    stream, about = {"name": label, "num_tasks": 4}, {"title": title, "description": title}
+    records = run(label, ({"name": title},), num_tasks=4, stream=stream, about=about)
+    records += run(num_tasks=4, stream=stream, about=about)
     Page(html_text(records, title=title, notes=[label]))
     ET.fromstring(figure_svg(summarise(records), label))
 
@@ -352,7 +356,7 @@ def test_the_terminal_table_fits_and_marks_what_failed(records) -> None:
     assert "1 failed" in text
     assert "Held-out" not in text.split("Same again")[0]
     file = io.StringIO()
-    Console(file=file, width=200).print(terminal_tables(run("[red]bold[/red] [link=x]y[/link]", ("x",))))
+    Console(file=file, width=200).print(terminal_tables(run("[red]bold[/red] [link=x]y[/link]", ({"name": "x"},))))
     assert "[red]bold[/red] [link=x]y[/link]" in file.getvalue()
 
 
@@ -391,11 +395,9 @@ def test_csv_has_every_metric_in_full_precision(records) -> None:
 def test_a_report_never_imports_torch(tmp_path: Path) -> None:
     code = f"""
 import os, sys, types
-package = types.ModuleType("pliant"); package.__path__ = [os.path.join({ROOT!r}, "pliant")]
-sys.modules["pliant"] = package      # the package's own names need PyTorch; a report does not
 import pliant.report
 from pliant.records import Record, experiment_id, read_records, write_record
-config = {{"stream": {{"name": "digits"}}, "method": []}}
+config = {{"stream": {{"name": "digits"}}, "methods": []}}
 name = experiment_id(config, "digits", "none")
 for seed in range(2):
     record = Record(experiment=config, experiment_id=name, seed=seed, series={{"online_accuracy": [0.5] * 4}})
@@ -412,4 +414,4 @@ assert not heavy, heavy
 def test_escape() -> None:
     assert escape("a\x00b\ud800c") == "a\ufffdb\ufffdc"
     assert escape(None) == "None"
-    assert STREAM["title"] == escape(STREAM["title"])
+    assert ABOUT["title"] == escape(ABOUT["title"])

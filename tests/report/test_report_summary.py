@@ -9,8 +9,8 @@ from pliant.report.statistics import estimate
 from pliant.report.style import styles_of
 from pliant.report.summary import headline, headline_metrics, summarise
 
-CBP = ("Continual backprop", ("ContinualBackprop(replacement_rate=0.001)",))
-FRESH = ("Fresh start", ("FreshStart()",))
+CBP = ("Continual backprop", ({"name": "continual_backprop", "replacement_rate": 0.001},))
+FRESH = ("Fresh start", ({"name": "fresh_start"},))
 
 
 def test_no_records_is_an_error() -> None:
@@ -19,7 +19,7 @@ def test_no_records_is_an_error() -> None:
 
 
 def test_methods_are_ordered_baseline_first_reference_last() -> None:
-    records = run(*FRESH) + run(*CBP) + run() + run("L2", ("L2(strength=0.1)",))
+    records = run(*FRESH) + run(*CBP) + run() + run("L2", ({"name": "l2", "strength": 0.1},))
     (stream,) = summarise(records)
     assert [m.label for m in stream.methods] == ["No protection", "Continual backprop", "L2", "Fresh start"]
     assert [m.is_baseline for m in stream.methods] == [True, False, False, False]
@@ -34,9 +34,9 @@ def test_the_order_of_the_records_is_no_matter() -> None:
 
 
 def test_controls_come_last_and_streams_in_the_order_of_their_runs() -> None:
-    control = {"name": "a_control", "control": True}
+    control, about = {"name": "a_control"}, {"control": True}
     records = (
-        run(stream=control, meta={"started": "2025-01-01"})
+        run(stream=control, about=about, meta={"started": "2025-01-01"})
         + run(stream={"name": "b"}, meta={"started": "2025-01-03"})
         + run(stream={"name": "c"}, meta={"started": "2025-01-02"})
     )
@@ -113,8 +113,8 @@ def test_no_comparison_rather_than_a_wrong_one() -> None:
 
 
 def test_labels_without_a_name() -> None:
-    (stream,) = summarise(run(None) + run(None, ("L2(strength=0.1)", "ReDo(tau=0.1)")))
-    assert [m.label for m in stream.methods] == ["no protection", "L2 + ReDo"]
+    (stream,) = summarise(run(None) + run(None, ({"name": "l2"}, {"name": "redo", "tau": 0.1})))
+    assert [m.label for m in stream.methods] == ["no protection", "l2 + redo"]
     (stream,) = summarise(run("Plain", meta={"label": "From the meta"}))
     assert stream.methods[0].label == "From the meta"
 
@@ -160,10 +160,12 @@ def test_an_estimate_on_paper_never_hides_that_it_has_no_interval() -> None:
 
 
 def test_styles_are_the_same_in_every_report_and_all_different() -> None:
-    records = run() + run(*CBP) + run(*FRESH) + run("Mine", ("my.module:Mine()",)) + run("L2", ("L2()",))
+    records = (
+        run() + run(*CBP) + run(*FRESH) + run("Mine", ({"name": "my.module:Mine"},)) + run("L2", ({"name": "l2"},))
+    )
     styles = styles_of(summarise(records))
     assert len(set(styles.values())) == 5
-    again = styles_of(summarise(run("L2", ("L2()",)) + run(*CBP)))
+    again = styles_of(summarise(run("L2", ({"name": "l2"},)) + run(*CBP)))
     assert again["L2"] == styles["L2"]
     assert again["Continual backprop"] == styles["Continual backprop"]
     sweep = []
@@ -173,5 +175,5 @@ def test_styles_are_the_same_in_every_report_and_all_different() -> None:
     styles = styles_of(summarise(sweep))
     assert len(set(styles.values())) == 6
     assert len({style.colour for style in styles.values()}) == 2
-    many = [record for i in range(20) for record in run(f"m{i}", (f"Method{i}()",), seeds=(0,))]
+    many = [record for i in range(20) for record in run(f"m{i}", ({"name": f"method_{i}"},), seeds=(0,))]
     assert len(set(styles_of(summarise(many)).values())) == 20

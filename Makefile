@@ -1,0 +1,76 @@
+# `make demo` and `make test` need Python 3.11 or later and make; everything else they fetch into .venv.
+#
+# On Linux, PyPI's PyTorch brings gigabytes of CUDA libraries. Where no GPU is wanted, the CPU build is enough:
+#     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+TORCH_INDEX ?=
+LOWEST ?= 2.6.0
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+SOURCES := pyproject.toml constraints.txt
+
+export OMP_NUM_THREADS := 1
+
+.PHONY: help demo test lint types tests test-lower readme-picture clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo            watch a network lose and keep its ability to learn; ends with demo/report.html"
+	@echo "make test            ruff, mypy, all tests and doctests"
+	@echo "make lint types tests   one of them at a time"
+	@echo "make test-lower      the tests with the oldest PyTorch that is supported ($(LOWEST)), in its own venv"
+	@echo "make readme-picture  docs/images/demo.svg from the records of the last demo"
+	@echo "make clean           remove the venvs and all caches (never results)"
+
+demo: $(VENV)/.installed
+	$(BIN)/pliant demo --out demo
+
+# pytest comes last, so that its summary is the last line.
+test: lint types tests
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+tests: $(VENV)/.installed-dev
+	$(BIN)/pytest -n $(WORKERS)
+
+test-lower: $(VENV)-lower/.installed
+	$(VENV)-lower/bin/pytest -n $(WORKERS)
+
+readme-picture: $(VENV)/.installed
+	$(BIN)/pliant report demo/results --figure docs/images/demo.svg --stream random_label_digits
+
+clean:
+	rm -rf $(VENV) $(VENV)-lower .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find pliant tests references -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no python3 found; install Python 3.11 or later" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is older than 3.11; set another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.installed $@
+
+$(VENV)-lower/.installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)-lower
+	grep -v '^torch==' constraints.txt > $(VENV)-lower/constraints.txt
+	$(VENV)-lower/bin/python -m pip --disable-pip-version-check install --quiet \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		-c $(VENV)-lower/constraints.txt -e '.[dev]' 'torch==$(LOWEST)'
+	@touch $@

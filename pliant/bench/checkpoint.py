@@ -1,0 +1,82 @@
+"""Checkpoints at task boundaries: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pliant.errors import RecordError
+
+__all__ = ["FOLDER", "find_checkpoints", "load_checkpoint", "remove_checkpoint", "save_checkpoint"]
+
+FOLDER = ".checkpoint"
+"""Name of the folder inside an experiment's results folder; it exists only while seeds are incomplete."""
+
+
+def _path(folder: Path, seeds: Sequence[int]) -> Path:
+    digest = hashlib.sha256(repr(tuple(seeds)).encode()).hexdigest()[:8]
+    return folder / FOLDER / f"seeds-{seeds[0]}-{seeds[-1]}-{digest}.pt"
+
+
+def save_checkpoint(folder: Path, seeds: Sequence[int], state: dict[str, Any]) -> None:
+    """Replace the checkpoint of these seeds by ``state``, atomically.
+
+    Args:
+        folder: results folder of the experiment.
+        seeds: members of the run.
+        state: tensors, numbers, strings, lists and dicts only.
+    """
+    path = _path(folder, seeds)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as stream:
+        torch.save({**state, "seeds": list(seeds)}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state["seeds"] = [int(seed) for seed in state["seeds"]]
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise RecordError(
+            f"{path}: this checkpoint is damaged ({type(error).__name__}: {error}); delete it, and its seeds start "
+            "again from their first task"
+        ) from error
+    return state
+
+
+def load_checkpoint(folder: Path, seeds: Sequence[int]) -> dict[str, Any] | None:
+    """Return the state saved for exactly these seeds, or None.
+
+    Raises:
+        RecordError: the file is damaged.
+    """
+    path = _path(folder, seeds)
+    return _load(path) if path.is_file() else None
+
+
+def find_checkpoints(folder: Path) -> list[tuple[int, ...]]:
+    """Return the seed sets that have a checkpoint.
+
+    Raises:
+        RecordError: a file is damaged.
+    """
+    return [tuple(_load(path)["seeds"]) for path in sorted((folder / FOLDER).glob("seeds-*.pt"))]
+
+
+def remove_checkpoint(folder: Path, seeds: Sequence[int]) -> None:
+    """Delete the checkpoint of these seeds, what a killed writer left of it, and the folder when it is empty."""
+    path = _path(folder, seeds)
+    for leftover in [path, *path.parent.glob(f".{path.name}.*")]:
+        leftover.unlink(missing_ok=True)
+    if path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()

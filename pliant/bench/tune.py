@@ -1,0 +1,201 @@
+"""Tuning with equal budgets: every method gets its best of the same number of settings, on seeds of its own.
+
+The rule, stated once: a setting's score is the online accuracy, averaged over the last half of the tasks (from task
+``num_tasks // 2`` on) and over the tuning seeds; a seed that failed counts as 0. The highest score is chosen, the
+earlier setting where two are equal. The reported seeds are never among the tuning seeds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pliant import records
+from pliant.bench.environment import run_meta
+from pliant.bench.experiment import Experiment, Part
+from pliant.bench.runner import Progress, run_experiments
+from pliant.errors import IllegalConfiguration
+
+__all__ = ["REPORTED_SEEDS", "RULE", "SUMMARY", "TUNING_SEEDS", "Trial", "Tuning", "grid", "variations"]
+
+TUNING_SEEDS: tuple[int, ...] = tuple(range(100, 105))
+REPORTED_SEEDS: tuple[int, ...] = tuple(range(10))
+SUMMARY = "tuning.json"
+
+RULE = (
+    "highest online accuracy, averaged over the last half of the tasks and over the tuning seeds; a failed seed counts "
+    "as 0; the earlier setting wins a tie"
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of one method: its experiment, the score, and how many of its seeds failed."""
+
+    experiment: Experiment
+    score: float
+    num_failed: int
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All trials by method, in the order of the grid, and the file that says so."""
+
+    trials: Mapping[str, tuple[Trial, ...]]
+    path: Path
+
+    @property
+    def chosen(self) -> dict[str, Experiment]:
+        """The best setting of every method."""
+        return {name: max(trials, key=lambda trial: trial.score).experiment for name, trials in self.trials.items()}
+
+
+def variations(
+    experiment: Experiment,
+    optimizer: Mapping[str, Sequence[Any]] | None = None,
+    methods: Sequence[Mapping[str, Sequence[Any]]] = (),
+) -> list[Experiment]:
+    """Return the grid of all combinations of the given option values.
+
+    Args:
+        experiment: what is varied.
+        optimizer: option name to values.
+        methods: per intervention of the experiment, in order: option name to values.
+
+    >>> plain = Experiment("random_label_digits", num_tasks=2)
+    >>> [trial.optimizer.options["lr"] for trial in variations(plain, {"lr": [0.03, 0.1]})]
+    [0.03, 0.1]
+    """
+    if len(methods) > len(experiment.methods):
+        raise IllegalConfiguration(f"{experiment.label}: values for {len(methods)} methods, it has fewer")
+    axes: list[tuple[int | None, str, Sequence[Any]]] = [
+        (None, key, values) for key, values in (optimizer or {}).items()
+    ]
+    axes += [(k, key, values) for k, options in enumerate(methods) for key, values in options.items()]
+    found = []
+    for combination in itertools.product(*(values for _, _, values in axes)):
+        tuned = Part(experiment.optimizer.name, dict(experiment.optimizer.options))
+        parts = [Part(part.name, dict(part.options)) for part in experiment.methods]
+        for (position, key, _), value in zip(axes, combination, strict=True):
+            old = tuned if position is None else parts[position]
+            new = Part(old.name, {**old.options, key: value})
+            if position is None:
+                tuned = new
+            else:
+                parts[position] = new
+        found.append(experiment.replace(optimizer=tuned, methods=tuple(parts)))
+    return found
+
+
+def _score(experiment: Experiment, seeds: Iterable[int], results: Path) -> Trial:
+    values, num_failed = [], 0
+    for seed in seeds:
+        record = records.read_record(records.record_path(results, experiment.id, seed))
+        if record.status != "complete":
+            num_failed += 1
+            values.append(0.0)
+            continue
+        half = list(record.series["online_accuracy"])[experiment.num_tasks // 2 :]
+        values.append(sum(half) / len(half))
+    return Trial(experiment, sum(values) / len(values), num_failed)
+
+
+def grid(
+    settings: Mapping[str, Sequence[Experiment]],
+    results: str | os.PathLike[str],
+    *,
+    tuning_seeds: Sequence[int] = TUNING_SEEDS,
+    reported_seeds: Sequence[int] = REPORTED_SEEDS,
+    num_workers: int = 1,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    checkpoint_every: float = 30.0,
+) -> Tuning | None:
+    """Run every setting of every method on the tuning seeds and choose the best of each method by :data:`RULE`.
+
+    All trials stay as records in ``results``, and ``results/tuning.json`` lists them with their scores, the rule and
+    the choice. Interrupted, it resumes like every run.
+
+    Args:
+        settings: method name to its settings; the same number for every method, plain training included.
+        results: results folder for the trials.
+        tuning_seeds: seeds to choose on.
+        reported_seeds: seeds that are reported later; none of them may be a tuning seed.
+        num_workers: worker processes, see ``run_experiments``.
+        on_progress: called after every task of every trial.
+        checkpoint_every: seconds between checkpoints.
+
+    Returns:
+        The trials and choices, or None after Ctrl-C.
+
+    Raises:
+        IllegalConfiguration: methods with different numbers of settings, a setting that occurs twice, or tuning
+            seeds that are reported.
+        RecordError: see ``run_experiments``.
+    """
+    sizes = {name: len(experiments) for name, experiments in settings.items()}
+    if len(set(sizes.values())) != 1 or 0 in sizes.values():
+        raise IllegalConfiguration(f"every method needs the same number of settings, at least one; got {sizes}")
+    for name, experiments in settings.items():
+        if len(set(experiments)) != len(experiments):
+            raise IllegalConfiguration(f"{name}: a setting occurs twice, which would be a smaller budget than it looks")
+    both = sorted(set(tuning_seeds) & set(reported_seeds))
+    if both or not tuning_seeds:
+        raise IllegalConfiguration(f"tuning seeds must exist and not be reported ones; both have {both}")
+    everything = [experiment for experiments in settings.values() for experiment in experiments]
+    report = run_experiments(
+        everything,
+        tuning_seeds,
+        results,
+        num_workers=num_workers,
+        on_progress=on_progress,
+        checkpoint_every=checkpoint_every,
+    )
+    if report.interrupted:
+        return None
+    root = Path(results)
+    trials = {
+        name: tuple(_score(experiment, tuning_seeds, root) for experiment in experiments)
+        for name, experiments in settings.items()
+    }
+    tuning = Tuning(trials, root / SUMMARY)
+    _write_summary(tuning, tuning_seeds)
+    return tuning
+
+
+def _write_summary(tuning: Tuning, seeds: Sequence[int]) -> None:
+    chosen = tuning.chosen
+    summary = {
+        "rule": RULE,
+        "tuning_seeds": list(seeds),
+        "num_settings": len(next(iter(tuning.trials.values()))),
+        "methods": {
+            name: {
+                "chosen": chosen[name].id,
+                "experiment": chosen[name].to_dict(),
+                "trials": [
+                    {
+                        "id": trial.experiment.id,
+                        "optimizer": trial.experiment.to_dict()["optimizer"],
+                        "methods": trial.experiment.to_dict()["methods"],
+                        "score": trial.score,
+                        "num_failed": trial.num_failed,
+                    }
+                    for trial in trials
+                ],
+            }
+            for name, trials in tuning.trials.items()
+        },
+        "meta": run_meta(),
+    }
+    handle, temporary = tempfile.mkstemp(dir=tuning.path.parent, prefix=f".{tuning.path.name}.")
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(json.dumps(summary, indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, tuning.path)

@@ -1,0 +1,15 @@
+"""The commands, one file each; what they need is imported when they run."""
+
+from __future__ import annotations
+
+from pliant.commands.base import Command
+from pliant.commands.demo import Demo
+from pliant.commands.listing import List
+from pliant.commands.report import Report
+from pliant.commands.run import Run
+from pliant.commands.units import Units
+
+__all__ = ["COMMANDS", "Command"]
+
+COMMANDS: dict[str, type[Command]] = {"demo": Demo, "run": Run, "list": List, "report": Report, "units": Units}
+"""The commands by name, in the order in which help shows them."""

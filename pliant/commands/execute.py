@@ -1,0 +1,64 @@
+"""What ``pliant run`` and ``pliant demo`` share: check, run with live progress, and say how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from pliant.commands.progress import Board
+
+if TYPE_CHECKING:
+    from pliant.bench.experiment import Experiment
+    from pliant.bench.runner import RunReport
+    from pliant.records import Record
+
+__all__ = ["execute", "exit_code", "records_of", "say_how_it_ended"]
+
+
+def execute(experiments: Sequence[Experiment], seeds: Sequence[int], results: Path, num_workers: int) -> RunReport:
+    """Run what has no record yet, longest first, and draw the progress on stderr.
+
+    Raises:
+        RecordError: the results folder holds something else, or something damaged.
+        IllegalConfiguration: an experiment that cannot be put together, or data that is not there.
+    """
+    from pliant.bench.runner import run_experiments
+
+    steps = {}
+    for experiment in experiments:  # data that is missing or damaged is an error now, not a failed seed later
+        steps[experiment.id] = experiment.num_tasks * experiment.build_stream().task(0, seeds[0]).num_steps
+    ordered = sorted(experiments, key=lambda experiment: -steps[experiment.id])
+    kept = {experiment.id: len(records_of([experiment], results, seeds)) for experiment in experiments}
+    board = Board(experiments, len(seeds), kept, num_workers, Console(stderr=True))
+    with board.shown():
+        return run_experiments(ordered, seeds, results, num_workers=num_workers, on_progress=board.update)
+
+
+def records_of(experiments: Sequence[Experiment], results: Path, seeds: Sequence[int] | None = None) -> list[Record]:
+    """The records of these experiments, of all seeds that are there or of the given ones.
+
+    Raises:
+        RecordError: a record is damaged; names the file and what to do.
+    """
+    from pliant.records import read_record, read_records, record_path
+
+    if seeds is None:
+        folders = [results / experiment.id for experiment in experiments]
+        return [record for folder in folders if folder.is_dir() for record in read_records(folder)]
+    paths = [record_path(results, experiment.id, seed) for experiment in experiments for seed in seeds]
+    return [read_record(path) for path in paths if path.exists()]
+
+
+def say_how_it_ended(outcome: RunReport, console: Console) -> None:
+    """Print what failed and what was interrupted; nothing where all went well."""
+    if outcome.interrupted or outcome.failures:
+        console.print(Text(outcome.message, style="red" if outcome.failures else "yellow"), soft_wrap=True)
+
+
+def exit_code(outcome: RunReport) -> int:
+    """130 after Ctrl-C, 1 where a seed failed, else 0."""
+    return 130 if outcome.interrupted else 1 if outcome.failures else 0

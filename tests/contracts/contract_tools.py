@@ -1,0 +1,189 @@
+"""What the contract tests share: the methods, the optimizers, and a training loop that a user would write."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import zoo
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from zoo import NAMES, ZOO, Case
+
+import pliant
+from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
+from pliant.units import UnitGraph
+
+FULL = bool(os.environ.get("PLIANT_FULL_MATRIX"))
+STEPS, CUT, BOUNDARIES = 8, 4, (3, 6)
+
+# Every method, set so strongly that it acts within a few steps.
+METHODS: dict[str, Any] = {
+    "continual_backprop": ContinualBackprop(0.2, maturity_threshold=1, decay_rate=0.9, decide_every=1),
+    "continual_backprop_exact": ContinualBackprop(0.1, maturity_threshold=2, decay_rate=0.9, exact=True),
+    "redo": ReDo(tau=0.8, every=3),
+    "l2": L2(0.5),
+    "shrink_and_perturb": ShrinkAndPerturb(0.9, 0.1, every=3),
+    "shrink_and_perturb_at_boundaries": ShrinkAndPerturb(0.5, 0.5),
+    "fresh_start": FreshStart(),
+    "several": [L2(0.1), ReDo(tau=0.8, every=2), ContinualBackprop(0.2, maturity_threshold=1, decide_every=1)],
+}
+
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
+    "sgd_momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "sgd_fused": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, fused=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-2),
+    "adam_amsgrad": lambda p: torch.optim.Adam(p, lr=1e-2, amsgrad=True),
+    "adam_foreach": lambda p: torch.optim.Adam(p, lr=1e-2, foreach=True),
+    "adam_fused": lambda p: torch.optim.Adam(p, lr=1e-2, fused=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+    "adamw_fused": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, centered=True),
+    "rmsprop_foreach": lambda p: torch.optim.RMSprop(p, lr=1e-3, foreach=True),
+    "adagrad_fused": lambda p: torch.optim.Adagrad(p, lr=1e-2, fused=True),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=1e-2),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=1e-2),
+    "radam": lambda p: torch.optim.RAdam(p, lr=1e-2),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=0.5),
+}
+
+
+def pairs() -> list[tuple[str, str, str]]:
+    """(method, architecture, optimizer): everything, or each method x architecture once with rotating optimizers."""
+    if FULL:
+        return [(m, a, o) for m in METHODS for a in NAMES for o in OPTIMIZERS]
+    chosen = []
+    optimizers = list(OPTIMIZERS)
+    for i, method in enumerate(METHODS):
+        for j, name in enumerate(NAMES):
+            chosen.append((method, name, optimizers[(5 * i + j) % len(optimizers)]))
+    return chosen
+
+
+def fast_pairs(num: int) -> list[tuple[str, str, str]]:
+    """Every num-th pair, which still meets every method, architecture and optimizer; everything in the full matrix."""
+    return pairs() if FULL else pairs()[::num]
+
+
+@cache
+def units_of(name: str) -> UnitGraph:
+    return pliant.find_units(ZOO[name].model(), ZOO[name].batch())
+
+
+def taps_only(units: UnitGraph, method: Any) -> Any:
+    return method
+
+
+class Run:
+    """A model, its optimizer and, perhaps, a handle; ``train`` is a loop as a user writes it."""
+
+    def __init__(
+        self,
+        name: str,
+        optimizer: str,
+        methods: Any = None,
+        *,
+        seed: int = 0,
+        handle_seed: int = 7,
+        dtype: torch.dtype = torch.float32,
+        **attach: Any,
+    ) -> None:
+        self.case: Case = ZOO[name]
+        self.model: nn.Module = self.case.model(seed).to(dtype)
+        self.dtype = dtype
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
+        self.handle: pliant.Handle | None = None
+        if methods is not None:
+            self.handle = pliant.attach(
+                self.model, self.optimizer, methods, units=units_of(name), seed=handle_seed, init=self.case.init, **attach
+            )
+
+    def batch(self, step: int, size: int = 4) -> Any:
+        x = self.case.batch(size, seed=step)
+        return x.to(self.dtype) if x.is_floating_point() else x
+
+    def train(self, start: int = 0, stop: int = STEPS) -> Run:
+        for step in range(start, stop):
+            torch.manual_seed(step)  # for dropout
+            self.optimizer.zero_grad()
+            zoo.loss_of(self.model(self.batch(step))).backward()
+            self.optimizer.step()
+            if self.handle is not None and step + 1 in BOUNDARIES:
+                self.handle.task_boundary()
+        return self
+
+    def checkpoint(self) -> io.BytesIO:
+        file = io.BytesIO()
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "pliant": self.handle.state_dict() if self.handle else None,
+            },
+            file,
+        )
+        file.seek(0)
+        return file
+
+    def load(self, file: io.BytesIO) -> Run:
+        saved = torch.load(file, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.handle is not None:
+            self.handle.load_state_dict(saved["pliant"])
+        return self
+
+    def bits(self) -> dict[str, Any]:
+        """Everything that training depends on, as named tensors and numbers."""
+        found: dict[str, Any] = {f"model.{key}": value.clone() for key, value in self.model.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                found[f"optimizer.{index}.{key}"] = value.clone() if isinstance(value, Tensor) else value
+        if self.handle is not None:
+            flatten("handle", self.handle.state_dict(), found)
+        return found
+
+
+def flatten(prefix: str, tree: Any, found: dict[str, Any]) -> None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            flatten(f"{prefix}.{key}", value, found)
+    elif isinstance(tree, (list, tuple)):
+        for key, value in enumerate(tree):
+            flatten(f"{prefix}.{key}", value, found)
+    else:
+        found[prefix] = tree
+
+
+def assert_same_bits(a: dict[str, Any], b: dict[str, Any], only: str = "") -> None:
+    keys = [key for key in a if key.startswith(only)]
+    assert keys == [key for key in b if key.startswith(only)]
+    for key in keys:
+        if isinstance(a[key], Tensor):
+            assert a[key].dtype == b[key].dtype, key
+            assert torch.equal(a[key], b[key]), f"{key} differs by {(a[key].double() - b[key].double()).abs().max()}"
+        else:
+            assert a[key] == b[key], key
+
+
+def differ(a: dict[str, Any], b: dict[str, Any], only: str = "model.") -> bool:
+    return any(
+        not torch.equal(a[key], b[key]) for key in a if key.startswith(only) and a[key].is_floating_point()
+    )
+
+
+def supported(method: str, name: str) -> bool:
+    """Tied transposed weights have no tap: methods that read activations refuse them (tested by name)."""
+    return not (name == "tied_autoencoder" and method in ("continual_backprop", "continual_backprop_exact", "redo", "several"))
+
+
+def num_hooks(model: nn.Module, optimizer: Optimizer) -> int:
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    count = sum(len(getattr(module, name)) for module in model.modules() for name in names)
+    count += sum(len(p._backward_hooks or ()) + len(getattr(p, "_post_accumulate_grad_hooks", None) or ()) for p in model.parameters())
+    return count + len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)

@@ -1,0 +1,74 @@
+"""An independent permutation check: plain PyTorch, nothing of the package's own ``verify``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pliant.units import TensorSlice
+
+
+def generic_copy(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A float64 deep copy with random parameters and buffers (positive variances) and no dropout."""
+    other = copy.deepcopy(model).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            scale = 1.0 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale)
+        for buffer in other.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(torch.rand(buffer.shape, generator=generator, dtype=torch.float64) + 0.5)
+    for module in other.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+        if hasattr(module, "rate"):
+            module.rate = 0.0
+    return other
+
+
+def flat(output: Any) -> list[Tensor]:
+    return [item for item in (output if isinstance(output, (tuple, list)) else [output])]
+
+
+def outputs(model: nn.Module, x: Any) -> list[Tensor]:
+    """Outputs in both modes; running statistics are put back."""
+    saved = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    result = []
+    for mode in (False, True):
+        model.train(mode)
+        with torch.no_grad():
+            result.extend(item.clone() for item in flat(model(x)))
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(saved[name])
+    return result
+
+
+def permute_(model: nn.Module, pieces: Iterable[TensorSlice], order: Tensor) -> None:
+    """Permute units in place: unit u becomes what unit ``order[u]`` was."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for piece in pieces:
+            tensor, table = tensors[piece.name], torch.tensor(piece.table)
+            moved = tensor.movedim(piece.dim, 0)
+            new = moved.clone()
+            new[table.flatten()] = moved[table[order].flatten()]
+            tensor.copy_(new.movedim(0, piece.dim))
+
+
+def change(reference: list[Tensor], other: list[Tensor]) -> float:
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(reference, other, strict=True))
+
+
+def derangement(size: int, seed: int = 3) -> Tensor:
+    shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    order = torch.empty_like(shuffled)
+    order[shuffled] = shuffled.roll(1)
+    return order
