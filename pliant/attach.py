@@ -286,7 +286,7 @@ class Handle:
     # ---- hooks ----
     def _pre_hook(self, index: int) -> Any:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            closure = args[0] if args else kwargs.get("closure")
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the optimizer itself comes first
             for method, contexts in zip(self.methods, self._contexts, strict=True):
                 if type(method).before_step is Intervention.before_step:
                     continue
@@ -317,7 +317,7 @@ class Handle:
             else:
                 live = 1 - found_inf.float().reshape(())
         clock.step += 1
-        if self._collector.enabled:
+        if any(method.samples(clock.step) for method in self.methods):  # by this clock: others may be due elsewhere
             self._collector.finish(clock.step, groups)
         else:
             self._collector.drop(groups, skipped=False)

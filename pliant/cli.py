@@ -80,7 +80,8 @@ def _parse(arguments: list[str]) -> Command | None:
 
 def _check_options(name: str, cls: type[Command], arguments: list[str]) -> None:
     """Options that do not exist, said in one line with the nearest that do."""
-    valid = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(cls)] + ["--help"]
+    options = [field.name for field in dataclasses.fields(cls) if field.name not in cls.positional]
+    valid = [f"--{name.replace('_', '-')}" for name in options] + ["--help"]
     for argument in arguments:
         option = argument.partition("=")[0].replace("_", "-")
         if option.startswith("--") and option not in valid:
@@ -108,8 +109,11 @@ def _tyro(target: Any, prog: str, description: str, arguments: list[str]) -> Com
         text = re.sub(r"[╭╮╰╯│]", "", messages.getvalue())
         lines = [line.strip() for line in text.splitlines()[1:]]
         end = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-        message = " ".join(line for line in lines[:end] if line)
-        raise IllegalConfiguration(f"{_one_line(message).rstrip('.')}; see {prog} --help") from None
+        message = _one_line(" ".join(line for line in lines[:end] if line)).partition(" Got errors")[0]
+        wrong = re.fullmatch(r"Error parsing (\S+): .*?(\S+) could be instantiated from \['(.*)'\]\.", message)
+        if wrong:
+            message = f"{wrong[1]} {wrong[3]}: expected {wrong[2]}"
+        raise IllegalConfiguration(f"{message.rstrip('.')}; see {prog} --help") from None
 
 
 def _print_help() -> None:

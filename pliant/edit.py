@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration
 from pliant.events import EventLog
-from pliant.optimizer_state import moments, step_counters
+from pliant.optimizer_state import moments, restart
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.init import Init
 
@@ -81,7 +81,9 @@ class Editor:
         return self._generators[device]
 
     def random_state(self) -> dict[str, list[Tensor]]:
-        """State of all generators, by device."""
+        """State of all generators, by device; those of devices not drawn on yet included, for they hold the seed."""
+        for tensor in self.tensors.values():
+            self.generators(tensor.device)
         return {str(device): [g.get_state() for g in found] for device, found in self._generators.items()}
 
     def load_random_state(self, state: Mapping[str, Sequence[Tensor]]) -> None:
@@ -130,7 +132,8 @@ class Editor:
         if self.dry_run:
             return
         with torch.no_grad():
-            for piece in group.slices:
+            # outgoing last: where one matrix produces and consumes the units, what they send must end at zero
+            for piece in sorted(group.slices, key=lambda piece: piece.role == "outgoing"):
                 action = self._action(piece, incoming, bias, carried, outgoing)
                 if action == "keep":
                     continue
@@ -196,8 +199,7 @@ class Editor:
         with torch.no_grad():
             self.tensors[name].copy_(value)
             if moments == "zero" and name in self.owners:
-                for state in (*self._moments(name), *step_counters(self.owners[name], self.tensors[name])):
-                    state.zero_()
+                restart(self.owners[name], self.tensors[name], name)
 
     def draw(self, name: str) -> Tensor:
         """A whole tensor of fresh initial values, float32; one generator per member.

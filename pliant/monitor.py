@@ -86,6 +86,10 @@ class _Rows:
         self.clear()
         return act_NU
 
+    def forget(self) -> None:
+        """Drop the samples of eager forwards."""
+        self.rows.clear()
+
     def clear(self) -> None:
         self.rows.clear()
         self.compiled_count.zero_()

@@ -1,4 +1,4 @@
-"""What optimizers keep per parameter: moments that a reset clears, counters that only a full restart touches."""
+"""What optimizers keep per parameter: moments that a reset clears, counters that only a restart touches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
 
-__all__ = ["check_optimizer", "moments", "step_counters"]
+__all__ = ["check_optimizer", "moments", "restart"]
 
 _MOMENTS = frozenset(
     [
@@ -16,6 +16,9 @@ _MOMENTS = frozenset(
     ]
 )
 """Element-wise moments for which zero is the initial value."""
+
+_SCALARS = {"mu_product": 1.0}
+"""Scalars that do not start at zero (NAdam's running product of momentum coefficients)."""
 
 _REFUSED = ("LBFGS", "Adafactor", "Muon", "ASGD", "Rprop", "SparseAdam")
 
@@ -60,7 +63,14 @@ def moments(optimizer: Optimizer, parameter: Tensor, name: str) -> list[Tensor]:
     return found
 
 
-def step_counters(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
-    """The scalar step counters of a parameter (Adam's bias correction)."""
-    state = optimizer.state.get(parameter, {})
-    return [value for key, value in state.items() if key == "step" and isinstance(value, Tensor) and value.ndim == 0]
+def restart(optimizer: Optimizer, parameter: Tensor, name: str) -> None:
+    """Put a parameter's whole state back to where it was before its first step: moments and scalar counters.
+
+    Raises:
+        NotYetSupported: As :func:`moments`.
+    """
+    for value in moments(optimizer, parameter, name):
+        value.zero_()
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, Tensor) and value.ndim == 0:
+            value.fill_(_SCALARS.get(key, 0.0))

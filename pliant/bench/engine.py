@@ -24,7 +24,7 @@ _CHUNK_BYTES = 32 * 2**20
 """Batches are gathered from the task's data in chunks of about this size, not one by one."""
 
 
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):
     """The run was asked to stop; what it had finished is in its checkpoint."""
 
 

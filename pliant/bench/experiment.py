@@ -228,7 +228,7 @@ class Experiment:
         cls = resolve("stream", self.stream.name, STREAMS)
         stream = {
             "title": getattr(cls, "title", ""),
-            "description": (inspect.getdoc(cls) or "").partition("\n")[0],
+            "description": (inspect.getdoc(cls) or "").partition("\n")[0].replace("``", ""),
             "control": getattr(cls, "control", False),
         }
         return {"label": self.label, "stream": stream}

@@ -1,14 +1,18 @@
 """Tuning with equal budgets: every method gets its best of the same number of settings, on seeds of its own.
 
-The rule, stated once: a setting's score is the online accuracy, averaged over the last half of the tasks (from task
-``num_tasks // 2`` on) and over the tuning seeds; a seed that failed counts as 0. The highest score is chosen, the
-earlier setting where two are equal. The reported seeds are never among the tuning seeds.
+The rule, stated once: a setting's score is the online accuracy, averaged over the last tasks (a given fraction of
+them, by default the last half) and over the tuning seeds; a seed that failed counts as 0. The highest score is chosen,
+the earlier setting where two are equal. The reported seeds are never among the tuning seeds.
+
+The fraction is a choice with consequences. Where every useful step size loses its plasticity, the last half rewards
+step sizes so small that the network hardly learns at all; the whole stream (fraction 1) rewards learning.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,8 +33,8 @@ REPORTED_SEEDS: tuple[int, ...] = tuple(range(10))
 SUMMARY = "tuning.json"
 
 RULE = (
-    "highest online accuracy, averaged over the last half of the tasks and over the tuning seeds; a failed seed counts "
-    "as 0; the earlier setting wins a tie"
+    "highest online accuracy, averaged over the last {num_scored} of {num_tasks} tasks and over the tuning seeds; a "
+    "failed seed counts as 0; the earlier setting wins a tie"
 )
 
 
@@ -48,6 +52,7 @@ class Tuning:
     """All trials by method, in the order of the grid, and the file that says so."""
 
     trials: Mapping[str, tuple[Trial, ...]]
+    rule: str
     path: Path
 
     @property
@@ -93,7 +98,11 @@ def variations(
     return found
 
 
-def _score(experiment: Experiment, seeds: Iterable[int], results: Path) -> Trial:
+def _num_scored(num_tasks: int, last_fraction: float) -> int:
+    return math.ceil(num_tasks * last_fraction)
+
+
+def _score(experiment: Experiment, seeds: Iterable[int], results: Path, last_fraction: float) -> Trial:
     values, num_failed = [], 0
     for seed in seeds:
         record = records.read_record(records.record_path(results, experiment.id, seed))
@@ -101,8 +110,8 @@ def _score(experiment: Experiment, seeds: Iterable[int], results: Path) -> Trial
             num_failed += 1
             values.append(0.0)
             continue
-        half = list(record.series["online_accuracy"])[experiment.num_tasks // 2 :]
-        values.append(sum(half) / len(half))
+        scored = list(record.series["online_accuracy"])[-_num_scored(experiment.num_tasks, last_fraction) :]
+        values.append(sum(scored) / len(scored))
     return Trial(experiment, sum(values) / len(values), num_failed)
 
 
@@ -112,6 +121,7 @@ def grid(
     *,
     tuning_seeds: Sequence[int] = TUNING_SEEDS,
     reported_seeds: Sequence[int] = REPORTED_SEEDS,
+    last_fraction: float = 0.5,
     num_workers: int = 1,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     checkpoint_every: float = 30.0,
@@ -126,6 +136,7 @@ def grid(
         results: results folder for the trials.
         tuning_seeds: seeds to choose on.
         reported_seeds: seeds that are reported later; none of them may be a tuning seed.
+        last_fraction: the last tasks over which accuracy is averaged, as a fraction of all, in (0, 1].
         num_workers: worker processes, see ``run_experiments``.
         on_progress: called after every task of every trial.
         checkpoint_every: seconds between checkpoints.
@@ -144,10 +155,16 @@ def grid(
     for name, experiments in settings.items():
         if len(set(experiments)) != len(experiments):
             raise IllegalConfiguration(f"{name}: a setting occurs twice, which would be a smaller budget than it looks")
+    everything = [experiment for experiments in settings.values() for experiment in experiments]
+    lengths = {experiment.num_tasks for experiment in everything}
+    if len(lengths) != 1 or not 0 < last_fraction <= 1:
+        raise IllegalConfiguration(
+            f"settings are compared over one number of tasks and a last_fraction in (0, 1]; got {sorted(lengths)} "
+            f"tasks and {last_fraction}"
+        )
     both = sorted(set(tuning_seeds) & set(reported_seeds))
     if both or not tuning_seeds:
         raise IllegalConfiguration(f"tuning seeds must exist and not be reported ones; both have {both}")
-    everything = [experiment for experiments in settings.values() for experiment in experiments]
     report = run_experiments(
         everything,
         tuning_seeds,
@@ -160,10 +177,12 @@ def grid(
         return None
     root = Path(results)
     trials = {
-        name: tuple(_score(experiment, tuning_seeds, root) for experiment in experiments)
+        name: tuple(_score(experiment, tuning_seeds, root, last_fraction) for experiment in experiments)
         for name, experiments in settings.items()
     }
-    tuning = Tuning(trials, root / SUMMARY)
+    num_tasks = lengths.pop()
+    rule = RULE.format(num_scored=_num_scored(num_tasks, last_fraction), num_tasks=num_tasks)
+    tuning = Tuning(trials, rule, root / SUMMARY)
     _write_summary(tuning, tuning_seeds)
     return tuning
 
@@ -171,7 +190,7 @@ def grid(
 def _write_summary(tuning: Tuning, seeds: Sequence[int]) -> None:
     chosen = tuning.chosen
     summary = {
-        "rule": RULE,
+        "rule": tuning.rule,
         "tuning_seeds": list(seeds),
         "num_settings": len(next(iter(tuning.trials.values()))),
         "methods": {

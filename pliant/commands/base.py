@@ -21,9 +21,10 @@ def option(metavar: str | None = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Command(ABC):
-    """One command; its docstring is its help, and ``examples`` end it."""
+    """One command; its docstring is its help, ``examples`` end it; ``positional`` fields have no option."""
 
     examples: ClassVar[tuple[str, ...]] = ()
+    positional: ClassVar[tuple[str, ...]] = ()
 
     debug: Annotated[bool, option()] = False
     """show the traceback of an error"""

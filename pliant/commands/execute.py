@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,12 +32,28 @@ def execute(experiments: Sequence[Experiment], seeds: Sequence[int], results: Pa
 
     steps = {}
     for experiment in experiments:  # data that is missing or damaged is an error now, not a failed seed later
-        steps[experiment.id] = experiment.num_tasks * experiment.build_stream().task(0, seeds[0]).num_steps
+        stream = experiment.build_stream()
+        getattr(stream, "prepare", lambda: None)()
+        steps[experiment.id] = experiment.num_tasks * stream.task(0, seeds[0]).num_steps
     ordered = sorted(experiments, key=lambda experiment: -steps[experiment.id])
     kept = {experiment.id: len(records_of([experiment], results, seeds)) for experiment in experiments}
-    board = Board(experiments, len(seeds), kept, num_workers, Console(stderr=True))
-    with board.shown():
+    board = Board(experiments, steps, len(seeds), kept, num_workers, Console(stderr=True))
+    with _terminated_like_interrupted(), board.shown():
         return run_experiments(ordered, seeds, results, num_workers=num_workers, on_progress=board.update)
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """A polite end from outside (a batch system, a shutdown) leaves what Ctrl-C leaves."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def records_of(experiments: Sequence[Experiment], results: Path, seeds: Sequence[int] | None = None) -> list[Record]:

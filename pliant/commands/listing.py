@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
@@ -21,6 +24,7 @@ class List(Command):
     """List the streams, methods, metrics and presets that can be named, with their options and defaults."""
 
     examples: ClassVar[tuple[str, ...]] = ("pliant list", "pliant list methods")
+    positional: ClassVar[tuple[str, ...]] = ("kind",)
 
     kind: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="KIND")] = "all"
     """streams, methods, metrics, presets or all"""
@@ -40,15 +44,22 @@ class List(Command):
         return 0
 
 
-def _entry(name: str, summary: str, options: Mapping[str, Any] | None = None) -> str:
-    lines = [f"  {name:<24}{summary}"]
-    if options:
-        lines.append(" " * 26 + ", ".join(f"{key}={value}" for key, value in options.items()))
+def _lines(entries: Iterable[tuple[str, str, Mapping[str, Any]]]) -> str:
+    """Names in one column, summaries and options in the next, as wide as the terminal; whole lines into a pipe."""
+    found = list(entries)
+    column = max(len(name) for name, _, _ in found) + 4
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    lines = []
+    for name, summary, options in found:
+        texts = [summary, ", ".join(f"{key}={value}" for key, value in options.items())]
+        parts = [line for text in texts for line in textwrap.wrap(text, max(30, width - column))]
+        lines += [f"{f'  {name}' if i == 0 else '':<{column}}{part}" for i, part in enumerate(parts)]
     return "\n".join(lines)
 
 
-def _summary(thing: object) -> str:
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
+def _summary(thing: Any) -> str:
+    """The first line of a docstring, without markup."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0].replace("``", "")
 
 
 def _options(cls: type[Any]) -> dict[str, Any]:
@@ -64,38 +75,35 @@ def _default(value: object) -> str:
 def _streams() -> str:
     from pliant.bench.streams import STREAMS
 
-    return "\n".join(_entry(name, _summary(cls), _options(cls)) for name, cls in STREAMS.items())
+    return _lines((name, _summary(cls), _options(cls)) for name, cls in STREAMS.items())
 
 
 def _methods() -> str:
     from pliant.bench.experiment import method_table
 
-    entries = [_entry("none", "Plain training.")]
-    entries += [_entry(name, _summary(cls), _options(cls)) for name, cls in sorted(method_table().items())]
-    return "\n".join(entries)
+    plain: list[tuple[str, str, Mapping[str, Any]]] = [("none", "Plain training.", {})]
+    # One method, one file: the file's first line says what it is, the class's how it works.
+    return _lines(
+        plain
+        + [(name, _summary(inspect.getmodule(cls)), _options(cls)) for name, cls in sorted(method_table().items())]
+    )
 
 
 def _metrics() -> str:
     from pliant.report.metrics import METRICS
 
-    return "\n".join(_entry(name, metric.text or metric.title) for name, metric in METRICS.items())
+    return _lines((name, metric.text or metric.title, {}) for name, metric in METRICS.items())
 
 
 def _presets() -> str:
     from pliant.bench.presets import PRESETS
 
-    entries = []
+    entries: list[tuple[str, str, Mapping[str, Any]]] = []
     for stream, presets in PRESETS.items():
         for preset, settings in presets.items():
-            optimizer = {**settings["optimizer"]}
-            model = {**settings["model"]}
-            what = (
-                f"{settings['num_tasks']} tasks, {model.pop('name')} {_plain(model)}, "
-                f"{optimizer.pop('name')} {_plain(optimizer)}"
-            )
-            entries.append(_entry(f"{stream} {preset}", what, settings["stream"]))
-    return "\n".join(entries)
-
-
-def _plain(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in options.items())
+            parts = [f"{settings['num_tasks']} tasks"]
+            for part in ("model", "optimizer"):
+                options = ", ".join(f"{key}={value}" for key, value in settings[part].items() if key != "name")
+                parts.append(f"{settings[part]['name']} {options}")
+            entries.append((f"{stream} {preset}", ", ".join(parts), settings["stream"]))
+    return _lines(entries)

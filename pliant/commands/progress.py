@@ -87,6 +87,7 @@ class Board:
 
     Args:
         experiments: What is run.
+        steps: Experiment id to the optimizer steps of one seed.
         num_seeds: Seeds of each.
         kept: Experiment id to the number of seeds that have their record from before.
         num_workers: Processes that share the work.
@@ -96,6 +97,7 @@ class Board:
     def __init__(
         self,
         experiments: Sequence[Experiment],
+        steps: Mapping[str, int],
         num_seeds: int,
         kept: Mapping[str, int],
         num_workers: int,
@@ -109,7 +111,7 @@ class Board:
                 experiment.stream.short_name,
                 experiment.label,
                 experiment.num_tasks,
-                experiment.num_tasks * experiment.build_stream().task(0, 0).num_steps,
+                steps[experiment.id],
                 num_seeds,
                 kept.get(experiment.id, 0),
             )

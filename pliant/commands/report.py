@@ -28,6 +28,7 @@ class Report(Command):
         "pliant report results/ --csv results.csv --markdown results.md",
         "pliant report demo/results --figure demo.svg --stream random_label_digits",
     )
+    positional: ClassVar[tuple[str, ...]] = ("folder",)
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """results folder of pliant run or pliant demo"""

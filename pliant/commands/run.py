@@ -36,6 +36,7 @@ class Run(Command):
         "pliant run random_label_digits --method redo l2 --set redo.tau=0.1 l2.strength=1e-3 --lr 0.03",
         "pliant run permuted_mnist --preset mini --data-dir ~/mnist --method none --set model.hidden=[200,200]",
     )
+    positional: ClassVar[tuple[str, ...]] = ("stream",)
 
     stream: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STREAM")]
     """the stream of tasks"""
@@ -54,9 +55,7 @@ class Run(Command):
     tasks: Annotated[int | None, option("N")] = None
     """number of tasks"""
     data_dir: Annotated[Path | None, option("FOLDER")] = None
-    """folder with the data files of the stream, where it needs any"""
-    download: Annotated[bool, option()] = False
-    """fetch data files that --data-dir lacks, and check them"""
+    """folder with the data files of the stream, where it needs any; what is missing is downloaded and checked"""
     workers: Annotated[int, tyro.conf.arg(metavar="N")] = 2
     """processes; seeds that can be stacked share one, 0 runs everything in this process"""
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("results")
@@ -124,7 +123,7 @@ class Run(Command):
         from pliant.bench.experiment import Experiment
 
         given = (self.set, self.preset, self.lr, self.optimizer, self.tasks)
-        if any(given) or self._methods:
+        if any(value not in (None, ()) for value in given) or self._methods:
             raise IllegalConfiguration(
                 f"{self.stream} says what is run: leave out --method, --set, --preset, --lr, --optimizer and --tasks"
             )
@@ -132,7 +131,10 @@ class Run(Command):
 
     @property
     def _methods(self) -> list[str]:
-        return [name for name in self.method if name != "none"]
+        names = [name for name in self.method if name != "none"]
+        if len(set(names)) != len(names):
+            raise IllegalConfiguration(f"--method {' '.join(names)}: each method can be given once")
+        return names
 
     def _settings(self) -> dict[str, dict[str, Any]]:
         """The options of ``--set``, by whose they are."""
@@ -158,23 +160,13 @@ class Run(Command):
         resolve("stream", self.stream, STREAMS)
 
     def _data_options(self, stream: str | None = None) -> dict[str, Any]:
-        """The ``data_dir`` option, with its files fetched if asked; an error where the stream reads no files."""
+        """The ``data_dir`` option; an error where the stream reads no files."""
         from pliant.bench.names import option_names, resolve
         from pliant.bench.streams import STREAMS
 
         name = stream or self.stream
-        cls = resolve("stream", name, STREAMS)
-        if "data_dir" not in option_names(cls):
-            if self.data_dir is not None or self.download:
-                raise IllegalConfiguration(f"stream {name} reads no data files: leave out --data-dir and --download")
-            return {}
         if self.data_dir is None:
-            raise IllegalConfiguration(
-                f"stream {name} reads its data from files: add --data-dir FOLDER, and --download to fetch what it lacks"
-            )
-        folder = self.data_dir.expanduser()
-        if self.download:
-            if not hasattr(cls, "download"):
-                raise IllegalConfiguration(f"stream {name} cannot fetch its data: put the files into {folder}")
-            cls.download(folder)
-        return {"data_dir": str(folder)}
+            return {}
+        if "data_dir" not in option_names(resolve("stream", name, STREAMS)):
+            raise IllegalConfiguration(f"stream {name} reads no data files: leave out --data-dir")
+        return {"data_dir": str(self.data_dir.expanduser())}

@@ -34,6 +34,7 @@ class Units(Command):
         "pliant units mypackage.nets:make_model --input 3,32,32",
         "pliant units mypackage.nets:make_model_and_batch --verify",
     )
+    positional: ClassVar[tuple[str, ...]] = ("model",)
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """the model, as my.module:factory"""

@@ -89,6 +89,10 @@ class Context:
         """Statistics of the group's activations over the last sampled step."""
         return self._stats(group)
 
+    def is_seen(self, group: UnitGroup) -> bool:
+        """Whether this step's training forward went through the group (a network may use one of its heads only)."""
+        return self._stats(group).step == self.clock.step
+
     def state(self, group: UnitGroup) -> dict[str, Tensor]:
         """The state tensors that the intervention declared, for one group; changed in place."""
         return self._state[group.name]

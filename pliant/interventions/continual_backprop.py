@@ -45,7 +45,8 @@ class ContinualBackprop(Intervention):
 
     State:
         ``age`` int64 ``[U]``; ``activation`` float32 ``[U]`` (uncorrected running mean; of the utility if ``exact``);
-        ``budget`` float32 ``[1]``, the unspent :math:`c`. Under DDP the statistics are averaged over ranks.
+        ``budget`` float32 ``[1]``, the unspent :math:`c`. Under DDP the statistics are averaged over ranks. Groups that
+        a sampled step did not use (the other heads of a multi-task network) do not age and are not replaced in it.
 
     Edits:
         Incoming weights (drawn from each layer's own initial distribution), their biases (zero), norm parameters and
@@ -110,16 +111,22 @@ class ContinualBackprop(Intervention):
     def after_step(self, ctx: Context) -> None:
         """Age the units, average what they do, and replace where the budget allows."""
         groups = ctx.groups(self.where)
+        sampled = self.samples(ctx.clock.step)
+        if sampled:
+            groups = tuple(group for group in groups if ctx.is_seen(group))
         states = [ctx.state(group) for group in groups]
         self._age(ctx, [state["age"] for state in states])
-        if self.samples(ctx.clock.step):
+        if sampled:
             self._average(ctx, groups, [state["activation"] for state in states])
         if self.replacement_rate == 0:
             return
-        for group, state in zip(groups, states, strict=True):
-            period = self._period(group)
-            if ctx.clock.every(period):
-                self._replace(ctx, group, state, period)
+        due = [
+            (group, state, self._period(group), self._utility(ctx, group, state))  # all checked before any is edited
+            for group, state in zip(groups, states, strict=True)
+            if ctx.clock.every(self._period(group))
+        ]
+        for group, state, period, utility in due:
+            self._replace(ctx, group, state, period, utility)
 
     def _age(self, ctx: Context, ages: list[Tensor]) -> None:
         if ctx.live is None:
@@ -146,16 +153,22 @@ class ContinualBackprop(Intervention):
             return self.decide_every
         return max(1, int(1 / (self.replacement_rate * group.size)))
 
-    def _replace(self, ctx: Context, group: UnitGroup, state: dict[str, Tensor], period: int) -> None:
+    def _utility(self, ctx: Context, group: UnitGroup, state: dict[str, Tensor]) -> Tensor:
+        age, activation = state["age"], state["activation"]
+        corrected = activation / (1 - self.decay_rate ** age.clamp(min=1).to(activation.dtype))
+        utility = corrected if self.exact else corrected * ctx.magnitude(group)
+        return torch.where(ctx.check_finite(utility, group), utility, torch.inf)
+
+    def _replace(
+        self, ctx: Context, group: UnitGroup, state: dict[str, Tensor], period: int, utility: Tensor
+    ) -> None:
         age, activation, budget = state["age"], state["activation"], state["budget"]
         mature = age > self.maturity_threshold
         # each unit has been mature for clamp(age - m, 0, period) of the steps since the last decision
         mature_steps = (age - self.maturity_threshold).clamp(0, period).sum(-1, keepdim=True)
-        accrued = self.replacement_rate * mature_steps
+        accrued = self.replacement_rate * mature_steps.to(budget.dtype)
         budget.add_(accrued if ctx.live is None else accrued * ctx.live)
-        corrected = activation / (1 - self.decay_rate ** age.clamp(min=1).to(activation.dtype))
-        utility = corrected if self.exact else corrected * ctx.magnitude(group)
-        eligible = mature & ctx.check_finite(utility, group)
+        eligible = mature & utility.isfinite()
         ranked = torch.where(eligible, utility, torch.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
         mask = eligible & (ranked < budget.floor())
         budget.sub_(mask.sum(-1, keepdim=True))

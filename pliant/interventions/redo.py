@@ -76,8 +76,11 @@ class ReDo(Intervention):
         """Reset what is dormant, when due."""
         if not ctx.clock.every(self.every):
             return
-        for group in ctx.groups(self.where):
-            mean_abs = ctx.stats(group).mean_abs_activation
-            finite = ctx.check_finite(mean_abs, group)
-            dormant = metrics.dormant_mask(mean_abs, self.tau) & finite
+        dormant_units = []
+        for group in ctx.groups(self.where):  # all are checked before any is edited
+            if ctx.is_seen(group):
+                mean_abs = ctx.stats(group).mean_abs_activation
+                finite = ctx.check_finite(mean_abs, group)
+                dormant_units.append((group, metrics.dormant_mask(mean_abs, self.tau) & finite))
+        for group, dormant in dormant_units:
             ctx.edit.reset(group, dormant, reason=f"dormant (score <= {self.tau})")

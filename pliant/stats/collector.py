@@ -80,18 +80,25 @@ class _Accumulator:
         else:
             self.count += count
 
-    def finish(self, step: int, process_group: Any) -> None:
-        """Turn sums into means and start anew."""
+    def finish(self, step: int, process_group: Any) -> bool:
+        """Turn sums into means and start anew; false if no rank has seen a sample."""
         sums: dict[str, Tensor] = self.sums if self.count else self.compiled
         count: int | Tensor = self.count or self.compiled_count
         if process_group is not None:
             count = torch.as_tensor(count, dtype=self.compiled_count.dtype, device=self.compiled_count.device).clone()
             torch.distributed.all_reduce(count, group=process_group)
+            if count.device.type == "cpu" and not count:
+                return False
             for total in sums.values():
                 torch.distributed.all_reduce(total, group=process_group)
         self.stats._values = {name: total / count for name, total in sums.items()}
         self.stats.step = step
         self.reset(compiled=not self.count)
+        return True
+
+    def forget(self) -> None:
+        """Drop the sums of eager forwards."""
+        self.reset(compiled=False)
 
     def reset(self, *, compiled: bool) -> None:
         """Forget the sums; those of compiled forwards only if asked."""
@@ -155,13 +162,13 @@ class Collector:
         active = [self.accumulators[group.name] for group in groups if group.name in self.accumulators]
         if not active:
             return
-        seen = [item for item in active if item.count or self.process_group is not None]
+        seen = [item for item in active if item.count]
         if not seen:
             seen = [item for item in active if bool(item.compiled_count > 0)]
-        if not seen:
+        if self.process_group is not None:  # ranks must agree on what they reduce
+            seen = active
+        if not [item for item in seen if item.finish(step, self.process_group)]:
             raise IllegalConfiguration(silence(self.model, (item.tap for item in active)))
-        for item in seen:
-            item.finish(step, self.process_group)
 
     def drop(self, groups: Sequence[UnitGroup], *, skipped: bool) -> None:
         """Forget what was added up since the last step: an unsampled step, or one that mixed precision skipped."""

@@ -27,13 +27,18 @@ class Sink(Protocol):
     def add(self, seen: Any) -> None:
         """Take ``(args, kwargs)`` of the module for an input tap, its output for an output tap."""
 
+    def forget(self) -> None:
+        """Drop what was heard since the last optimizer step."""
+
 
 class Listener:
     """Hooks on the taps of some sinks.
 
     They hear only what trains: the module is in training mode, gradients are enabled, and the forward is not the
     recomputation of a checkpointed one. Evaluation passes, rollouts under ``no_grad`` and target networks leave no
-    trace.
+    trace. Neither do forwards whose gradients were thrown away before a step, as mixed precision does when they overflow
+    (the scaler then never calls the optimizer): a backward pass is noticed on one parameter, and if that parameter's
+    gradient is gone at the next forward, what was heard in between is forgotten.
 
     Args:
         model: The model that is hooked.
@@ -43,8 +48,10 @@ class Listener:
     def __init__(self, model: nn.Module, sinks: Iterable[Sink]) -> None:
         self.enabled = True
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._sinks = tuple(sinks)
+        self._went_back = False
         hooks: dict[tuple[str, str], list[Sink]] = {}
-        for sink in sinks:
+        for sink in self._sinks:
             hooks.setdefault((sink.tap.module, sink.tap.kind), []).append(sink)
         for (name, kind), listening in hooks.items():
             module = model.get_submodule(name)
@@ -54,6 +61,10 @@ class Listener:
                 )
             else:
                 self._handles.append(module.register_forward_hook(self._on_output(module, listening)))
+        places = [*(model.get_submodule(name) for name, _ in hooks), *([model] if hooks else [])]
+        self._watched = next((p for place in places for p in place.parameters() if p.requires_grad), None)
+        if self._watched is not None:
+            self._handles.append(self._watched.register_post_accumulate_grad_hook(self._on_backward))
 
     def _on_input(self, own: nn.Module, sinks: Sequence[Sink]) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -71,6 +82,9 @@ class Listener:
 
         return hook
 
+    def _on_backward(self, parameter: torch.Tensor) -> None:
+        self._went_back = True
+
     def _hears(self, module: nn.Module, sinks: Sequence[Sink]) -> bool:
         if torch.compiler.is_compiling():  # no branch on the step: it would recompile; unwanted samples are dropped
             return module.training and torch.is_grad_enabled()
@@ -79,6 +93,10 @@ class Listener:
         if torch._C._current_graph_task_id() != -1:  # inside backward: a checkpointed forward is run again
             # non-reentrant checkpoints were heard in the forward; reentrant ones ran it without gradients
             return not any(sink.in_forward for sink in sinks)
+        if self._went_back and self._watched is not None and self._watched.grad is None:
+            self._went_back = False
+            for sink in self._sinks:
+                sink.forget()
         for sink in sinks:
             sink.in_forward = True
         return True

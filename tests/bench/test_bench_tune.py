@@ -44,7 +44,7 @@ def test_the_best_setting_of_each_method_is_chosen(tmp_path):
     assert summary["num_settings"] == 4
     assert summary["methods"]["L2"]["chosen"] == tuning.chosen["L2"].id
     assert len(summary["methods"]["plain"]["trials"]) == 4
-    assert "last half" in summary["rule"]
+    assert "last 2 of 3 tasks" in summary["rule"]
 
 
 def test_a_failed_seed_counts_as_zero(tmp_path):
@@ -64,4 +64,16 @@ def test_unequal_budgets_and_reported_seeds_are_refused(tmp_path):
         grid({"plain": [tiny(), tiny()]}, tmp_path)
     with pytest.raises(IllegalConfiguration, match="reported"):
         grid(chosen_from, tmp_path, tuning_seeds=[9, 10])
+    for wrong in (0.0, 1.5):
+        with pytest.raises(IllegalConfiguration, match="last_fraction"):
+            grid(chosen_from, tmp_path, last_fraction=wrong)
+    with pytest.raises(IllegalConfiguration, match="one number of tasks"):
+        grid({"plain": [tiny(num_tasks=2), tiny(num_tasks=3)]}, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_whole_stream_may_count(tmp_path):
+    experiment = tiny(num_tasks=3)
+    tuning = grid({"plain": [experiment]}, tmp_path, tuning_seeds=[100], last_fraction=1.0, num_workers=0)
+    (record,) = records.read_records(tmp_path)
+    assert tuning.trials["plain"][0].score == pytest.approx(sum(record.series["online_accuracy"]) / 3)

@@ -102,7 +102,7 @@ def test_a_method_is_its_own_name(method):
 def test_events_name_the_units_whose_weights_changed(name):
     if not supported("redo", name):
         pytest.skip("the group has no tap, which its own test covers")
-    run = Run(name, "sgd", ReDo(tau=0.9, every=1), dry_run=False)
+    run = Run(name, "sgd", ReDo(tau=1.0, every=1))
     units = units_of(name)
     run.train(0, 1)  # one step; then a step whose weight update is nothing
     for group in run.optimizer.param_groups:

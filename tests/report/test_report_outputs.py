@@ -124,7 +124,6 @@ def test_the_page_says_what_it_must(records) -> None:
         "Dead units",
         "Weight magnitude",
         "continual_backprop(replacement_rate=0.001)",
-        "best of 8 on seeds 100 to 102",
         "0–2",
         "2.13.0",
         "commit abc",

@@ -1,7 +1,7 @@
 """How records are sorted into streams and methods, and what their headline says."""
 
 import pytest
-from report_records import STREAM, run
+from report_records import ABOUT, STREAM, run
 
 from pliant.errors import RecordError
 from pliant.report.metrics import format_estimate, format_value, metric_info
@@ -81,7 +81,7 @@ def test_a_method_whose_seeds_all_failed_is_still_a_row() -> None:
 
 
 def test_a_short_run_and_a_long_run_of_one_stream_are_never_averaged() -> None:
-    records = run(num_tasks=20) + run(num_tasks=8, stream={**STREAM, "num_tasks": 8})
+    records = run(num_tasks=20) + run(num_tasks=8, stream={**STREAM, "num_tasks": 8}, about=ABOUT)
     titles = {s.title: s.window for s in summarise(records)}
     assert titles == {
         "Digits with random labels (num_tasks 20)": 10,
