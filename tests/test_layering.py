@@ -50,11 +50,7 @@ def imports_of(path: Path, *, lazy: bool = True) -> set[str]:
     found: set[str] = set()
 
     def visit(node: ast.AST, inside: bool) -> None:
-        if (
-            isinstance(node, ast.If)
-            and "TYPE_CHECKING" in ast.unparse(node.test)
-            and "not" not in ast.unparse(node.test)
-        ):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             for child in node.orelse:
                 visit(child, inside)
             return

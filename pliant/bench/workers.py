@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -27,6 +28,7 @@ _GRACE_SECONDS = 10.0
 def _work(connection: Connection, stop: Event) -> None:
     """Run jobs until None arrives; the parent alone reacts to Ctrl-C and sets ``stop``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     # A parent that is gone closes the pipe: there is nobody left to work for.
     with contextlib.suppress(EOFError, BrokenPipeError):
         while (job := connection.recv()) is not None:
@@ -35,6 +37,14 @@ def _work(connection: Connection, stop: Event) -> None:
                 connection.send(("done", finished))
             except Exception as error:
                 connection.send(("error", f"{type(error).__name__}: {error}"))
+
+
+def _die_with_parent() -> None:
+    """End at once when the parent was killed: a task may last minutes, and nobody waits for it any more."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextlib.contextmanager
