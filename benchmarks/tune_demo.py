@@ -67,7 +67,9 @@ def write_toml(stream: str, chosen: dict[str, Experiment], text: str) -> None:
     lines = [f'stream = "{stream}"', 'preset = "demo"', "", "[tuning]", f'text = """\n{text}\n"""']
     for experiment in chosen.values():
         methods = [{"name": part.name, **part.options} for part in experiment.methods]
-        inner = ", ".join("{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in m.items()) + " }" for m in methods)
+        inner = ", ".join(
+            "{ " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in m.items() if v is not None) + " }" for m in methods
+        )
         lines += [
             "",
             "[[runs]]",
@@ -105,7 +107,7 @@ def main() -> None:
         shutil.copy(tuning.path, ROOT / "benchmarks" / "results" / "tuning" / f"{stream}.json")
         write_toml(stream, tuning.chosen, text)
         if stream == "permuted_digits":
-            control = {name: item for name, item in tuning.chosen.items()}
+            control = dict(tuning.chosen)
             write_toml(
                 "stationary_digits",
                 control,

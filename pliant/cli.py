@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import re
 import sys
@@ -106,10 +107,11 @@ def _tyro(target: Any, prog: str, description: str, arguments: list[str]) -> Com
     except SystemExit as ending:
         if not ending.code:
             return None
-        text = re.sub(r"[╭╮╰╯│]", "", messages.getvalue())
-        lines = [line.strip() for line in text.splitlines()[1:]]
-        end = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-        message = _one_line(" ".join(line for line in lines[:end] if line)).partition(" Got errors")[0]
+        # A frame with a title, the message, a rule, and more; of ASCII where stderr can do no better.
+        lines = [line.strip(" ╭╮╰╯│|") for line in messages.getvalue().splitlines()][1:]
+        body = itertools.dropwhile(lambda line: line.startswith(("─", "--")), lines)
+        text = itertools.takewhile(lambda line: not line.startswith(("───", "---")), body)
+        message = _one_line(" ".join(text)).partition(" Got errors")[0]
         wrong = re.fullmatch(r"Error parsing (\S+): .*?(\S+) could be instantiated from \['(.*)'\]\.", message)
         if wrong:
             message = f"{wrong[1]} {wrong[3]}: expected {wrong[2]}"

@@ -184,7 +184,11 @@ class TiedLanguageModel(nn.Module):
     _tokens(4, 11),
     {
         "embed:residual": Group(
-            6, "embed.weight[-1] fc1.weight[-1] fc2.weight[-2] fc2.bias[-1]", site="residual", preserves=False, tap="any"
+            6,
+            "embed.weight[-1] fc1.weight[-1] fc2.weight[-2] fc2.bias[-1]",
+            site="residual",
+            preserves=False,
+            tap="any",
         ),
         "fc1": Group(8, "fc1.weight[-2] fc1.bias[-1] fc2.weight[-1]"),
     },
@@ -508,7 +512,9 @@ def _encoder_layer(at: str, width: int, heads: int, hidden: int) -> dict[str, Gr
             preserves=False,
             tap="any",
         ),
-        f"{at}.linear1": Group(hidden, f"{at}.linear1.weight[-2] {at}.linear1.bias[-1] {at}.linear2.weight[-1]", tap="any"),
+        f"{at}.linear1": Group(
+            hidden, f"{at}.linear1.weight[-2] {at}.linear1.bias[-1] {at}.linear2.weight[-1]", tap="any"
+        ),
     }
 
 
@@ -690,7 +696,7 @@ NAMES = tuple(ZOO)
 
 def loss_of(output: Any) -> Tensor:
     """A loss for any output: every tensor in it counts, and no unit's gradient vanishes by symmetry."""
-    tensors = [item for item in (output if isinstance(output, (tuple, list)) else [output])]
+    tensors = list(output) if isinstance(output, (tuple, list)) else [output]
     total = torch.zeros((), dtype=tensors[0].dtype)
     for tensor in tensors:
         target = torch.linspace(-1, 1, tensor.numel(), dtype=tensor.dtype).view_as(tensor)

@@ -64,7 +64,7 @@ class Listener:
         places = [*(model.get_submodule(name) for name, _ in hooks), *([model] if hooks else [])]
         self._watched = next((p for place in places for p in place.parameters() if p.requires_grad), None)
         if self._watched is not None:
-            self._handles.append(self._watched.register_post_accumulate_grad_hook(self._on_backward))
+            self._handles.append(self._watched.register_post_accumulate_grad_hook(self._on_backward))  # type: ignore[no-untyped-call]
 
     def _on_input(self, own: nn.Module, sinks: Sequence[Sink]) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -100,7 +100,13 @@ class Run:
         self.handle: pliant.Handle | None = None
         if methods is not None:
             self.handle = pliant.attach(
-                self.model, self.optimizer, methods, units=units_of(name), seed=handle_seed, init=self.case.init, **attach
+                self.model,
+                self.optimizer,
+                methods,
+                units=units_of(name),
+                seed=handle_seed,
+                init=self.case.init,
+                **attach,
             )
 
     def batch(self, step: int, size: int = 4) -> Any:
@@ -172,18 +178,21 @@ def assert_same_bits(a: dict[str, Any], b: dict[str, Any], only: str = "") -> No
 
 
 def differ(a: dict[str, Any], b: dict[str, Any], only: str = "model.") -> bool:
-    return any(
-        not torch.equal(a[key], b[key]) for key in a if key.startswith(only) and a[key].is_floating_point()
-    )
+    return any(not torch.equal(a[key], b[key]) for key in a if key.startswith(only) and a[key].is_floating_point())
 
 
 def supported(method: str, name: str) -> bool:
     """Tied transposed weights have no tap: methods that read activations refuse them (tested by name)."""
-    return not (name == "tied_autoencoder" and method in ("continual_backprop", "continual_backprop_exact", "redo", "several"))
+    return not (
+        name == "tied_autoencoder" and method in ("continual_backprop", "continual_backprop_exact", "redo", "several")
+    )
 
 
 def num_hooks(model: nn.Module, optimizer: Optimizer) -> int:
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     count = sum(len(getattr(module, name)) for module in model.modules() for name in names)
-    count += sum(len(p._backward_hooks or ()) + len(getattr(p, "_post_accumulate_grad_hooks", None) or ()) for p in model.parameters())
+    count += sum(
+        len(p._backward_hooks or ()) + len(getattr(p, "_post_accumulate_grad_hooks", None) or ())
+        for p in model.parameters()
+    )
     return count + len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)

@@ -22,7 +22,7 @@ from contract_tools import (
 from zoo import NAMES
 
 import pliant
-from pliant.interventions import ContinualBackprop, FreshStart, L2, ReDo, ShrinkAndPerturb  # noqa: F401 (for eval)
+from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb  # noqa: F401 (for eval)
 
 PAIRS = [pair for pair in pairs() if supported(pair[0], pair[1])]
 
@@ -121,7 +121,15 @@ def test_events_name_the_units_whose_weights_changed(name):
         piece = group.role("incoming")[0]
         where = torch.tensor(piece.table)
         changed = (tensors[piece.name] != before[piece.name]).movedim(piece.dim, 0).flatten(1).any(1)
-        others = {p for g in units.select("*") if g is not group for s in g.slices if s.name == piece.name for r in s.table for p in r}
+        others = {
+            p
+            for g in units.select("*")
+            if g is not group
+            for s in g.slices
+            if s.name == piece.name
+            for r in s.table
+            for p in r
+        }
         if others & set(where.flatten().tolist()):
             continue  # another group's units share these entries
         units_changed = {u for u in range(group.size) if changed[where[u]].any()}

@@ -34,7 +34,7 @@ def generic_copy(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def flat(output: Any) -> list[Tensor]:
-    return [item for item in (output if isinstance(output, (tuple, list)) else [output])]
+    return list(output) if isinstance(output, (tuple, list)) else [output]
 
 
 def outputs(model: nn.Module, x: Any) -> list[Tensor]:

@@ -7,15 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 import zoo
+from test_units_zoo import units_of
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import ZOO
 
 import pliant
 from pliant.stats import Collector
 from pliant.stats.capture import capture, named_tensors
 from pliant.units.taps import find_taps  # noqa: F401  (the module under test)
-from test_units_zoo import units_of
-from zoo import ZOO
 
 
 def rows(act: Tensor, dim: int = -1) -> Tensor:

@@ -1,0 +1,56 @@
+"""What the README shows works, and the files and commands that it names exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pliant.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
+
+
+def test_the_snippets_run_one_after_the_other(capsys):
+    names: dict[str, object] = {}
+    snippets = blocks("python")
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), names)
+    text = capsys.readouterr().out
+    assert "reset" in text
+    assert "it is the model's output" in text
+    assert sum(int(count.sum()) for count in names["handle"].num_resets.values()) > 0
+
+
+def test_the_commands_exist(capsys):
+    lines = [line.partition("#")[0] for block in blocks("") for line in block.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("pliant ")]
+    assert len(commands) >= 5
+    for command in commands:  # with --help, every option is checked and nothing is run
+        assert main([*command, "--help"]) == 0, command
+        assert "usage: pliant" in capsys.readouterr().out
+
+
+def test_the_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in PAGES:
+        lines = re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)[` ]", page.read_text(encoding="utf-8"), re.MULTILINE)
+        for target in (first or second for first, second in lines):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), (page.name, target)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
