@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from pliant.units.export import is_exporting
 from pliant.units.group import Tap
 
 __all__ = ["Listener", "Sink"]
@@ -36,9 +37,9 @@ class Listener:
 
     They hear only what trains: the module is in training mode, gradients are enabled, and the forward is not the
     recomputation of a checkpointed one. Evaluation passes, rollouts under ``no_grad`` and target networks leave no
-    trace. Neither do forwards whose gradients were thrown away before a step, as mixed precision does when they overflow
-    (the scaler then never calls the optimizer): a backward pass is noticed on one parameter, and if that parameter's
-    gradient is gone at the next forward, what was heard in between is forgotten.
+    trace. Neither do forwards whose gradients were thrown away before a step, as mixed precision does when they
+    overflow (the scaler then never calls the optimizer): a backward pass is noticed on one parameter, and if that
+    parameter's gradient is gone at the next forward, what was heard in between is forgotten.
 
     Args:
         model: The model that is hooked.
@@ -86,6 +87,8 @@ class Listener:
         self._went_back = True
 
     def _hears(self, module: nn.Module, sinks: Sequence[Sink]) -> bool:
+        if is_exporting():
+            return False
         if torch.compiler.is_compiling():  # no branch on the step: it would recompile; unwanted samples are dropped
             return module.training and torch.is_grad_enabled()
         if not self.enabled or not module.training or not torch.is_grad_enabled():

@@ -85,6 +85,7 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
     trace = Trace(parameter_axes)
     known = {node: name for node, name in exported.parameters.items() if name in parameter_axes}
     trace.views.update(parameter_views(known, parameter_axes))
+    trace.used.update(name for node, name in known.items() if node.users)
     for node in exported.nodes:
         if node.op != "placeholder":
             continue
@@ -110,10 +111,11 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
 def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
     """Freeze what no rule gave a role, and return the reason of every dimension with a frozen part."""
     for name, axes in trace.parameter_axes.items():
-        used = any(key[0] == name for key in trace.roles)
         for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
             if (name, dim) not in trace.roles:
-                ax.freeze(axis, "no rule says how it is used" if used else "it is not used in the forward pass")
+                ax.freeze(
+                    axis, "no rule says how it is used" if name in trace.used else "it is not used in the forward pass"
+                )
     for axes in trace.parameter_axes.values():  # resolving one axis may coarsen, and freeze, an atom of another
         for axis in axes:
             ax.resolve(axis)

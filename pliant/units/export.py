@@ -18,7 +18,16 @@ from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration, UnsupportedOp
 
-__all__ = ["Exported", "as_call", "canonical_names", "export", "plain_attention", "refuse_wrapped", "training_mode"]
+__all__ = [
+    "Exported",
+    "as_call",
+    "canonical_names",
+    "export",
+    "is_exporting",
+    "plain_attention",
+    "refuse_wrapped",
+    "training_mode",
+]
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -130,6 +139,24 @@ def _no_distribution_checks() -> Iterator[None]:
         torch.distributions.Distribution.set_default_validate_args(before)
 
 
+_exporting = False
+
+
+def is_exporting() -> bool:
+    """Whether a model is being exported right now: hooks that are attached to it must not become part of the graph."""
+    return _exporting
+
+
+@contextlib.contextmanager
+def _marked_as_exporting() -> Iterator[None]:
+    global _exporting
+    before, _exporting = _exporting, True
+    try:
+        yield
+    finally:
+        _exporting = before
+
+
 def export(model: nn.Module, example_inputs: Inputs) -> Exported:
     """Export the model's training-mode forward.
 
@@ -151,6 +178,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
         training_mode(model),
         plain_attention(),
         _no_distribution_checks(),
+        _marked_as_exporting(),
         torch.random.fork_rng(),
         warnings.catch_warnings(),
     ):

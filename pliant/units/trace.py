@@ -71,6 +71,7 @@ class Trace:
         roles: ``(name, dim from the end)`` to the roles that rules gave it.
         consumers: Where units are consumed by weights, in graph order.
         unknown: Ops met that no rule explains, with the number of times.
+        used: Parameters and buffers that the graph reads.
     """
 
     parameter_axes: dict[str, tuple[Axis, ...]]
@@ -79,6 +80,7 @@ class Trace:
     roles: dict[tuple[str, int], set[Role]] = field(default_factory=dict)
     consumers: list[Consumer] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
 
     # ---- reading ----
     def of(self, node: Any) -> tuple[Axis, ...]:

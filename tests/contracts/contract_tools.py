@@ -75,10 +75,6 @@ def units_of(name: str) -> UnitGraph:
     return pliant.find_units(ZOO[name].model(), ZOO[name].batch())
 
 
-def taps_only(units: UnitGraph, method: Any) -> Any:
-    return method
-
-
 class Run:
     """A model, its optimizer and, perhaps, a handle; ``train`` is a loop as a user writes it."""
 

@@ -40,7 +40,11 @@ def train(method, rank: int | None):
     return {
         "model": {key: value.clone() for key, value in model.state_dict().items()},
         "events": [[e.step, e.group, list(e.units)] for e in handle.events],
-        "age": {k: v["age"] for k, v in handle.state_dict()["state"][0].items() if "age" in v},
+        "state": {
+            f"{name}.{key}": value
+            for name, entries in handle.state_dict()["state"][0].items()
+            for key, value in entries.items()
+        },
     }
 
 
@@ -64,7 +68,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     results = {name: train(method, rank) for name, method in METHODS.items()}
-    results["eval_error"] = {"events": [eval_error()] * 21, "model": {}, "age": {}}
+    results["eval_error"] = {"events": [eval_error()] * 21, "model": {}, "state": {}}
     torch.save(results, folder / f"{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

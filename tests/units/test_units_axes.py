@@ -259,6 +259,19 @@ def test_a_cut_inside_a_minor_factor_freezes_it_and_keeps_the_major_one():
     program.check()
 
 
+def test_a_tie_refines_the_coarser_axis_row_by_row():
+    program = Program([(12,), (3, 4), (2, 6)])
+    program.view(1, (12,))
+    program.add(0, 3)
+    assert free(program) == [2, 3, 4, 6]
+    tables = sorted(ax.positions(program.bases[0][0], atom) for atom in program.free_atoms() if atom.size in (3, 4))
+    assert [table for table in tables if table[0]] == [
+        [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]],
+        [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]],
+    ]
+    program.check()
+
+
 def test_views_without_a_common_grid_freeze_with_a_reason():
     program = Program([(6,), (6,)])
     program.view(0, (2, 3))

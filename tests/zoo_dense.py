@@ -1,0 +1,206 @@
+"""The zoo: multi-layer perceptrons, tied weights, several heads, gates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo_base import Group, case, features, tokens
+
+# ---- multi-layer perceptrons ----
+_MLP = {
+    "0": Group(8, "0.weight[-2] 0.bias[-1] 2.weight[-1]"),
+    "2": Group(6, "2.weight[-2] 2.bias[-1] 4.weight[-1]"),
+}
+
+
+@case("mlp", features(5), _MLP, excluded={"0.weight[-1]": "input", "4.weight[-2]": "output", "4.bias[-1]": "output"})
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(5, 8), nn.Linear(8, 6, bias=False), nn.Linear(6, 3)
+        self.rate = 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.dropout(F.relu(self.fc1(x)), self.rate, self.training)
+        return self.fc3(F.gelu(self.fc2(x)))
+
+
+@case(
+    "mlp_functional",
+    features(5),
+    {
+        "fc1": Group(8, "fc1.weight[-2] fc1.bias[-1] fc2.weight[-1]", tap="replay"),
+        "fc2": Group(6, "fc2.weight[-2] fc3.weight[-1]"),
+    },
+)
+def mlp_functional() -> nn.Module:
+    return Functional()
+
+
+class Reused(nn.Module):
+    """One square layer twice: its rows and its columns are the same units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.last(torch.relu(self.again(torch.relu(self.again(x)))))
+
+
+@case(
+    "mlp_reused",
+    features(5),
+    {
+        "first": Group(
+            8, "first.weight[-2] first.bias[-1] again.weight[-2] again.weight[-1] again.bias[-1] last.weight[-1]"
+        )
+    },
+)
+def mlp_reused() -> nn.Module:
+    return Reused()
+
+
+class RawParameters(nn.Module):
+    """No layers at all: parameters and matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w1, self.b1 = nn.Parameter(torch.randn(5, 8) * 0.5), nn.Parameter(torch.zeros(8))
+        self.w2, self.b2 = nn.Parameter(torch.randn(8, 6) * 0.4), nn.Parameter(torch.zeros(6))
+        self.w3 = nn.Parameter(torch.randn(3, 6) * 0.4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(torch.addmm(self.b1, x, self.w1))
+        x = torch.relu(x @ self.w2 + self.b2)
+        return x @ self.w3.t()
+
+
+@case(
+    "mlp_raw",
+    features(5),
+    {
+        "w1": Group(8, "w1[-1] b1[-1] w2[-2]", tap="replay"),
+        "w2": Group(6, "w2[-1] b2[-1] w3[-1]", tap="replay"),
+    },
+    init="kaiming_uniform",
+)
+def mlp_raw() -> nn.Module:
+    return RawParameters()
+
+
+# ---- tied weights ----
+class TiedLanguageModel(nn.Module):
+    """Embedding and head share one matrix; the hidden layer between them is an ordinary one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc1, self.fc2 = nn.Embedding(11, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        return self.head(x + self.fc2(torch.relu(self.fc1(x))))
+
+
+@case(
+    "tied_language_model",
+    tokens(4, 11),
+    {
+        "embed:residual": Group(
+            6,
+            "embed.weight[-1] fc1.weight[-1] fc2.weight[-2] fc2.bias[-1]",
+            site="residual",
+            preserves=False,
+            tap="any",
+        ),
+        "fc1": Group(8, "fc1.weight[-2] fc1.bias[-1] fc2.weight[-1]"),
+    },
+    excluded={"embed.weight[-2]": "data"},
+)
+def tied_language_model() -> nn.Module:
+    return TiedLanguageModel()
+
+
+class TiedAutoencoder(nn.Module):
+    """Decoder weights are the encoder's, transposed: a row produces its unit and consumes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(5, 8)
+        self.decoder_bias = nn.Parameter(torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(torch.relu(self.encoder(x)), self.encoder.weight.t(), self.decoder_bias)
+
+
+@case(
+    "tied_autoencoder",
+    features(5),
+    {"encoder": Group(8, "encoder.weight[-2] encoder.bias[-1]", preserves=False, tap="any")},
+    init={"decoder_bias": "torch_default"},
+)
+def tied_autoencoder() -> nn.Module:
+    return TiedAutoencoder()
+
+
+# ---- two heads, gates ----
+class ActorCritic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(5, 8), nn.Tanh())
+        self.actor = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))
+        self.critic = nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.trunk(x)
+        return self.actor(hidden), self.critic(hidden)
+
+
+@case(
+    "actor_critic",
+    features(5),
+    {
+        "trunk.0": Group(8, "trunk.0.weight[-2] trunk.0.bias[-1] actor.0.weight[-1] critic.0.weight[-1]"),
+        "actor.0": Group(6, "actor.0.weight[-2] actor.0.bias[-1] actor.2.weight[-1]"),
+        "critic.0": Group(7, "critic.0.weight[-2] critic.0.bias[-1] critic.2.weight[-1]"),
+    },
+)
+def actor_critic() -> nn.Module:
+    return ActorCritic()
+
+
+class SwiGLU(nn.Module):
+    """Gate and value are one unit each, produced by two layers, or by two halves of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 4)
+        self.gate, self.value, self.down = nn.Linear(4, 7, bias=False), nn.Linear(4, 7, bias=False), nn.Linear(7, 4)
+        self.fused, self.out = nn.Linear(4, 12), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.embed(x))
+        x = self.down(F.silu(self.gate(x)) * self.value(x))
+        return self.out(F.glu(self.fused(torch.relu(x)), dim=-1))
+
+
+@case(
+    "swiglu",
+    features(5),
+    {
+        "embed": Group(4, "embed.weight[-2] embed.bias[-1] gate.weight[-1] value.weight[-1]", tap="hook"),
+        "gate": Group(7, "gate.weight[-2] value.weight[-2] down.weight[-1]"),
+        "down": Group(4, "down.weight[-2] down.bias[-1] fused.weight[-1]"),
+        "fused": Group(6, "fused.weight[-2] fused.bias[-1] out.weight[-1]"),
+    },
+)
+def swiglu() -> nn.Module:
+    return SwiGLU()
