@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -123,6 +122,13 @@ def _as_list(optimizer: Any) -> list[Optimizer]:
     return [optimizer]  # check_optimizer says what is wrong with it
 
 
+def _inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Matrices whose last dimension is the output: ``x @ W`` instead of ``nn.Linear``'s ``x @ W.T``."""
+    ends = {("incoming", -1), ("outgoing", -2)}
+    found = {piece.name for group in units for piece in group.slices if (piece.role, piece.dim) in ends}
+    return {name for name in found if name in tensors and tensors[name].ndim == 2}
+
+
 class Handle:
     """Everything that was attached: hooks, clocks, state and randomness. Made by :func:`attach`.
 
@@ -130,6 +136,7 @@ class Handle:
         units: The unit graph.
         methods: The interventions, in order.
         events: The log of edits.
+        excluded: Unit groups that are left alone although a method's pattern matches them, and why.
     """
 
     def __init__(
@@ -146,14 +153,16 @@ class Handle:
         process_group: Any,
     ) -> None:
         self.units, self.methods, self.num_members = units, tuple(methods), num_members
-        self._model = weakref.ref(model)
+        self.excluded: dict[str, str] = {}
         self._optimizers = list(optimizers)
         self._tensors = named_tensors(model)
         self._check_shapes(model)
         self.events = EventLog()
         self.events.num_members = num_members
         self._owners = self._find_owners(model)
-        inits = initialisers(model, init, members=num_members is not None)
+        inits = initialisers(
+            model, init, members=num_members is not None, inputs_first=_inputs_first(units, self._tensors)
+        )
         self._editor = Editor(
             self._tensors, self._owners, inits, seeds, num_members=num_members, events=self.events, dry_run=dry_run
         )
@@ -376,16 +385,15 @@ class Handle:
         if pattern is None:
             return []
         groups = self.units.require(pattern)
-        frozen = {
-            group.name
-            for group in groups
-            if not all(self._tensors[name].requires_grad for name in group.tensors if self._is_parameter(name))
-        }
-        usable = [group for group in groups if group.name not in frozen]
+        for group in groups:
+            fixed = [n for n in group.tensors if self._is_parameter(n) and not self._tensors[n].requires_grad]
+            if fixed:
+                self.excluded[group.name] = f"frozen parameters: {', '.join(fixed)}"
+        usable = [group for group in groups if group.name not in self.excluded]
         if not usable:
             raise NoEffect(
                 f"{type(method).__name__}: every unit group that matches {pattern!r} has frozen parameters "
-                f"({', '.join(sorted(frozen))}), so it would do nothing."
+                f"({', '.join(sorted(self.excluded))}), so it would do nothing."
             )
         return usable
 

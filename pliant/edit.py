@@ -172,6 +172,7 @@ class Editor:
                 shape[piece.dim] = tensor.shape[piece.dim]
                 if self.num_members is not None:
                     shape[0] = self.num_members
+                along = along if self.live is None else 1 + (along - 1) * self.live
                 tensor.mul_(along.view(shape).to(tensor))
 
     # ---- whole-tensor edits ----
@@ -197,7 +198,10 @@ class Editor:
         if self.dry_run:
             return
         with torch.no_grad():
-            self.tensors[name].copy_(value)
+            tensor = self.tensors[name]
+            if self.live is not None:  # a skipped step changes nothing
+                value = torch.where(self.live > 0, value.to(tensor), tensor)
+            tensor.copy_(value)
             if moments == "zero" and name in self.owners:
                 restart(self.owners[name], self.tensors[name], name)
 

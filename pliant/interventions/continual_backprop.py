@@ -45,8 +45,9 @@ class ContinualBackprop(Intervention):
 
     State:
         ``age`` int64 ``[U]``; ``activation`` float32 ``[U]`` (uncorrected running mean; of the utility if ``exact``);
-        ``budget`` float32 ``[1]``, the unspent :math:`c`. Under DDP the statistics are averaged over ranks. Groups that
-        a sampled step did not use (the other heads of a multi-task network) do not age and are not replaced in it.
+        ``budget`` float32 ``[1]``, the unspent :math:`c`; ``since`` int64 ``[1]``, real steps since the last
+        decision. Under DDP the statistics are averaged over ranks. Groups that a sampled step did not use (the other
+        heads of a multi-task network) do not age and are not replaced in it.
 
     Edits:
         Incoming weights (drawn from each layer's own initial distribution), their biases (zero), norm parameters and
@@ -83,6 +84,7 @@ class ContinualBackprop(Intervention):
         "age": PerUnit(dtype="int64"),
         "activation": PerUnit(),
         "budget": PerUnit(per_group=True),
+        "since": PerUnit(dtype="int64", per_group=True),
     }
     redraws: ClassVar[bool] = True
 
@@ -115,7 +117,7 @@ class ContinualBackprop(Intervention):
         if sampled:
             groups = tuple(group for group in groups if ctx.is_seen(group))
         states = [ctx.state(group) for group in groups]
-        self._age(ctx, [state["age"] for state in states])
+        self._count(ctx, [state[name] for state in states for name in ("age", "since")])
         if sampled:
             self._average(ctx, groups, [state["activation"] for state in states])
         if self.replacement_rate == 0:
@@ -128,12 +130,12 @@ class ContinualBackprop(Intervention):
         for group, state, period, utility in due:
             self._replace(ctx, group, state, period, utility)
 
-    def _age(self, ctx: Context, ages: list[Tensor]) -> None:
+    def _count(self, ctx: Context, counters: list[Tensor]) -> None:
         if ctx.live is None:
-            torch._foreach_add_(ages, 1)
+            torch._foreach_add_(counters, 1)
         else:
-            for age in ages:
-                age.add_(ctx.live.to(age.dtype))
+            for counter in counters:
+                counter.add_(ctx.live.to(counter.dtype))
 
     def _average(self, ctx: Context, groups: tuple[UnitGroup, ...], averages: list[Tensor]) -> None:
         seen = [ctx.stats(group).mean_abs_activation for group in groups]
@@ -159,16 +161,15 @@ class ContinualBackprop(Intervention):
         utility = corrected if self.exact else corrected * ctx.magnitude(group)
         return torch.where(ctx.check_finite(utility, group), utility, torch.inf)
 
-    def _replace(
-        self, ctx: Context, group: UnitGroup, state: dict[str, Tensor], period: int, utility: Tensor
-    ) -> None:
-        age, activation, budget = state["age"], state["activation"], state["budget"]
-        mature = age > self.maturity_threshold
-        # each unit has been mature for clamp(age - m, 0, period) of the steps since the last decision
-        mature_steps = (age - self.maturity_threshold).clamp(0, period).sum(-1, keepdim=True)
-        accrued = self.replacement_rate * mature_steps.to(budget.dtype)
-        budget.add_(accrued if ctx.live is None else accrued * ctx.live)
-        eligible = mature & utility.isfinite()
+    def _replace(self, ctx: Context, group: UnitGroup, state: dict[str, Tensor], period: int, utility: Tensor) -> None:
+        age, activation, budget, since = (state[name] for name in ("age", "activation", "budget", "since"))
+        # each unit has been mature for min(age - m, since) of the steps since the last decision
+        mature_steps = torch.minimum((age - self.maturity_threshold).clamp(min=0), since).sum(-1, keepdim=True)
+        budget.add_(self.replacement_rate * mature_steps.to(budget.dtype))
+        since.zero_()
+        eligible = (age > self.maturity_threshold) & utility.isfinite()
+        if ctx.live is not None:  # nothing is replaced at a skipped step; the budget waits
+            eligible = eligible & (ctx.live > 0)
         ranked = torch.where(eligible, utility, torch.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
         mask = eligible & (ranked < budget.floor())
         budget.sub_(mask.sum(-1, keepdim=True))

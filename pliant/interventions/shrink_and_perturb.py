@@ -89,8 +89,9 @@ class ShrinkAndPerturb(Intervention):
             return
         for name, parameter in ctx.parameters(self.where).items():
             init = ctx.edit.init_of(name)
-            if init.kind == "constant":
-                value = parameter.detach() * self.shrink + (1 - self.shrink) * init.scale
+            if init.kind == "constant" or self.noise_scale == 0:
+                centre = init.scale if init.kind == "constant" else 0.0
+                value = parameter.detach() * self.shrink + (1 - self.shrink) * centre
             else:
                 noise = ctx.edit.draw(name).to(parameter.dtype)
                 value = parameter.detach() * self.shrink + noise * self.noise_scale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +70,9 @@ NAMED: dict[str, Callable[[int, int], Init]] = {
 """Initialisations by name: ``(fan_in, fan_out)`` to a distribution. Kaiming uses the gain of ReLU, sqrt(2)."""
 
 
-def initialisers(model: nn.Module, init: InitSpec = None, *, members: bool = False) -> dict[str, Init | None]:
+def initialisers(
+    model: nn.Module, init: InitSpec = None, *, members: bool = False, inputs_first: Collection[str] = ()
+) -> dict[str, Init | None]:
     """The initial distribution of every parameter and floating-point buffer.
 
     Args:
@@ -79,6 +81,7 @@ def initialisers(model: nn.Module, init: InitSpec = None, *, members: bool = Fal
             :data:`NAMED`: that distribution for every matrix and kernel, zero for their biases. A mapping from
             patterns of tensor names to names: the first that matches.
         members: The tensors carry a leading dimension of ensemble members, which no fan counts.
+        inputs_first: Matrices stored as inputs x outputs (``x @ W``), whose fans are exchanged.
 
     Returns:
         Canonical tensor name to its distribution; ``None`` where it is not known (a bare parameter of a module that
@@ -109,7 +112,7 @@ def initialisers(model: nn.Module, init: InitSpec = None, *, members: bool = Fal
             continue
         tensor = tensors[name][0] if members else tensors[name]
         if tensor.ndim >= 2:
-            result[name] = NAMED[chosen](*_fans(tensor))
+            result[name] = NAMED[chosen](*_fans(tensor.mT if name in inputs_first else tensor))
         elif "bias" in leaf or leaf.startswith("b"):
             result[name] = Init("constant", 0.0)
     return result
