@@ -29,14 +29,20 @@ class Mlp(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linears = nn.ModuleList([nn.Linear(6, 13), nn.Linear(13, 10), nn.Linear(10, 3)])
-        self.features: list[torch.Tensor] = []
+        self.features = [torch.empty(0), torch.empty(0)]
+        for place, layer in enumerate(self.linears[1:]):  # older exports refuse a forward that sets attributes
+            layer.register_forward_pre_hook(self._keeper(place))
+
+    def _keeper(self, place):
+        def keep(module, inputs):
+            if not torch.compiler.is_compiling():
+                self.features[place] = inputs[0].detach()
+
+        return keep
 
     def forward(self, x):
-        features = []
         for layer in self.linears[:-1]:
             x = torch.relu(layer(x))
-            features.append(x)
-        self.features = [f.detach() for f in features]
         return self.linears[-1](x)
 
 
