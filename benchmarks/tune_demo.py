@@ -98,10 +98,12 @@ def main() -> None:
         )
         if tuning is None:
             raise SystemExit("interrupted; the same command resumes")
+        length = next(iter(tuning.chosen.values())).num_tasks
+        rule = tuning.rule.replace(f"the last {length} of {length}", f"all {length}")
         seeds = f"{TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]}"
         text = (
-            f"Every method, plain training included, had eight settings (step size and its own options); the one with "
-            f"the {tuning.rule}, was chosen on the tuning seeds {seeds}. Reported seeds are others. "
+            f"Every method, plain training included, had eight settings (step size and its own options) on the tuning "
+            f"seeds {seeds}, which are not reported. Chosen: {rule}. "
             f"All trials: benchmarks/results/tuning/{stream}.json; command: python benchmarks/tune_demo.py."
         )
         shutil.copy(tuning.path, ROOT / "benchmarks" / "results" / "tuning" / f"{stream}.json")
