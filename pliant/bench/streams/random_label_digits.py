@@ -17,7 +17,7 @@ __all__ = ["RandomLabelDigits"]
 @final
 @dataclass(frozen=True)
 class RandomLabelDigits:
-    """Each task draws ``num_examples`` of the shipped digits and gives them uniformly random labels.
+    """Each task draws some of the handwritten digits and gives them random labels, which the network learns by heart.
 
     All tasks are drawn alike, so a network that keeps its plasticity does equally well on each: any decline is
     the learner's. There is nothing to generalise to, hence no test set.
