@@ -16,13 +16,14 @@ SOURCES := pyproject.toml constraints.txt
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test lint types tests test-lower readme-picture clean
+.PHONY: help demo test lint types tests test-matrix test-lower readme-picture clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo            watch a network lose and keep its ability to learn; ends with demo/report.html"
 	@echo "make test            ruff, mypy, all tests and doctests"
 	@echo "make lint types tests   one of them at a time"
+	@echo "make test-matrix     every method with every architecture and every optimizer (make test covers pairs)"
 	@echo "make test-lower      the tests with the oldest PyTorch that is supported ($(LOWEST)), in its own venv"
 	@echo "make readme-picture  docs/images/demo.svg from the records of the last demo"
 	@echo "make clean           remove the venvs and all caches (never results)"
@@ -42,6 +43,9 @@ types: $(VENV)/.installed-dev
 
 tests: $(VENV)/.installed-dev
 	$(BIN)/pytest -n $(WORKERS)
+
+test-matrix: $(VENV)/.installed-dev
+	PLIANT_FULL_MATRIX=1 $(BIN)/pytest -n $(WORKERS) tests/contracts
 
 test-lower: $(VENV)-lower/.installed
 	$(VENV)-lower/bin/pytest -n $(WORKERS)

@@ -53,6 +53,9 @@ def attach(
             :func:`pliant.units.init.initialisers`.
         dry_run: Only report in ``handle.events`` what would be edited.
 
+    While it is attached, save ``state_dict()``s as usual; pickling the whole module (``torch.save(model)``) needs
+    ``handle.detach()`` first, because hooks cannot be pickled.
+
     Returns:
         The handle; keep it to save and load its state, to signal task boundaries, and to detach.
 
