@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
         name = "continual backprop" if protected else "backprop"
         print(f"| {rate:g} | {name} | {len(seeds)} | " + " | ".join(cells) + " |")
     print()
-    print("| step size | backprop: last three minus tasks 2 to 4 | continual backprop: the same | difference, last three |")
+    print("| step size | backprop: last three minus tasks 2 to 4 | continual backprop: same | difference, last three |")
     print("|--:|--:|--:|--:|")
     for rate in sorted({rate for rate, _ in runs}, reverse=True):
         plain, cbp = runs.get((rate, False), {}), runs.get((rate, True), {})
