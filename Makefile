@@ -68,7 +68,7 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
-	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) -c constraints.txt -e '.[dev,huggingface,rl]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)-lower/.installed: $(SOURCES)
@@ -76,5 +76,5 @@ $(VENV)-lower/.installed: $(SOURCES)
 	grep -v '^torch==' constraints.txt > $(VENV)-lower/constraints.txt
 	$(VENV)-lower/bin/python -m pip --disable-pip-version-check install --quiet \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		-c $(VENV)-lower/constraints.txt -e '.[dev]' 'torch==$(LOWEST)'
+		-c $(VENV)-lower/constraints.txt -e '.[dev,huggingface,rl]' 'torch==$(LOWEST)'
 	@touch $@

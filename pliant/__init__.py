@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pliant.attach import Handle, attach
+    from pliant.attach import attach
     from pliant.errors import (
         IllegalConfiguration,
         NoEffect,
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UnsupportedOp,
     )
+    from pliant.handle import Handle
     from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
     from pliant.monitor import Monitor, monitor
     from pliant.units import UnitGraph, UnitGroup, find_units
@@ -53,7 +54,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = ("errors", "interventions", "metrics", "records", "report", "stats", "units")
 _SOURCES = {
-    "Handle": "pliant.attach",
+    "Handle": "pliant.handle",
     "attach": "pliant.attach",
     "IllegalConfiguration": "pliant.errors",
     "NoEffect": "pliant.errors",

@@ -69,7 +69,7 @@ def test_no_protection_is_an_empty_list():
     train(model, optimizer, 3)
     train(plain, plain_optimizer, 3)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
-    assert handle.step == 3
+    assert handle.num_steps == 3
     assert float(handle.penalty()) == 0
 
 
@@ -96,7 +96,7 @@ def test_a_detached_handle_says_so_and_frees_the_model():
         handle.penalty()
     model.eval()
     train(model, optimizer, 2)  # nobody minds any more
-    assert handle.step == 3
+    assert handle.num_steps == 3
     alive = weakref.ref(model)
     del model, optimizer, handle
     gc.collect()
@@ -107,10 +107,10 @@ def test_two_handles_on_one_model():
     model, optimizer, first = attached(ReDo(tau=1.0, every=2))
     second = pliant.attach(model, optimizer, L2(0.1), units=units())
     train(model, optimizer, 4)
-    assert first.step == second.step == 4
+    assert first.num_steps == second.num_steps == 4
     first.detach()
     train(model, optimizer, 1)
-    assert (first.step, second.step) == (4, 5)
+    assert (first.num_steps, second.num_steps) == (4, 5)
 
 
 def test_a_state_of_other_methods_groups_or_versions_is_refused_and_changes_nothing():
@@ -209,5 +209,5 @@ def test_continual_backprop_on_sampled_steps_only():
         heard.append(handle._collector.accumulators["0"].count > 0)
         optimizer.step()
     assert heard == [step % 4 == 3 for step in range(12)]
-    assert handle.step == 12
+    assert handle.num_steps == 12
     assert handle.num_resets

@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"metrics", "stats", "events"},
     {"edit"},
     {"interventions"},
+    {"handle"},
     {"attach", "monitor"},
     {"bench", "report"},
     {"commands"},
@@ -28,7 +29,6 @@ LAYERS: list[set[str]] = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SIDEWAYS = {
-    ("attach", "stats"),
     ("monitor", "attach"),  # a monitor listens with the same hooks and clock
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

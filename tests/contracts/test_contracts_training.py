@@ -44,7 +44,7 @@ def test_a_skipped_amp_step_does_nothing(method, optimizer):
         return run
 
     skipped, never = train(5), train(None)
-    assert skipped.handle.step == never.handle.step == 7
+    assert skipped.handle.num_steps == never.handle.num_steps == 7
     assert_same_bits(never.bits(), skipped.bits())
 
 
@@ -58,7 +58,7 @@ def test_activations_that_overflow_in_a_skipped_step_leave_no_trace():
         scaler.scale(zoo.loss_of(run.model(x * math.inf if step == 1 else x))).backward()
         scaler.step(run.optimizer)
         scaler.update()
-    assert run.handle.step == 2
+    assert run.handle.num_steps == 2
 
 
 def test_counters_do_not_saturate_in_bfloat16():
@@ -115,7 +115,7 @@ def test_micro_batches_count_as_one_step(method):
         for piece in x.chunk(4):
             (parts.model(piece).square().mean() / 4).backward()
         parts.optimizer.step()
-    assert whole.handle.step == parts.handle.step == 8
+    assert whole.handle.num_steps == parts.handle.num_steps == 8
     assert list(whole.handle.events) == list(parts.handle.events)
     assert len(whole.handle.events) > 0
     for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
@@ -343,7 +343,7 @@ def test_schedulers_and_new_parameter_groups():
         if step == 2:
             run.optimizer.add_param_group({"params": [extra], "lr": 0.1})
     assert torch.equal(extra, torch.ones(3))
-    assert run.handle.step == 6
+    assert run.handle.num_steps == 6
     ctx = run.handle._contexts[0][0]
     assert ctx.learning_rates(["0.weight"]) == [0.02 * 0.5**6]  # L2 follows the schedule
 
