@@ -135,16 +135,11 @@ class Context:
 
     def magnitude(self, group: UnitGroup) -> Tensor:
         r"""Sum of absolute outgoing weights per unit, :math:`\sum_k |w_{ki}|`: ``[U]`` or ``[S, U]``."""
-        lead = 0 if self.num_members is None else 1
         total: Tensor | None = None
         with torch.no_grad():
             for piece in group.role("outgoing"):
-                tensor = self.edit.tensors[piece.name]
-                keep = tensor.ndim + piece.dim
-                dims = [dim for dim in range(lead, tensor.ndim) if dim != keep]
-                sums = tensor.abs().sum(dims, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-                per_unit = sums[..., self.edit.table(piece, sums.device)].sum(-1)
-                total = per_unit if total is None else total + per_unit
+                sums = self.edit.writer.sum_abs(piece)
+                total = sums if total is None else total + sums
         if total is None:
             raise NoEffect(f"unit group {group.name!r} has no outgoing weights.")
         return total
