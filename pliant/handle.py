@@ -89,6 +89,7 @@ class Handle:
         self._next = [[0] * len(self.methods) for _ in range(count)]
         self._acted: list[list[int | Tensor]] = [[0] * len(self.methods) for _ in range(count)]
         self._wake, self._listens = [0] * count, [False] * count
+        self._acts = [type(method).after_step is not Intervention.after_step for method in self.methods]
         for index in range(count):
             self._plan(index)
         for index, item in enumerate(self._optimizers):
@@ -239,13 +240,17 @@ class Handle:
         clock.advance(live)
         if clock.step >= self._wake[index]:
             self._act(index, live)
-        elif self._collector.enabled:
+        elif self._collector.enabled and not self._listens[index]:  # it listens for another optimizer
             self._collector.drop(self._owned[index], skipped=False)
 
     def _act(self, index: int, live: Tensor | None) -> None:
-        """Run the interventions that are due at this step of an optimizer."""
+        """Run the interventions that are due at this step of an optimizer, or begin to listen for the next one."""
         clock, groups = self._clocks[index], self._owned[index]
         due = [m for m, step in enumerate(self._next[index]) if step <= clock.step]
+        if not due:
+            self._wake[index] += 1
+            self._listen(index, True)
+            return
         if any(self.methods[m].samples(clock.step) for m in due):
             self._collector.finish(clock.step, groups)
         elif self._collector.enabled:
@@ -267,18 +272,20 @@ class Handle:
     def _plan(self, index: int) -> None:
         """When this optimizer's hook has to do something next: act, or begin to listen one step before."""
         step = self._clocks[index].step
+        contexts = [row[index] for row in self._contexts]
         following = [
-            sys.maxsize
-            if type(method).after_step is Intervention.after_step
-            else method.next_step(self._contexts[m][index])
-            for m, method in enumerate(self.methods)
+            method.next_step(ctx) if acts else sys.maxsize
+            for method, ctx, acts in zip(self.methods, contexts, self._acts, strict=True)
         ]
         self._next[index] = following
-        wake = min(following, default=step + 1)
+        wake = min(following, default=sys.maxsize)
         sampled = any(method.samples(wake) for method, at in zip(self.methods, following, strict=True) if at == wake)
         self._wake[index] = wake - 1 if sampled and wake > step + 1 else wake
-        self._listens[index] = sampled and wake == step + 1
-        self._collector.enabled = any(self._listens)
+        self._listen(index, sampled and wake == step + 1)
+
+    def _listen(self, index: int, value: bool) -> None:
+        self._listens[index] = value
+        self._collector.enabled = value or any(self._listens)
 
     # ---- set-up ----
     def _check_attached(self) -> None:

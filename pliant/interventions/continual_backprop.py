@@ -17,6 +17,8 @@ __all__ = ["ContinualBackprop"]
 
 _MAX_CADENCE = 8
 _SAMPLES_PER_WINDOW = 12
+_MAX_UNITS = 4
+_MAX_DELAY = 0.04
 
 
 @final
@@ -118,7 +120,8 @@ class ContinualBackprop(Intervention):
         """Steps between the decisions on a group, ``decide_every`` or its default, rounded up to whole samples."""
         wanted = self.decide_every
         if wanted is None:
-            accrues = int(1 / (self.replacement_rate * group.size)) if self.replacement_rate else 1
+            units = min(max(1, int(_MAX_DELAY * group.size)), _MAX_UNITS)
+            accrues = int(units / (self.replacement_rate * group.size)) if self.replacement_rate else 1
             wanted = max(1, accrues, 2 * self.cadence if self.cadence > 1 else 1)
         return -(-wanted // self.cadence) * self.cadence
 
@@ -146,7 +149,9 @@ class ContinualBackprop(Intervention):
         if not groups:
             return
         states = [ctx.state(group) for group in groups]
-        torch._foreach_add_([state[name] for state in states for name in ("age", "since")], ctx.elapsed)
+        for state in states:
+            state["age"].add_(ctx.elapsed)
+            state["since"].add_(ctx.elapsed)
         self._average(ctx, groups, [state["activation"] for state in states])
         if self.replacement_rate == 0:
             return

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration, NoEffect
-from pliant.stats.listener import Listener, is_recorded_by_a_graph, silence
+from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
@@ -50,18 +50,18 @@ class GroupStats:
 
 
 class _Accumulator:
-    """The running sums of one group between two optimizer steps.
+    """The running means of one group between two optimizer steps.
 
-    Eager forwards keep their sums in ``sums`` and count on the host. Those that became part of a graph (compiled, or
-    captured on CUDA) cannot branch on the step, so they add to fixed buffers at every step; a sample is then the mean
-    since the last one. Non-finite batches are left out there, since a step that mixed precision skips cannot be told
-    from others inside a graph; if nothing else was seen, the mean is not finite, and that is noticed.
+    Eager forwards keep means and count on the host. Those that became part of a graph (compiled, or captured on CUDA)
+    cannot branch on the step, so they add sums to fixed buffers at every step; a sample is then the mean since the
+    last one. Non-finite batches are left out there, since a step that mixed precision skips cannot be told from others
+    inside a graph.
     """
 
     def __init__(self, reader: TapReader, needs: frozenset[str], shape: tuple[int, ...], like: Tensor) -> None:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.reader, self.needs, self.tap = reader, tuple(sorted(needs)), reader.tap
-        self.sums: dict[str, Tensor] = {}
+        self.means: dict[str, Tensor] = {}
         self.count = 0
         self.is_in_graph = False
         self.graph_sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
@@ -69,45 +69,61 @@ class _Accumulator:
         self.in_forward = False
         self.stats = GroupStats()
 
-    def add(self, seen: Any) -> None:
+    def add(self, seen: Any, *, in_graph: bool) -> None:
         act = self.reader.value(seen)
-        if is_recorded_by_a_graph():
+        if in_graph:
             return self._add_in_graph(act)
+        count = 0
         for name in self.needs:
-            total, count = self.reader.sum_over_samples(act.abs() if name == "mean_abs_activation" else act)
-            self.sums[name] = self.sums[name] + total if self.count else total
+            mean, count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            if self.count:  # another micro-batch, or another use of the module
+                mean = torch.lerp(self.means[name], mean, count / (self.count + count))
+            self.means[name] = mean
         self.count += count
         return None
 
     def _add_in_graph(self, act: Tensor) -> None:
         finite: Tensor | None = None
         for name in self.needs:
-            total, count = self.reader.sum_over_samples(act.abs() if name == "mean_abs_activation" else act)
-            finite = total.isfinite().all() if finite is None else finite
-            self.graph_sums[name].add_(torch.where(finite, total, 0))
+            mean, count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            finite = mean.isfinite().all() if finite is None else finite
+            self.graph_sums[name].add_(torch.where(finite, mean * count, 0))
         if finite is not None:
             self.graph_count.add_(finite * count)
 
     def finish(self, step: int, process_group: Any) -> bool:
-        """Turn sums into means and start anew; false if no rank has seen a sample."""
+        """Make the means readable and start anew; false if no rank has seen a sample."""
         in_graph = not self.count
-        sums = self.graph_sums if in_graph else self.sums
-        count: int | Tensor = self.graph_count if in_graph else self.count
         if process_group is not None:
-            count = torch.as_tensor(count, dtype=self.graph_count.dtype, device=self.graph_count.device).clone()
-            torch.distributed.all_reduce(count, group=process_group)
-            if count.device.type == "cpu" and not count:
+            if not self._reduce(process_group):
                 return False
-            for total in sums.values():
-                torch.distributed.all_reduce(total, group=process_group)
-        means = {name: total / count for name, total in sums.items()}
-        if in_graph and self.graph_count.device.type != "cpu":  # nobody has looked whether there is a sample
-            old = self.stats._values
-            means = {name: torch.where(self.graph_count > 0, mean, old.get(name, 0.0)) for name, mean in means.items()}
-        self.stats._values = means
+        elif in_graph:
+            self.stats._values = self._graph_means(self.graph_count)
+        else:
+            self.stats._values = self.means
         self.stats.step = step
         self.reset(in_graph=in_graph)
         return True
+
+    def _reduce(self, process_group: Any) -> bool:
+        """Average over ranks, each weighted by its samples."""
+        like = self.graph_count
+        count = torch.full_like(like, self.count) if self.count else like.clone()
+        sums = {name: mean * self.count for name, mean in self.means.items()} if self.count else self.graph_sums
+        torch.distributed.all_reduce(count, group=process_group)
+        if count.device.type == "cpu" and not count:
+            return False
+        for total in sums.values():
+            torch.distributed.all_reduce(total, group=process_group)
+        self.stats._values = {name: total / count for name, total in sums.items()}
+        return True
+
+    def _graph_means(self, count: Tensor) -> dict[str, Tensor]:
+        means = {name: total / count for name, total in self.graph_sums.items()}
+        if count.device.type == "cpu":
+            return means
+        old = self.stats._values  # on an accelerator nobody has looked whether there is a sample
+        return {name: torch.where(count > 0, mean, old.get(name, 0.0)) for name, mean in means.items()}
 
     def is_heard_in_graph(self) -> bool:
         """Whether a graph added a sample; an accelerator is asked only until the first one."""
@@ -122,7 +138,7 @@ class _Accumulator:
     def reset(self, *, in_graph: bool) -> None:
         """Forget the sums; those of graphs only if asked."""
         if self.count:
-            self.sums, self.count = {}, 0
+            self.means, self.count = {}, 0
         self.in_forward = False
         if in_graph:
             self.graph_count.zero_()

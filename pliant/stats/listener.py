@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from pliant.units.export import is_exporting
 from pliant.units.group import Tap
 
-__all__ = ["Listener", "Sink", "is_recorded_by_a_graph"]
+__all__ = ["Listener", "Sink"]
 
 
 class Sink(Protocol):
@@ -25,19 +25,16 @@ class Sink(Protocol):
     tap: Tap
     in_forward: bool
 
-    def add(self, seen: Any) -> None:
-        """Take ``(args, kwargs)`` of the module for an input tap, its output for an output tap."""
+    def add(self, seen: Any, *, in_graph: bool) -> None:
+        """Take ``(args, kwargs)`` of the module for an input tap, its output for an output tap.
+
+        Args:
+            seen: What the hook saw.
+            in_graph: Whether this becomes part of a graph that runs again without the Python around it.
+        """
 
     def forget(self) -> None:
         """Drop what was heard since the last optimizer step."""
-
-
-def is_recorded_by_a_graph() -> bool:
-    """Whether what runs now becomes part of a graph: ``torch.compile`` traces it, or CUDA captures it.
-
-    The graph runs again without the Python around it, so nothing in it may depend on the step.
-    """
-    return torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 class _Place:
@@ -63,14 +60,14 @@ class _Place:
 
     # a deep copy of a module brings its hooks along: only the own one is heard
     def on_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module is self.module and self.listener.hears(self):
+        if module is self.module and (how := self.listener.hears(self)):
             for sink in self.sinks:
-                sink.add((args, kwargs))
+                sink.add((args, kwargs), in_graph=how == "in_graph")
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module is self.module and self.listener.hears(self):
+        if module is self.module and (how := self.listener.hears(self)):
             for sink in self.sinks:
-                sink.add(output)
+                sink.add(output, in_graph=how == "in_graph")
 
 
 class Listener:
@@ -101,8 +98,7 @@ class Listener:
         places = [*(place.module for place in self._places), *([model] if self._places else [])]
         self._watched = next((p for place in places for p in place.parameters() if p.requires_grad), None)
         self._backward: torch.utils.hooks.RemovableHandle | None = None
-        # on an accelerator, a graph may be captured at any time: its hooks must be there then
-        self._may_rest = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        self._may_be_captured = any(parameter.is_cuda for parameter in model.parameters())
         self._install()
 
     @property
@@ -117,7 +113,7 @@ class Listener:
         self._enabled = value
         if value:
             self._install()
-        elif self._may_rest:
+        elif not self._may_be_captured:  # a graph needs its hooks whenever it is captured
             for place in self._places:
                 if place.heard_eagerly:
                     place.remove()
@@ -138,17 +134,21 @@ class Listener:
             self._backward.remove()
             self._backward = None
 
-    def hears(self, place: _Place) -> bool:
-        """Whether the forward that reached a hook is one that counts."""
+    def hears(self, place: _Place) -> Literal["eagerly", "in_graph"] | None:
+        """Whether the forward that reached a hook is one that counts, and whether it becomes part of a graph.
+
+        ``torch.compile`` traces a forward, or CUDA captures it, and the graph runs again without the Python around
+        it: nothing may branch on the step there (it would recompile), and unwanted samples are dropped later.
+        """
         if is_exporting():
-            return False
-        if is_recorded_by_a_graph():  # no branch on the step: it would recompile; unwanted samples are dropped
-            return place.module.training and torch.is_grad_enabled()
+            return None
+        if torch.compiler.is_compiling() or (self._may_be_captured and torch.cuda.is_current_stream_capturing()):
+            return "in_graph" if place.module.training and torch.is_grad_enabled() else None
         if not self._enabled or not place.module.training or not torch.is_grad_enabled():
-            return False
+            return None
         if torch._C._current_graph_task_id() != -1:  # inside backward: a checkpointed forward is run again
             # non-reentrant checkpoints were heard in the forward; reentrant ones ran it without gradients
-            return not any(sink.in_forward for sink in place.sinks)
+            return None if any(sink.in_forward for sink in place.sinks) else "eagerly"
         if self._went_back and self._watched is not None and self._watched.grad is None:
             self._went_back = False
             for sink in self._sinks:
@@ -156,7 +156,7 @@ class Listener:
         place.heard_eagerly = True
         for sink in place.sinks:
             sink.in_forward = True
-        return True
+        return "eagerly"
 
     def remove(self) -> None:
         """Remove every hook."""

@@ -181,7 +181,8 @@ def differ(a: dict[str, Any], b: dict[str, Any], only: str = "model.") -> bool:
 def supported(method: str, name: str) -> bool:
     """Tied transposed weights have no tap: methods that read activations refuse them (tested by name)."""
     return not (
-        name == "tied_autoencoder" and method in ("continual_backprop", "continual_backprop_exact", "redo", "several")
+        name == "tied_autoencoder"
+        and method in ("continual_backprop", "continual_backprop_exact", "continual_backprop_sparse", "redo", "several")
     )
 
 
