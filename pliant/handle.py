@@ -16,6 +16,7 @@ from pliant.events import EventLog
 from pliant.interventions.base import Clock, Context, Intervention
 from pliant.stats import Collector
 from pliant.stats.capture import named_tensors
+from pliant.stats.listener import is_in_graph
 from pliant.units import UnitGraph
 from pliant.units.init import InitSpec, initialisers
 
@@ -88,7 +89,8 @@ class Handle:
         count = len(self._optimizers)
         self._next = [[0] * len(self.methods) for _ in range(count)]
         self._acted: list[list[int | Tensor]] = [[0] * len(self.methods) for _ in range(count)]
-        self._wake, self._listens = [0] * count, [False] * count
+        self._wake, self._listens, self._in_graph = [0] * count, [False] * count, [False] * count
+        self._accelerated = any(tensor.is_cuda for tensor in self._tensors.values())
         self._acts = [type(method).after_step is not Intervention.after_step for method in self.methods]
         for index in range(count):
             self._plan(index)
@@ -132,6 +134,30 @@ class Handle:
                 if term is not None:
                     total = total + term
         return total
+
+    def step(self, optimizer: Optimizer | None = None) -> None:
+        """Act after an optimizer step that ran inside a captured CUDA graph (call it after each replay).
+
+        A replayed graph runs no hooks. Everywhere else they fire by themselves, and this must not be called.
+
+        Args:
+            optimizer: Which optimizer has stepped; may be left out where there is one only.
+
+        Raises:
+            IllegalConfiguration: If the optimizer was never captured, or is not attached.
+        """
+        self._check_attached()
+        if optimizer is None and len(self._optimizers) > 1:
+            raise IllegalConfiguration("several optimizers are attached: say which one has stepped.")
+        found = [i for i, item in enumerate(self._optimizers) if optimizer is None or item is optimizer]
+        if not found:
+            raise IllegalConfiguration("this optimizer is not attached to this handle.")
+        if not self._in_graph[found[0]]:
+            raise IllegalConfiguration(
+                "handle.step() is for optimizer steps inside a captured CUDA graph, and none was captured since "
+                "pliant.attach: the hook on optimizer.step() does it already. (Attach before the capture.)"
+            )
+        self._after_step(found[0], getattr(self._optimizers[found[0]], "found_inf", None))
 
     def detach(self) -> None:
         """Remove every hook. Afterwards nothing of Pliant is left in the model or the optimizer."""
@@ -223,6 +249,9 @@ class Handle:
 
     def _post_hook(self, index: int) -> Any:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if is_in_graph(self._accelerated):  # the graph will step without this hook: see step()
+                self._in_graph[index] = True
+                return
             self._after_step(index, getattr(optimizer, "found_inf", None))
 
         return hook

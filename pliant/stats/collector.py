@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.errors import IllegalConfiguration, NoEffect
+from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
 from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
 from pliant.units.graph import UnitGraph
@@ -16,16 +16,20 @@ from pliant.units.group import UnitGroup
 
 __all__ = ["STATISTICS", "Collector", "GroupStats"]
 
-STATISTICS = ("mean_abs_activation", "mean_activation")
-"""Statistics that an intervention can ask for in ``needs``."""
+STATISTICS = ("mean_abs_activation", "mean_activation", "mean_abs_gradient", "features")
+"""What an intervention can ask for in ``needs``."""
+
+_OF_ACTIVATIONS = frozenset({"mean_abs_activation", "mean_activation"})
 
 
 class GroupStats:
-    """One group's statistics over the training samples of the last sampled optimizer step.
+    r"""One group's statistics over the training samples of the last sampled optimizer step.
 
     Attributes:
         mean_abs_activation: Mean of ``|h|`` over samples, ``[U]`` or ``[S, U]``.
         mean_activation: Mean of ``h``, of the same shape.
+        mean_abs_gradient: Mean of :math:`|\partial L / \partial h|` over samples, of the same shape; multiplied by
+            the loss scale where mixed precision uses one.
         step: The step that they belong to; 0 before the first.
     """
 
@@ -48,6 +52,16 @@ class GroupStats:
         """Mean of ``h`` over samples."""
         return self._get("mean_activation")
 
+    @property
+    def mean_abs_gradient(self) -> Tensor:
+        """Mean of the absolute gradient of the loss with respect to ``h`` over samples."""
+        if self.step and "mean_abs_gradient" not in self._values:
+            raise NoEffect(
+                "no gradient reached the units in the last step: either the loss does not depend on them, or "
+                "`mean_abs_gradient` is not in the intervention's `needs`."
+            )
+        return self._get("mean_abs_gradient")
+
 
 class _Accumulator:
     """The running means of one group between two optimizer steps.
@@ -60,9 +74,12 @@ class _Accumulator:
 
     def __init__(self, reader: TapReader, needs: frozenset[str], shape: tuple[int, ...], like: Tensor) -> None:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.reader, self.needs, self.tap = reader, tuple(sorted(needs)), reader.tap
+        self.reader, self.tap, self.shape = reader, reader.tap, shape
+        self.needs = tuple(sorted(needs & _OF_ACTIVATIONS))
+        self.needs_gradient, self.needs_features = "mean_abs_gradient" in needs, "features" in needs
         self.means: dict[str, Tensor] = {}
-        self.count = 0
+        self.count = self.gradient_count = 0
+        self.features: list[Tensor] = []
         self.is_in_graph = False
         self.graph_sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
         self.graph_count = torch.zeros((), dtype=dtype, device=like.device)
@@ -70,17 +87,33 @@ class _Accumulator:
         self.stats = GroupStats()
 
     def add(self, seen: Any, *, in_graph: bool) -> None:
+        if self.needs_features or self.needs_gradient:
+            self._add_live(self.reader.live(seen), in_graph)
         act = self.reader.value(seen)
         if in_graph:
             return self._add_in_graph(act)
         count = 0
         for name in self.needs:
             mean, count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
-            if self.count:  # another micro-batch, or another use of the module
-                mean = torch.lerp(self.means[name], mean, count / (self.count + count))
-            self.means[name] = mean
-        self.count += count
+            self._mix(name, mean, count, self.count)
+        self.count += count or self.reader.count(act)
         return None
+
+    def _mix(self, name: str, mean: Tensor, count: int, before: int) -> None:
+        if before:  # another micro-batch, or another use of the module
+            mean = torch.lerp(self.means[name], mean, count / (before + count))
+        self.means[name] = mean
+
+    def _add_live(self, act: Tensor, in_graph: bool) -> None:
+        if self.needs_features:
+            self.features.append(act)
+        if self.needs_gradient and act.requires_grad and not in_graph:
+            act.register_hook(self._add_gradient)  # type: ignore[no-untyped-call]
+
+    def _add_gradient(self, gradient: Tensor) -> None:
+        mean, count = self.reader.mean_over_samples(gradient.detach().abs())
+        self._mix("mean_abs_gradient", mean, count, self.gradient_count)
+        self.gradient_count += count
 
     def _add_in_graph(self, act: Tensor) -> None:
         finite: Tensor | None = None
@@ -94,6 +127,12 @@ class _Accumulator:
     def finish(self, step: int, process_group: Any) -> bool:
         """Make the means readable and start anew; false if no rank has seen a sample."""
         in_graph = not self.count
+        if in_graph and self.needs_gradient:
+            raise NotYetSupported(
+                f"gradients with respect to the activations of {self.reader.group.name!r} cannot be recorded inside "
+                "a compiled model or a CUDA graph. Train this model without torch.compile, or choose a method that "
+                "reads activations."
+            )
         if process_group is not None:
             if not self._reduce(process_group):
                 return False
@@ -109,13 +148,19 @@ class _Accumulator:
         """Average over ranks, each weighted by its samples."""
         like = self.graph_count
         count = torch.full_like(like, self.count) if self.count else like.clone()
-        sums = {name: mean * self.count for name, mean in self.means.items()} if self.count else self.graph_sums
-        torch.distributed.all_reduce(count, group=process_group)
+        sums = {name: self.means[name] * self.count for name in self.needs} if self.count else dict(self.graph_sums)
+        counts = dict.fromkeys(sums, count)
+        if self.needs_gradient:
+            zeros = torch.zeros(self.shape, dtype=like.dtype, device=like.device)
+            counts["mean_abs_gradient"] = torch.full_like(like, self.gradient_count)
+            sums["mean_abs_gradient"] = self.means.get("mean_abs_gradient", zeros) * self.gradient_count
+        for item in {id(item): item for item in counts.values()}.values():
+            torch.distributed.all_reduce(item, group=process_group)
         if count.device.type == "cpu" and not count:
             return False
         for total in sums.values():
             torch.distributed.all_reduce(total, group=process_group)
-        self.stats._values = {name: total / count for name, total in sums.items()}
+        self.stats._values = {name: total / counts[name] for name, total in sums.items()}
         return True
 
     def _graph_means(self, count: Tensor) -> dict[str, Tensor]:
@@ -138,7 +183,9 @@ class _Accumulator:
     def reset(self, *, in_graph: bool) -> None:
         """Forget the sums; those of graphs only if asked."""
         if self.count:
-            self.means, self.count = {}, 0
+            self.means, self.count, self.gradient_count = {}, 0, 0
+        if self.features:
+            self.features = []
         self.in_forward = False
         if in_graph:
             self.graph_count.zero_()
@@ -217,6 +264,17 @@ class Collector:
         if group.name not in self.accumulators:
             raise NoEffect(f"no statistics are collected for {group.name!r}; list them in the intervention's `needs`.")
         return self.accumulators[group.name].stats
+
+    def features(self, group: UnitGroup) -> list[Tensor]:
+        """The group's activations with their graph, ``[N, U]``, one per training forward since the last step.
+
+        Raises:
+            NoEffect: If nobody asked for them.
+        """
+        item = self.accumulators.get(group.name)
+        if item is None or not item.needs_features:
+            raise NoEffect(f"no features are kept for {group.name!r}; list 'features' in the intervention's `needs`.")
+        return [item.reader.matrix(act) for act in item.features]
 
     def remove(self) -> None:
         """Remove every hook."""

@@ -11,7 +11,7 @@ from torch import nn
 from pliant.units.export import is_exporting
 from pliant.units.group import Tap
 
-__all__ = ["Listener", "Sink"]
+__all__ = ["Listener", "Sink", "is_in_graph"]
 
 
 class Sink(Protocol):
@@ -35,6 +35,14 @@ class Sink(Protocol):
 
     def forget(self) -> None:
         """Drop what was heard since the last optimizer step."""
+
+
+def is_in_graph(accelerated: bool) -> bool:
+    """Whether what runs now becomes part of a graph that runs again without the Python around it.
+
+    Either ``torch.compile`` traces it, or (asked only where ``accelerated``) CUDA captures it.
+    """
+    return torch.compiler.is_compiling() or (accelerated and torch.cuda.is_current_stream_capturing())
 
 
 class _Place:
@@ -98,7 +106,7 @@ class Listener:
         places = [*(place.module for place in self._places), *([model] if self._places else [])]
         self._watched = next((p for place in places for p in place.parameters() if p.requires_grad), None)
         self._backward: torch.utils.hooks.RemovableHandle | None = None
-        self._may_be_captured = any(parameter.is_cuda for parameter in model.parameters())
+        self._accelerated = any(parameter.is_cuda for parameter in model.parameters())
         self._install()
 
     @property
@@ -113,7 +121,7 @@ class Listener:
         self._enabled = value
         if value:
             self._install()
-        elif not self._may_be_captured:  # a graph needs its hooks whenever it is captured
+        elif not self._accelerated:  # a graph needs its hooks whenever it is captured
             for place in self._places:
                 if place.heard_eagerly:
                     place.remove()
@@ -142,7 +150,7 @@ class Listener:
         """
         if is_exporting():
             return None
-        if torch.compiler.is_compiling() or (self._may_be_captured and torch.cuda.is_current_stream_capturing()):
+        if is_in_graph(self._accelerated):
             return "in_graph" if place.module.training and torch.is_grad_enabled() else None
         if not self._enabled or not place.module.training or not torch.is_grad_enabled():
             return None

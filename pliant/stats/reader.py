@@ -51,13 +51,27 @@ class TapReader:
         Args:
             seen: ``(args, kwargs)`` of the hooked module for an input tap, its output for an output tap.
         """
+        return self.replay(seen, self.tensors) if self.replay is not None else self.live(seen).detach()
+
+    def live(self, seen: Any) -> Tensor:
+        """The tensor that carries the units, as the forward pass made it: with its graph.
+
+        Args:
+            seen: As in :meth:`value`.
+
+        Raises:
+            IllegalConfiguration: If the activations are replayed, apart from the forward pass and without gradients.
+        """
         if self.replay is not None:
-            return self.replay(seen, self.tensors)
+            raise IllegalConfiguration(
+                f"the activations of unit group {self.group.name!r} are recomputed apart from the forward pass, so "
+                "their gradients cannot be seen; choose other groups with where=..."
+            )
         if self.tap.kind == "output" and isinstance(seen, Tensor):
-            return seen.detach()
+            return seen
         if self.tap.kind == "input" and self.tap.slot == 0 and seen[0] and isinstance(seen[0][0], Tensor):
-            return seen[0][0].detach()
-        return tensor_leaves(seen)[self.tap.slot].detach()
+            return seen[0][0]
+        return tensor_leaves(seen)[self.tap.slot]
 
     def mean_over_samples(self, act: Tensor) -> tuple[Tensor, int]:
         """Means of ``act`` over everything but members and units, and the number of samples per unit.
@@ -68,10 +82,7 @@ class TapReader:
         Returns:
             Means ``[U]`` or ``[S, U]`` in at least float32, and the count (batch times positions times M).
         """
-        dims = self._sample_dims[act.ndim]
-        count = self.width
-        for dim in dims:
-            count *= act.shape[dim]
+        dims, count = self._sample_dims[act.ndim], self.count(act)
         if not dims:
             mean = act if act.dtype in _WIDE else act.to(torch.float32)
         elif act.dtype in _WIDE:
@@ -79,6 +90,13 @@ class TapReader:
         else:
             mean = act.mean(dims, dtype=torch.float32)
         return self._per_unit(mean), count
+
+    def count(self, act: Tensor) -> int:
+        """Samples per unit in a tensor of the tap's layout."""
+        count = self.width
+        for dim in self._sample_dims[act.ndim]:
+            count *= act.shape[dim]
+        return count
 
     def _is_whole(self, size: int) -> bool:
         """Whether a dimension holds this group's positions, in order, and nothing else (a concatenation does)."""
