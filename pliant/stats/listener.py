@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from pliant.stats.quiet import is_unrecorded
 from pliant.units.export import is_exporting
 from pliant.units.group import Tap
 
@@ -87,7 +88,7 @@ class Listener:
         self._went_back = True
 
     def _hears(self, module: nn.Module, sinks: Sequence[Sink]) -> bool:
-        if is_exporting():
+        if is_exporting() or is_unrecorded():
             return False
         if torch.compiler.is_compiling():  # no branch on the step: it would recompile; unwanted samples are dropped
             return module.training and torch.is_grad_enabled()
