@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.optim import ASGD, LBFGS, SGD, Adafactor, Adagrad, Optimizer, Rprop
 
@@ -137,10 +138,23 @@ def moments(optimizer: Optimizer, parameter: Tensor, name: str, declared: Moment
     return found
 
 
-def restart(optimizer: Optimizer, parameter: Tensor, name: str, declared: MomentSpec = None) -> None:
+def restart(
+    optimizer: Optimizer,
+    parameter: Tensor,
+    name: str,
+    declared: MomentSpec = None,
+    live: Tensor | None = None,
+) -> None:
     """Put a parameter's whole state back to where it was before its first step: moments and scalar counters.
 
     Tensors are changed in place, because captured graphs and fused kernels hold on to them.
+
+    Args:
+        optimizer: The optimizer that owns the parameter.
+        parameter: The parameter, with its new values.
+        name: Its name, for errors.
+        declared: Further names, as the user has declared them.
+        live: ``None``, or a device scalar: nothing changes where it is 0.
 
     Raises:
         NotYetSupported: As :func:`moments`, but Adafactor's factors, too, can start anew as a whole.
@@ -148,21 +162,24 @@ def restart(optimizer: Optimizer, parameter: Tensor, name: str, declared: Moment
     state: dict[str, Any] = optimizer.state.get(parameter, {})
     group = _group_of(optimizer, parameter)
     factored = [key for key in state if isinstance(optimizer, Adafactor) and key in _FACTORED]
-    for moment in moments(optimizer, parameter, name, {**(declared or {}), **dict.fromkeys(factored, "keep")}):
-        if moment.fresh == "weights":
-            moment.value.copy_(parameter)
-        else:
-            moment.value.fill_(moment.fresh)
+    skipped: MomentSpec = {**(declared or {}), **dict.fromkeys(factored, "keep")}
+    for moment in moments(optimizer, parameter, name, skipped):
+        _overwrite(moment.value, parameter if isinstance(moment.fresh, str) else moment.fresh, live)
     for key in factored:
-        state[key].zero_()
+        _overwrite(state[key], 0.0, live)
     for key, value in state.items():
         first = group["lr"] if isinstance(optimizer, ASGD) and key == "eta" else _SCALARS.get(key, 0.0)
         if isinstance(value, Tensor) and value.ndim == 0 and _fresh(optimizer, parameter, key, declared) is None:
-            value.fill_(first)
-        elif isinstance(value, (int, float)) and key == "step":  # SparseAdam counts on the host
+            _overwrite(value, first, live)
+        elif isinstance(value, (int, float)) and key == "step" and live is None:  # SparseAdam counts on the host
             state[key] = type(value)(0)
-    if isinstance(optimizer, SGD) and group["dampening"] and "momentum_buffer" in state:
+    if isinstance(optimizer, SGD) and group["dampening"] and "momentum_buffer" in state and live is None:
         state["momentum_buffer"] = None  # its first gradient is not dampened: zero is not where it starts
+
+
+def _overwrite(value: Tensor, fresh: Tensor | complex, live: Tensor | None) -> None:
+    new = fresh.detach() if isinstance(fresh, Tensor) else torch.full((), fresh, dtype=value.dtype, device=value.device)
+    value.copy_(new if live is None else torch.where(live.to(value.device) > 0, new, value))
 
 
 def _fresh(optimizer: Optimizer, parameter: Tensor, key: str, declared: MomentSpec) -> Fresh | Literal["keep"] | None:

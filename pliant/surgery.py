@@ -6,8 +6,7 @@ per group, stay right; replaced parameters give up their place in it.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.optim import Muon, Optimizer
 
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["adopt", "operation", "replace_module"]
+__all__ = ["adopt", "operate", "replace_module"]
 
 
 def adopt(optimizers: Sequence[Optimizer], parameters: Sequence[nn.Parameter], like: nn.Parameter) -> None:
@@ -114,40 +113,50 @@ def replace_module(
             optimizer.state.pop(gone, None)
 
 
-@contextlib.contextmanager
-def operation(model: nn.Module, optimizers: Sequence[Optimizer], seed: int) -> Iterator[None]:
-    """Everything inside may change the model; afterwards it is checked that the optimizers have followed.
+def operate(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    seed: int,
+    surgery: Callable[[nn.Module, Sequence[Optimizer]], None],
+) -> tuple[str, ...]:
+    """Let a method change the model, and check that the optimizers have followed.
 
-    Randomness inside (new layers) comes from the seed; the global random state is restored.
+    Args:
+        model: The model.
+        optimizers: Its optimizers.
+        seed: Seed of the randomness inside (new layers); the global random state is restored.
+        surgery: What changes the model.
+
+    Returns:
+        The names of the tensors that are new, and of those that are gone.
 
     Raises:
         IllegalConfiguration: If a new parameter belongs to no optimizer, one that was owned is not any more, or an
             optimizer still trains what the model has lost. The model stays as the method left it.
     """
-    known = {id(p): name for name, p in model.named_parameters()}
-    kept = list(model.parameters())  # alive, so that no new parameter can get an old one's id
+    before = list(model.named_parameters())  # alive, so that no new parameter can get an old one's id
+    known = {id(p): name for name, p in before}
     trained = _owned(optimizers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        yield
+        surgery(model, optimizers)
     now = {id(p): (name, p) for name, p in model.named_parameters()}
     owned = _owned(optimizers)
-    orphans = [
-        name
-        for key, (name, p) in now.items()
-        if p.requires_grad and key not in owned and (key in trained or key not in known)
-    ]
+    expected = {key for key, (_, p) in now.items() if p.requires_grad and (key in trained or key not in known)}
+    orphans = sorted(now[key][0] for key in expected - owned)
     if orphans:
         raise IllegalConfiguration(
-            f"after the change of the model no optimizer trains {', '.join(sorted(orphans))}: use "
-            "pliant.surgery.replace_module or adopt in surgery()."
+            f"after the change of the model no optimizer trains {', '.join(orphans)}: in surgery(), use "
+            "pliant.surgery.replace_module or adopt."
         )
-    lost = [known[id(p)] for p in kept if id(p) in owned and id(p) not in now]
+    lost = sorted(known[key] for key in owned - set(now) if key in known)
     if lost:
         raise IllegalConfiguration(
             f"after the change of the model an optimizer still trains {', '.join(lost)}, which the model does not have "
-            "any more: use pliant.surgery.replace_module in surgery()."
+            "any more: in surgery(), use pliant.surgery.replace_module."
         )
+    new = (name for key, (name, _) in now.items() if key not in known)
+    return (*new, *(name for name, p in before if id(p) not in now))
 
 
 def _owned(optimizers: Sequence[Optimizer]) -> set[int]:

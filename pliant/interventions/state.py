@@ -18,7 +18,7 @@ from torch import Tensor
 from pliant.errors import IllegalConfiguration
 from pliant.units.group import UnitGroup
 
-__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind"]
+__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "cloned"]
 
 _DTYPES = {"bool": torch.bool, "int64": torch.int64, "float32": torch.float32, "float64": torch.float64}
 Plain = bool | int | float | str
@@ -109,26 +109,29 @@ class Memory:
         self.parameters: dict[str, dict[str, Tensor]] = {}
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self.host: list[dict[str, Plain]] = [{} for _ in range(num_optimizers)]
-        self._declared = dict(declared)
+        self._declared, self._pattern, self._cleared = dict(declared), pattern, False
         for key, kind in declared.items():
             if isinstance(kind, PerUnit):
                 for group in groups:
                     self.units[group.name][key] = _per_unit(kind, key, group, tensors, num_members)
             elif isinstance(kind, PerParameter):
-                matched = {name: p for name, p in trained.items() if fnmatch.fnmatchcase(name, pattern)}
-                self.parameters[key] = {name: _per_parameter(kind, key, p) for name, p in matched.items()}
+                self.parameters[key] = {}
             elif isinstance(kind, Snapshot):
                 self.snapshots[key] = {name: tensor.detach().clone() for name, tensor in tensors.items()}
             else:
                 for host in self.host:
                     host[key] = kind.fill
+        self.extend(trained)
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of everything.
+        """Copies of everything but the state per unit (the handle saves that by itself).
 
         Raises:
-            IllegalConfiguration: If a method has put something else than plain values into its host state.
+            IllegalConfiguration: If a method has put something else than plain values into its host state, or if the
+                handle is detached and copies of the network are gone.
         """
+        if self._cleared:
+            raise IllegalConfiguration("the handle is detached and its copies of the network are gone: save it before.")
         for host in self.host:
             for key, value in host.items():
                 if key not in self._declared or not isinstance(value, (bool, int, float, str)):
@@ -137,14 +140,13 @@ class Memory:
                         "numbers, flags or strings in it."
                     )
         return {
-            "units": _cloned(self.units),
-            "parameters": _cloned(self.parameters),
-            "snapshots": _cloned(self.snapshots),
+            "parameters": cloned(self.parameters),
+            "snapshots": cloned(self.snapshots),
             "host": [dict(host) for host in self.host],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`, in place."""
+        """Restore :meth:`state_dict`, with ``"units"`` beside it, in place."""
         for mine, saved in (
             (self.units, state["units"]),
             (self.parameters, state["parameters"]),
@@ -157,8 +159,17 @@ class Memory:
             host.update(values)
 
     def clear(self) -> None:
-        """Give the memory of copies of the network back."""
+        """Free what is as large as the network; what is kept per unit stays readable."""
+        self._cleared = self._cleared or bool(self.parameters or self.snapshots)
         self.parameters, self.snapshots = {}, {}
+
+    def extend(self, trained: Mapping[str, Tensor]) -> None:
+        """State for parameters that an optimizer has taken on later; what is there is kept."""
+        for key, kind in self._declared.items():
+            if isinstance(kind, PerParameter):
+                for name, parameter in trained.items():
+                    if name not in self.parameters[key] and fnmatch.fnmatchcase(name, self._pattern):
+                        self.parameters[key][name] = _per_parameter(kind, key, parameter)
 
 
 def _per_unit(
@@ -185,5 +196,6 @@ def _dtype(name: str, key: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _cloned(tree: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+def cloned(tree: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """A copy, tensors included."""
     return {outer: {inner: tensor.clone() for inner, tensor in tensors.items()} for outer, tensors in tree.items()}
