@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from pliant.errors import IllegalConfiguration
 from pliant.handle import Handle
 from pliant.interventions.base import Intervention
-from pliant.optimizer_state import check_optimizer
+from pliant.optimizer_state import MomentSpec, check_optimizer
+from pliant.surgery import operate
 from pliant.units import UnitGraph, find_units
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
@@ -29,6 +30,8 @@ def attach(
     seed: int | Sequence[int] = 0,
     init: InitSpec = None,
     dry_run: bool = False,
+    moments: MomentSpec = None,
+    measure_change: Inputs | None = None,
 ) -> Handle:
     """Protect a model: the interventions act after every step of its optimizer, in a loop that stays as it is.
 
@@ -46,6 +49,11 @@ def attach(
         init: How parameters are initialised, where that is not PyTorch's own default for their layer, see
             :func:`pliant.units.init.initialisers`.
         dry_run: Only report in ``handle.events`` what would be edited.
+        moments: For optimizers from elsewhere: the names of their moments, the state with one entry per weight, and
+            the value that a new weight's entry starts from, such as ``{"my_buffer": 0.0}``; ``"weights"`` if it
+            starts as a copy of the weights, ``"keep"`` if a reset must not touch it.
+        measure_change: A batch, as the loop passes it: every event then carries the largest relative change of the
+            model's outputs on it (two forward passes for each edit, in evaluation mode).
 
     While it is attached, save ``state_dict()``s as usual; pickling the whole module (``torch.save(model)``) needs
     ``handle.detach()`` first, because hooks cannot be pickled.
@@ -92,12 +100,13 @@ def attach(
             raise IllegalConfiguration(
                 f"{method!r} is no intervention; pass instances such as pliant.ContinualBackprop()."
             )
+    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    operations = _operate(model, optimizers, chosen, seeds[0], units is not None or process_group is not None, dry_run)
     if units is None:
         if example_inputs is None:
             raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
         units = find_units(model, example_inputs)
-    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-    return Handle(
+    handle = Handle(
         model,
         optimizers,
         chosen,
@@ -107,7 +116,36 @@ def attach(
         init=init,
         dry_run=dry_run,
         process_group=process_group,
+        moments=moments,
+        measure_change=measure_change,
     )
+    for name, tensors in operations:
+        handle.events.intervention = name
+        handle.events.add_tensors("surgery", tensors)
+    return handle
+
+
+def _operate(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    methods: Sequence[Intervention],
+    seed: int,
+    too_late: bool,
+    dry_run: bool,
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Let the methods that change the model do so; returns which tensors each has put in or taken out."""
+    changing = [method for method in methods if method.changes_model]
+    if not changing:
+        return []
+    names = ", ".join(type(method).__name__ for method in changing)
+    if too_late:
+        raise IllegalConfiguration(
+            f"{names} changes the model, so the units are those of the changed model and ranks must agree on it: "
+            "attach to the plain model with example_inputs=..., before any wrapper; units found before do not fit."
+        )
+    if dry_run:
+        raise IllegalConfiguration(f"{names} changes the model, which dry_run cannot show: try it on a deep copy.")
+    return [(type(method).__name__, operate(model, optimizers, seed, method.surgery)) for method in changing]
 
 
 def _as_list(optimizer: Any) -> list[Optimizer]:

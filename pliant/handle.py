@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,16 +14,20 @@ from torch.optim import Optimizer
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.events import EventLog
+from pliant.forward import call, outputs, relative_change
 from pliant.interventions.base import Clock, Context, Intervention
+from pliant.interventions.state import Memory, cloned
+from pliant.optimizer_state import MomentSpec, check_declared, check_units
 from pliant.stats import Collector
 from pliant.stats.capture import named_tensors
 from pliant.stats.listener import is_in_graph
 from pliant.units import UnitGraph
+from pliant.units.export import Inputs
 from pliant.units.init import InitSpec, initialisers
 
 __all__ = ["Handle"]
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 def _inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
@@ -30,6 +35,12 @@ def _inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
     ends = {("incoming", -1), ("outgoing", -2)}
     found = {piece.name for group in units for piece in group.slices if (piece.role, piece.dim) in ends}
     return {name for name in found if name in tensors and tensors[name].ndim == 2}
+
+
+def _measure(model: nn.Module, batch: Inputs) -> Callable[[], Tensor]:
+    """Remember the outputs on a batch; what is returned tells by how much they have changed since."""
+    before = outputs(model, batch)
+    return lambda: relative_change(before, outputs(model, batch))
 
 
 class Handle:
@@ -54,6 +65,8 @@ class Handle:
         init: InitSpec,
         dry_run: bool,
         process_group: Any,
+        moments: MomentSpec = None,
+        measure_change: Inputs | None = None,
     ) -> None:
         self.units, self.methods, self.num_members = units, tuple(methods), num_members
         self.excluded: dict[str, str] = {}
@@ -62,18 +75,29 @@ class Handle:
         self._check_shapes(model)
         self.events = EventLog()
         self.events.num_members = num_members
-        self._owners = self._find_owners(model)
+        self._owners = self._find_owners()
+        check_declared(moments)
         inits = initialisers(
             model, init, members=num_members is not None, inputs_first=_inputs_first(units, self._tensors)
         )
+        self._forward = partial(call, model)
         self._editor = Editor(
-            self._tensors, self._owners, inits, seeds, num_members=num_members, events=self.events, dry_run=dry_run
+            self._tensors,
+            self._owners,
+            inits,
+            seeds,
+            num_members=num_members,
+            events=self.events,
+            dry_run=dry_run,
+            declared=moments,
+            measure=None if measure_change is None else partial(_measure, model, measure_change),
         )
         self._clocks = [Clock() for _ in self._optimizers]
         self._num_boundaries = 0
         self._owned = [self._groups_of(item, model) for item in self._optimizers]
         self._check_methods()
-        self._state = [self._make_state(method) for method in self.methods]
+        self._memory = [self._make_memory(m) for m in range(len(self.methods))]
+        self._num_param_groups = [len(item.param_groups) for item in self._optimizers]
         self._collector = Collector(
             model, units, self._needs(), self._tensors, num_members=num_members, process_group=process_group
         )
@@ -106,6 +130,10 @@ class Handle:
         return self._clocks[0].step
 
     @property
+    def _state(self) -> list[dict[str, dict[str, Tensor]]]:
+        return [memory.units for memory in self._memory]
+
+    @property
     def num_resets(self) -> dict[str, Tensor]:
         """Units reset so far per group, ``[]`` each, or ``[S]`` for a stack of members."""
         return self.events.num_resets()
@@ -122,6 +150,7 @@ class Handle:
             for ctx in contexts:
                 ctx.task = self._num_boundaries
                 self._enter(method, ctx)
+                self._editor.stepped = None
                 method.at_task_boundary(ctx, data)
 
     def penalty(self) -> Tensor:
@@ -159,12 +188,37 @@ class Handle:
             )
         self._after_step(found[0], getattr(self._optimizers[found[0]], "found_inf", None))
 
+    def record(self) -> dict[str, float]:
+        """Numbers for a log: steps, units reset so far, and what each intervention reports of itself.
+
+        Returns:
+            ``"num_steps"``, ``"num_resets"`` (over all groups and members), and ``"<method>.<name>"``; a method that
+            is listed twice is ``"<method>#2"``, and with several optimizers ``"[1]"`` says which. Reading waits for an
+            accelerator.
+        """
+        resets = sum(int(total.sum()) for total in self.num_resets.values())
+        found: dict[str, float] = {"num_steps": float(self.num_steps), "num_resets": float(resets)}
+        names = [type(method).__name__ for method in self.methods]
+        for m, (method, contexts) in enumerate(zip(self.methods, self._contexts, strict=True)):
+            before = names[:m].count(names[m])
+            label = names[m] + (f"#{before + 1}" if before else "")
+            for ctx in contexts:
+                which = f"[{ctx.index}]" if len(contexts) > 1 else ""
+                for key, value in method.on_record(ctx).items():
+                    found[f"{label}.{key}{which}"] = float(value)
+        return found
+
     def detach(self) -> None:
-        """Remove every hook. Afterwards nothing of Pliant is left in the model or the optimizer."""
+        """Remove every hook. Afterwards nothing of Pliant is left in the model or the optimizer.
+
+        Copies of the network that a method kept in the handle are freed, too: save ``state_dict()`` before.
+        """
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         self._collector.remove()
+        for memory in self._memory:
+            memory.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit by bit: plain tensors, numbers and strings.
@@ -180,10 +234,8 @@ class Handle:
             "real_clocks": [clock.real for clock in self._clocks],
             "acted": [list(row) for row in self._acted],
             "num_boundaries": self._num_boundaries,
-            "state": [
-                {name: {key: value.clone() for key, value in entries.items()} for name, entries in per_group.items()}
-                for per_group in self._state
-            ],
+            "state": [cloned(memory.units) for memory in self._memory],
+            "memory": [memory.state_dict() for memory in self._memory],
             "random": self._editor.random_state(),
             "num_resets": self.events.state_dict(),
         }
@@ -217,10 +269,8 @@ class Handle:
             clock.step, clock.real = step, real if real is None else real.clone().to(self._device)
         self._acted = [list(row) for row in state["acted"]]
         self._num_boundaries = state["num_boundaries"]
-        for per_group, saved in zip(self._state, state["state"], strict=True):
-            for name, entries in per_group.items():
-                for key, value in entries.items():
-                    value.copy_(saved[name][key])
+        for memory, units, saved in zip(self._memory, state["state"], state["memory"], strict=True):
+            memory.load_state_dict({"units": units, **saved})
         self._editor.load_random_state(state["random"])
         self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items()})
         for index in range(len(self._clocks)):
@@ -296,7 +346,22 @@ class Handle:
         self._plan(index)
 
     def _enter(self, method: Intervention, ctx: Context) -> None:
-        self.events.step, self.events.intervention = ctx.clock.step, type(method).__name__
+        self.events.step, self.events.clock, self.events.intervention = ctx.clock.step, ctx.index, type(method).__name__
+        self._editor.stepped = ctx.optimizer
+        if len(ctx.optimizer.param_groups) != self._num_param_groups[ctx.index]:
+            self._adopt_param_groups(ctx.index)
+
+    def _adopt_param_groups(self, index: int) -> None:
+        """The user has called ``add_param_group``: edits of whole tensors reach the new parameters.
+
+        Units that could not be edited before (``excluded``) still are not: their statistics are not listened to.
+        """
+        self._num_param_groups[index] = len(self._optimizers[index].param_groups)
+        self._owners.update(self._find_owners())
+        trained = self._trained(self._optimizers[index])
+        for memory, contexts in zip(self._memory, self._contexts, strict=True):
+            memory.extend(trained)
+            contexts[index].set_parameters(trained)
 
     def _plan(self, index: int) -> None:
         """When this optimizer's hook has to do something next: act, or begin to listen one step before."""
@@ -339,10 +404,14 @@ class Handle:
                         + " Find the units of this model."
                     )
 
-    def _find_owners(self, model: nn.Module) -> dict[str, Optimizer]:
+    def _find_owners(self) -> dict[str, Optimizer]:
         by_id = {id(p): item for item in self._optimizers for group in item.param_groups for p in group["params"]}
-        parameters = dict(model.named_parameters())
-        return {name: by_id[id(tensor)] for name, tensor in parameters.items() if id(tensor) in by_id}
+        return {name: by_id[id(tensor)] for name, tensor in self._tensors.items() if id(tensor) in by_id}
+
+    def _trained(self, optimizer: Optimizer) -> dict[str, Tensor]:
+        """The parameters that an optimizer owns and that are not frozen, by name."""
+        owned = {name: self._tensors[name] for name, owner in self._owners.items() if owner is optimizer}
+        return {name: tensor for name, tensor in owned.items() if tensor.requires_grad}
 
     def _groups_of(self, optimizer: Optimizer, model: nn.Module) -> list[Any]:
         """The groups whose clock is this optimizer's: it owns their first incoming tensor."""
@@ -381,6 +450,8 @@ class Handle:
                             "optimizer owns it. Pass every optimizer that trains the model, or leave the group out "
                             "with where=..."
                         )
+                    if self._is_parameter(name):
+                        check_units(self._owners[name], self._tensors[name], name)
                 if method.needs and group.tap is None:
                     raise IllegalConfiguration(
                         f"{type(method).__name__} reads activations, but those of {group.name!r} cannot be seen by any "
@@ -405,22 +476,18 @@ class Handle:
     def _device_of(self, group: str) -> torch.device:
         return self._tensors[self.units[group].slices[0].name].device
 
-    def _make_state(self, method: Intervention) -> dict[str, dict[str, Tensor]]:
-        result: dict[str, dict[str, Tensor]] = {}
-        usable = self._usable[self.methods.index(method)]
-        lead = () if self.num_members is None else (self.num_members,)
-        for group in self.units:
-            if group.name not in usable:
-                continue
-            tensor = self._tensors[group.slices[0].name]
-            result[group.name] = {}
-            for key, spec in method.state.items():
-                shape = (*lead, 1 if spec.per_group else group.size)
-                dtype = torch.int64 if spec.dtype == "int64" else torch.float32
-                if dtype == torch.float32 and tensor.dtype == torch.float64:
-                    dtype = torch.float64
-                result[group.name][key] = torch.full(shape, spec.fill, dtype=dtype, device=tensor.device)
-        return result
+    def _make_memory(self, m: int) -> Memory:
+        method = self.methods[m]
+        trained = [self._trained(optimizer) for optimizer in self._optimizers]
+        return Memory(
+            method.state,
+            groups=[group for group in self.units if group.name in self._usable[m]],
+            trained={name: tensor for part in trained for name, tensor in part.items()},
+            pattern=method.parameter_pattern(),
+            tensors=self._tensors,
+            num_members=self.num_members,
+            num_optimizers=len(self._optimizers),
+        )
 
     def _context(self, method_index: int, optimizer_index: int) -> Context:
         optimizer = self._optimizers[optimizer_index]
@@ -429,14 +496,12 @@ class Handle:
             units=self.units,
             owned=frozenset(group.name for group in self._owned[optimizer_index] if group.name in usable),
             optimizer=optimizer,
-            parameters={
-                name: self._tensors[name]
-                for name, owner in self._owners.items()
-                if owner is optimizer and self._tensors[name].requires_grad
-            },
+            index=optimizer_index,
+            parameters=self._trained(optimizer),
             edit=self._editor,
             clock=self._clocks[optimizer_index],
-            state=self._state[method_index],
+            memory=self._memory[method_index],
             stats=self._collector.stats,
+            forward=self._forward,
             num_members=self.num_members,
         )

@@ -35,6 +35,10 @@ class Selection:
     counts: tuple[int, ...]
     active: Tensor | None
 
+    def of(self, values: Tensor) -> Tensor:
+        """The selected entries ``[n]`` of something per unit, ``[U]`` or ``[S, U]``."""
+        return values[self.units] if self.members is None else values[self.members, self.units]
+
 
 class Writer:
     """Reads and writes by unit; call the writing methods under ``torch.no_grad``.
@@ -49,7 +53,7 @@ class Writer:
         self.tensors, self.num_members = tensors, num_members
         self._seeds = tuple(seeds)
         self._generators: dict[torch.device, list[torch.Generator]] = {}
-        self._tables: dict[tuple[int, torch.device], Tensor] = {}
+        self._tables: dict[tuple[int, torch.device], tuple[TensorSlice, Tensor]] = {}
 
     # ---- randomness ----
     def generators(self, device: torch.device) -> list[torch.Generator]:
@@ -113,8 +117,8 @@ class Writer:
         """A slice's positions ``[U, M]`` on a device."""
         key = (id(piece), device)  # hashing the whole table at every edit would cost more than the edit
         if key not in self._tables:
-            self._tables[key] = piece.positions().to(device)
-        return self._tables[key]
+            self._tables[key] = (piece, piece.positions().to(device))  # the piece stays alive, and so its id its own
+        return self._tables[key][1]
 
     # ---- reads ----
     def sum_abs(self, piece: TensorSlice) -> Tensor:
@@ -126,14 +130,26 @@ class Writer:
         return sums[..., self.table(piece, sums.device)].sum(-1)
 
     # ---- writes ----
-    def fill(self, tensor: Tensor, piece: TensorSlice, selection: Selection, init: Init | None) -> None:
+    def fill(
+        self,
+        tensor: Tensor,
+        piece: TensorSlice,
+        selection: Selection,
+        source: Init | Tensor | None,
+        amount: Tensor | None = None,
+        *,
+        add: bool = False,
+    ) -> None:
         """Write fresh values (or zeros) to the positions of the selected units.
 
         Args:
             tensor: The slice's tensor, or one of its moments.
             piece: Which positions belong to each unit.
             selection: Which units.
-            init: Where fresh values come from; ``None`` writes zeros.
+            source: Where fresh values come from: a distribution, another tensor of the same shape, or ``None`` for
+                zeros.
+            amount: ``None``, or how far each selected unit ``[n]`` goes from its old values to the fresh ones.
+            add: Add the fresh values, times the amount, to the old ones instead.
         """
         table = self.table(piece, selection.units.device)
         where = table.index_select(0, selection.units).flatten()
@@ -143,7 +159,16 @@ class Writer:
         index: tuple[Tensor, ...] = (where,)
         if selection.members is not None:
             index = (selection.members.repeat_interleave(table.shape[1]), where)
-        new = None if init is None else self._draw_units(tensor, selection, table.shape[1], rest, init)
+        if isinstance(source, Tensor):
+            new: Tensor | None = source.movedim(piece.dim, lead)[index]
+        else:
+            new = None if source is None else self._draw_units(tensor, selection, table.shape[1], rest, source)
+        if amount is not None:
+            shape = (-1, *([1] * len(rest)))
+            share = amount.repeat_interleave(table.shape[1]).view(shape).to(tensor.dtype)
+            old = view[index]
+            fresh = torch.zeros((), dtype=tensor.dtype, device=tensor.device) if new is None else new
+            new = old + share * fresh if add else torch.lerp(old, fresh.expand_as(old), share)
         if selection.active is not None:
             keep = selection.active.repeat_interleave(table.shape[1]).view(-1, *([1] * len(rest)))
             new = torch.where(
@@ -174,13 +199,63 @@ class Writer:
         along = along if live is None else 1 + (along - 1) * live
         tensor.mul_(along.view(shape).to(tensor))
 
-    def shrink(self, names: Sequence[str], factors: Sequence[float], live: Tensor | None) -> None:
-        """Multiply whole tensors by factors."""
-        if live is None:
-            torch._foreach_mul_([self.tensors[name] for name in names], list(factors))
+    def fill_weights(self, tensor: Tensor, mask: Tensor, source: Init | Tensor | None, live: Tensor | None) -> None:
+        """Write fresh values (or zeros) to single entries.
+
+        Args:
+            tensor: A parameter, or one of its moments.
+            mask: Bool, of the tensor's shape.
+            source: A distribution, another tensor of the same shape, or ``None`` for zeros.
+            live: ``None``, or a device scalar: nothing changes where it is 0.
+        """
+        if live is not None:
+            mask = mask & (live > 0)
+        if source is None or (isinstance(source, Init) and source.kind == "constant"):
+            tensor.masked_fill_(mask, 0 if source is None else source.scale)
+        elif isinstance(source, Init) and mask.device.type == "cpu":  # as many draws as there are entries
+            counts = [int(mask.sum())] if self.num_members is None else mask.flatten(1).sum(1).tolist()
+            generators = self.generators(tensor.device)
+            drawn = [source.draw((count,), item) for count, item in zip(counts, generators, strict=True)]
+            tensor.masked_scatter_(mask, torch.cat(drawn).to(tensor.dtype))
+        else:
+            new = self.draw(tensor, source) if isinstance(source, Init) else source
+            tensor.copy_(torch.where(mask, new.to(tensor.dtype), tensor))
+
+    def shrink(
+        self,
+        names: Sequence[str],
+        factors: Sequence[float | Tensor],
+        towards: Sequence[Tensor] | None,
+        live: Tensor | None,
+    ) -> None:
+        """Multiply whole tensors, or their differences to other tensors, by factors."""
+        tensors = [self.tensors[name] for name in names]
+        if towards is None and live is None and not any(isinstance(factor, Tensor) for factor in factors):
+            torch._foreach_mul_(tensors, [float(factor) for factor in factors])
             return
-        for name, factor in zip(names, factors, strict=True):
-            self.tensors[name].mul_(1 + (factor - 1) * live)
+        for index, (tensor, factor) in enumerate(zip(tensors, factors, strict=True)):
+            if live is not None:
+                factor = 1 + (factor - 1) * live
+            if isinstance(factor, Tensor):
+                factor = factor.to(tensor.dtype)
+            if towards is None:
+                tensor.mul_(factor)
+            else:
+                tensor.lerp_(towards[index].to(tensor.dtype), 1 - factor)
+
+    def clamp(self, names: Sequence[str], bounds: Sequence[tuple[float, float]], live: Tensor | None) -> None:
+        """Clip whole tensors to intervals."""
+        for name, (low, high) in zip(names, bounds, strict=True):
+            tensor = self.tensors[name]
+            if live is None:
+                tensor.clamp_(low, high)
+            else:
+                tensor.copy_(torch.where(live > 0, tensor.clamp(low, high), tensor))
+
+    def add_noise(self, tensor: Tensor, init: Init, noise_scale: float, live: Tensor | None) -> None:
+        """Add fresh initial values times a scale to a whole tensor."""
+        noise = self.draw(tensor, init).to(tensor.dtype) * noise_scale
+        tensor.add_(noise if live is None else noise * live)
 
     def assign(self, tensor: Tensor, value: Tensor, live: Tensor | None) -> None:
         """Overwrite a whole tensor in place; not where ``live`` is 0."""

@@ -17,9 +17,9 @@ PACKAGE = Path(pliant.__file__).parent
 # layer do not know each other.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"records", "units", "optimizer_state"},
+    {"records", "units", "optimizer_state", "surgery"},
     {"metrics", "stats", "events", "write"},
-    {"edit"},
+    {"edit", "forward"},
     {"interventions"},
     {"handle"},
     {"attach", "monitor"},

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from pliant.stats.quiet import is_unrecorded
 from pliant.units.export import is_exporting
 from pliant.units.group import Tap
 
@@ -148,7 +149,7 @@ class Listener:
         ``torch.compile`` traces a forward, or CUDA captures it, and the graph runs again without the Python around
         it: nothing may branch on the step there (it would recompile), and unwanted samples are dropped later.
         """
-        if is_exporting():
+        if is_exporting() or is_unrecorded():
             return None
         if is_in_graph(self._accelerated):
             return "in_graph" if place.module.training and torch.is_grad_enabled() else None
