@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,9 +14,10 @@ from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.events import EventLog
 from pliant.forward import call, outputs, relative_change
-from pliant.interventions.base import Clock, Context, Intervention
+from pliant.interventions.base import Context, Intervention
 from pliant.interventions.state import Memory, cloned
 from pliant.optimizer_state import MomentSpec, check_declared, check_units
+from pliant.schedule import Schedule
 from pliant.stats import Collector
 from pliant.stats.capture import named_tensors
 from pliant.stats.listener import is_in_graph
@@ -27,7 +27,7 @@ from pliant.units.init import InitSpec, initialisers
 
 __all__ = ["Handle"]
 
-STATE_VERSION = 3
+STATE_VERSION = 2
 
 
 def _inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
@@ -92,7 +92,7 @@ class Handle:
             declared=moments,
             measure=None if measure_change is None else partial(_measure, model, measure_change),
         )
-        self._clocks = [Clock() for _ in self._optimizers]
+        self._schedules = [Schedule(self.methods) for _ in self._optimizers]
         self._num_boundaries = 0
         self._owned = [self._groups_of(item, model) for item in self._optimizers]
         self._check_methods()
@@ -110,13 +110,8 @@ class Handle:
         except Exception:
             self._collector.remove()
             raise
-        count = len(self._optimizers)
-        self._next = [[0] * len(self.methods) for _ in range(count)]
-        self._acted: list[list[int | Tensor]] = [[0] * len(self.methods) for _ in range(count)]
-        self._wake, self._listens, self._in_graph = [0] * count, [False] * count, [False] * count
         self._accelerated = any(tensor.is_cuda for tensor in self._tensors.values())
-        self._acts = [type(method).after_step is not Intervention.after_step for method in self.methods]
-        for index in range(count):
+        for index in range(len(self._optimizers)):
             self._plan(index)
         for index, item in enumerate(self._optimizers):
             if any(type(method).before_step is not Intervention.before_step for method in self.methods):
@@ -127,7 +122,7 @@ class Handle:
     @property
     def num_steps(self) -> int:
         """Real steps of the first optimizer since ``attach``."""
-        return self._clocks[0].step
+        return self._schedules[0].clock.step
 
     @property
     def _state(self) -> list[dict[str, dict[str, Tensor]]]:
@@ -181,7 +176,7 @@ class Handle:
         found = [i for i, item in enumerate(self._optimizers) if optimizer is None or item is optimizer]
         if not found:
             raise IllegalConfiguration("this optimizer is not attached to this handle.")
-        if not self._in_graph[found[0]]:
+        if not self._schedules[found[0]].in_graph:
             raise IllegalConfiguration(
                 "handle.step() is for optimizer steps inside a captured CUDA graph, and none was captured since "
                 "pliant.attach: the hook on optimizer.step() does it already. (Attach before the capture.)"
@@ -230,9 +225,7 @@ class Handle:
             "methods": [repr(method) for method in self.methods],
             "groups": {group.name: group.size for group in self.units},
             "num_members": self.num_members,
-            "clocks": [clock.step for clock in self._clocks],
-            "real_clocks": [clock.real for clock in self._clocks],
-            "acted": [list(row) for row in self._acted],
+            "schedules": [schedule.state_dict() for schedule in self._schedules],
             "num_boundaries": self._num_boundaries,
             "state": [cloned(memory.units) for memory in self._memory],
             "memory": [memory.state_dict() for memory in self._memory],
@@ -261,19 +254,18 @@ class Handle:
                     f"the saved state has different {what}: {state[key]} instead of {mine[key]}. Attach with what it "
                     "was saved with, or start without loading it."
                 )
-        if len(state["clocks"]) != len(self._clocks):
+        if len(state["schedules"]) != len(self._schedules):
             raise IllegalConfiguration(
-                f"the saved state belongs to {len(state['clocks'])} optimizers; {len(self._clocks)} are attached."
+                f"the saved state belongs to {len(state['schedules'])} optimizers; {len(self._schedules)} are attached."
             )
-        for clock, step, real in zip(self._clocks, state["clocks"], state["real_clocks"], strict=True):
-            clock.step, clock.real = step, real if real is None else real.clone().to(self._device)
-        self._acted = [list(row) for row in state["acted"]]
+        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved, self._device)
         self._num_boundaries = state["num_boundaries"]
         for memory, units, saved in zip(self._memory, state["state"], state["memory"], strict=True):
             memory.load_state_dict({"units": units, **saved})
         self._editor.load_random_state(state["random"])
         self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items()})
-        for index in range(len(self._clocks)):
+        for index in range(len(self._schedules)):
             self._plan(index)
 
     def __repr__(self) -> str:
@@ -300,7 +292,7 @@ class Handle:
     def _post_hook(self, index: int) -> Any:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             if is_in_graph(self._accelerated):  # the graph will step without this hook: see step()
-                self._in_graph[index] = True
+                self._schedules[index].in_graph = True
                 return
             self._after_step(index, getattr(optimizer, "found_inf", None))
 
@@ -315,33 +307,30 @@ class Handle:
                     return
             else:
                 live = 1 - found_inf.float().reshape(())
-        clock = self._clocks[index]
-        clock.advance(live)
-        if clock.step >= self._wake[index]:
+        schedule = self._schedules[index]
+        schedule.clock.advance(live)
+        if schedule.clock.step >= schedule.wake:
             self._act(index, live)
-        elif self._collector.enabled and not self._listens[index]:  # it listens for another optimizer
+        elif self._collector.enabled and not schedule.listens:  # it listens for another optimizer
             self._collector.drop(self._owned[index], skipped=False)
 
     def _act(self, index: int, live: Tensor | None) -> None:
         """Run the interventions that are due at this step of an optimizer, or begin to listen for the next one."""
-        clock, groups = self._clocks[index], self._owned[index]
-        due = [m for m, step in enumerate(self._next[index]) if step <= clock.step]
+        schedule, groups = self._schedules[index], self._owned[index]
+        due = schedule.due()
         if not due:
-            self._wake[index] += 1
-            self._listen(index, True)
+            self._collector.enabled = True
             return
-        if any(self.methods[m].samples(clock.step) for m in due):
-            self._collector.finish(clock.step, groups)
+        if schedule.is_sampled(due):
+            self._collector.finish(schedule.clock.step, groups)
         elif self._collector.enabled:
             self._collector.drop(groups, skipped=False)
         self._editor.live = live
         for m in due:
             method, ctx = self.methods[m], self._contexts[m][index]
-            now = clock.now()
-            ctx.live, ctx.elapsed = live, now - self._acted[index][m]
+            ctx.live, ctx.elapsed = live, schedule.since(m)
             self._enter(method, ctx)
             method.after_step(ctx)
-            self._acted[index][m] = now
         self._editor.live = None
         self._plan(index)
 
@@ -364,22 +353,8 @@ class Handle:
             contexts[index].set_parameters(trained)
 
     def _plan(self, index: int) -> None:
-        """When this optimizer's hook has to do something next: act, or begin to listen one step before."""
-        step = self._clocks[index].step
-        contexts = [row[index] for row in self._contexts]
-        following = [
-            method.next_step(ctx) if acts else sys.maxsize
-            for method, ctx, acts in zip(self.methods, contexts, self._acts, strict=True)
-        ]
-        self._next[index] = following
-        wake = min(following, default=sys.maxsize)
-        sampled = any(method.samples(wake) for method, at in zip(self.methods, following, strict=True) if at == wake)
-        self._wake[index] = wake - 1 if sampled and wake > step + 1 else wake
-        self._listen(index, sampled and wake == step + 1)
-
-    def _listen(self, index: int, value: bool) -> None:
-        self._listens[index] = value
-        self._collector.enabled = value or any(self._listens)
+        self._schedules[index].plan([row[index] for row in self._contexts])
+        self._collector.enabled = any(schedule.listens for schedule in self._schedules)
 
     # ---- set-up ----
     def _check_attached(self) -> None:
@@ -499,7 +474,7 @@ class Handle:
             index=optimizer_index,
             parameters=self._trained(optimizer),
             edit=self._editor,
-            clock=self._clocks[optimizer_index],
+            clock=self._schedules[optimizer_index].clock,
             memory=self._memory[method_index],
             stats=self._collector.stats,
             forward=self._forward,

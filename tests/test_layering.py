@@ -21,6 +21,7 @@ LAYERS: list[set[str]] = [
     {"metrics", "stats", "events", "write"},
     {"edit", "forward"},
     {"interventions"},
+    {"schedule"},
     {"handle"},
     {"attach", "monitor"},
     {"bench", "report"},
