@@ -13,6 +13,7 @@ from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.events import EventLog
 from pliant.interventions.base import Clock, Context, Intervention
+from pliant.sharded import Whole, reshard, sharded_modules
 from pliant.stats import Collector
 from pliant.stats.capture import named_tensors
 from pliant.units import UnitGraph
@@ -57,6 +58,7 @@ class Handle:
         self.excluded: dict[str, str] = {}
         self._optimizers = list(optimizers)
         self._tensors = named_tensors(model)
+        self._sharded_modules = sharded_modules(model)
         self._check_shapes(model)
         self.events = EventLog()
         self.events.num_members = num_members
@@ -73,7 +75,7 @@ class Handle:
         self._check_methods()
         self._state = [self._make_state(method) for method in self.methods]
         self._collector = Collector(
-            model, units, self._needs(), self._tensors, num_members=num_members, process_group=process_group
+            model, units, self._needs(), Whole(self._tensors), num_members=num_members, process_group=process_group
         )
         self._contexts = [[self._context(m, o) for o in range(len(optimizers))] for m in range(len(self.methods))]
         self._hooks: list[Any] = []
@@ -109,6 +111,7 @@ class Handle:
         """
         self._check_attached()
         self._num_boundaries += 1
+        reshard(self._sharded_modules)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
             for ctx in contexts:
                 ctx.task = self._num_boundaries
@@ -327,7 +330,7 @@ class Handle:
         needs: dict[str, frozenset[str]] = {}
         for method, usable in zip(self.methods, self._usable, strict=True):
             if method.needs:
-                for name in usable:
+                for name in sorted(usable):  # in the same order in every process: reading sharded tensors is collective
                     needs[name] = needs.get(name, frozenset()) | method.needs
         return needs
 

@@ -2,7 +2,8 @@
 
 The editor says which units and what; here it becomes an access to memory. On a CPU the units of a mask are read at
 once; on an accelerator nothing is read back: the caller bounds how many units a mask can hold (``at_most``), and the
-rest is arithmetic on the device.
+rest is arithmetic on the device. Of a tensor that is sharded over processes each writes its own part; draws are those
+of the whole tensor on every process, so that a sharded model gets the same values as one that is not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pliant.sharded import Part, is_sharded, part_of, shard_like, whole
 from pliant.units.group import TensorSlice
 from pliant.units.init import Init
 
@@ -72,10 +74,10 @@ class Writer:
                 generator.set_state(saved.cpu())
 
     def draw(self, tensor: Tensor, init: Init) -> Tensor:
-        """Fresh initial values of a whole tensor, float32; one generator per member."""
+        """Fresh initial values of a whole tensor, float32, sharded as it is; one generator per member."""
         generators = self.generators(tensor.device)
         if self.num_members is None:
-            return init.draw(tuple(tensor.shape), generators[0])
+            return shard_like(init.draw(tuple(tensor.shape), generators[0]), tensor)
         return torch.stack([init.draw(tuple(tensor.shape[1:]), generator) for generator in generators])
 
     # ---- units ----
@@ -117,12 +119,24 @@ class Writer:
         return self._tables[key]
 
     # ---- reads ----
+    def whole(self, name: str) -> Tensor:
+        """A tensor's values as a plain tensor; all processes must ask for a sharded one at once."""
+        return whole(self.tensors[name])
+
     def sum_abs(self, piece: TensorSlice) -> Tensor:
         """Sum of the absolute values that each unit owns in a slice, ``[U]`` or ``[S, U]``, at least float32."""
         tensor = self.tensors[piece.name]
+        part = part_of(tensor)
+        local = tensor if part is None else part.local
         keep = tensor.ndim + piece.dim
         dims = [dim for dim in range(0 if self.num_members is None else 1, tensor.ndim) if dim != keep]
-        sums = tensor.abs().sum(dims, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        sums = local.abs().sum(dims, dtype=dtype) if dims else local.abs().to(dtype)
+        if part is not None and part.dim is not None:
+            if part.dim == keep:
+                here, sums = sums, sums.new_zeros(tensor.shape[keep])
+                part.cut(sums, 0).copy_(here)
+            sums = part.total(sums)
         return sums[..., self.table(piece, sums.device)].sum(-1)
 
     # ---- writes ----
@@ -137,23 +151,18 @@ class Writer:
         """
         table = self.table(piece, selection.units.device)
         where = table.index_select(0, selection.units).flatten()
+        active = None if selection.active is None else selection.active.repeat_interleave(table.shape[1])
         lead = 0 if selection.members is None else 1
-        view = tensor.movedim(piece.dim, lead)
-        rest = tuple(view.shape[lead + 1 :])
+        rest = tuple(tensor.movedim(piece.dim, lead).shape[lead + 1 :])
+        new = None if init is None else self._draw_units(tensor, selection, table.shape[1], rest, init)
+        part = part_of(tensor)
+        if part is not None:
+            _fill_part(part, tensor.ndim + piece.dim, where, new, active)
+            return
         index: tuple[Tensor, ...] = (where,)
         if selection.members is not None:
             index = (selection.members.repeat_interleave(table.shape[1]), where)
-        new = None if init is None else self._draw_units(tensor, selection, table.shape[1], rest, init)
-        if selection.active is not None:
-            keep = selection.active.repeat_interleave(table.shape[1]).view(-1, *([1] * len(rest)))
-            new = torch.where(
-                keep, torch.zeros((), dtype=tensor.dtype, device=tensor.device) if new is None else new, view[index]
-            )
-            view[index] = new
-        elif new is None:
-            view[index] = 0
-        else:
-            view[index] = new
+        _put(tensor.movedim(piece.dim, lead), index, new, active)
 
     def multiply(self, piece: TensorSlice, factor: Tensor, live: Tensor | None) -> None:
         """Multiply what each unit owns in a slice by the unit's factor.
@@ -167,23 +176,38 @@ class Writer:
         along = torch.ones((*factor.shape[:-1], tensor.shape[piece.dim]), dtype=factor.dtype, device=factor.device)
         table = self.table(piece, factor.device)
         along[..., table] = factor.unsqueeze(-1).expand(*factor.shape, table.shape[1])
+        along = along if live is None else 1 + (along - 1) * live
+        part = part_of(tensor)
+        if part is not None:
+            along = part.cut(along, -1) if part.dim == tensor.ndim + piece.dim else along
+            tensor = part.local
         shape = [1] * tensor.ndim
         shape[piece.dim] = tensor.shape[piece.dim]
         if self.num_members is not None:
             shape[0] = self.num_members
-        along = along if live is None else 1 + (along - 1) * live
         tensor.mul_(along.view(shape).to(tensor))
 
     def shrink(self, names: Sequence[str], factors: Sequence[float], live: Tensor | None) -> None:
         """Multiply whole tensors by factors."""
+        tensors = [_here(self.tensors[name]) for name in names]
         if live is None:
-            torch._foreach_mul_([self.tensors[name] for name in names], list(factors))
+            torch._foreach_mul_(tensors, list(factors))
             return
-        for name, factor in zip(names, factors, strict=True):
-            self.tensors[name].mul_(1 + (factor - 1) * live)
+        for tensor, factor in zip(tensors, factors, strict=True):
+            tensor.mul_(1 + (factor - 1) * live)
 
     def assign(self, tensor: Tensor, value: Tensor, live: Tensor | None) -> None:
-        """Overwrite a whole tensor in place; not where ``live`` is 0."""
+        """Overwrite a whole tensor in place; not where ``live`` is 0.
+
+        Args:
+            tensor: What is overwritten.
+            value: New values of its shape; for a sharded tensor sharded likewise, or plain and the same on all
+                processes.
+            live: ``None``, or a device scalar.
+        """
+        if is_sharded(tensor) and not is_sharded(value):
+            value = shard_like(value.to(tensor.device), tensor)
+        tensor, value = _here(tensor), _here(value)
         if live is not None:
             value = torch.where(live > 0, value.to(tensor), tensor)
         tensor.copy_(value)
@@ -194,10 +218,55 @@ class Writer:
     ) -> Tensor:
         """Fresh values for every position of the selected units, ``[n * width, *rest]``."""
         if init.kind == "constant":
-            return torch.full((1,), init.scale, dtype=tensor.dtype, device=tensor.device)
+            return torch.full((), init.scale, dtype=tensor.dtype, device=tensor.device)
         drawn = [
             init.draw((count * width, *rest), generator)
             for generator, count in zip(self.generators(tensor.device), selection.counts, strict=True)
             if count
         ]
         return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(tensor.dtype)
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """The values that this process holds."""
+    part = part_of(tensor)
+    return tensor if part is None else part.local
+
+
+def _put(view: Tensor, index: tuple[Tensor, ...], new: Tensor | None, active: Tensor | None) -> None:
+    """Write new values (``None``: zero) to some entries, ``[n, *rest]``; only where ``active``."""
+    if active is None:
+        if new is None:
+            view[index] = 0
+        else:
+            view[index] = new
+        return
+    keep = active.view(-1, *([1] * (view.ndim - len(index))))
+    value = torch.zeros((), dtype=view.dtype, device=view.device) if new is None else new
+    view[index] = torch.where(keep, value, view[index])
+
+
+def _fill_part(part: Part, dim: int, where: Tensor, new: Tensor | None, active: Tensor | None) -> None:
+    """Write to the local part what belongs there of values for the whole tensor.
+
+    Args:
+        part: The local part.
+        dim: The dimension of the units, counted from the front.
+        where: Positions along it in the whole tensor ``[n]``.
+        new: Values ``[n, *rest]`` of the whole tensor, with ``dim`` moved to the front; a scalar; or ``None`` for zero.
+        active: Which positions are really written, or ``None`` if all.
+    """
+    view = part.local.movedim(dim, 0)
+    if part.dim != dim:  # every unit is here, with a part of its entries
+        if part.dim is not None and new is not None and new.ndim:
+            new = part.cut(new, part.dim + 1 if part.dim < dim else part.dim)
+        _put(view, (where,), new, active)
+        return
+    here = where - part.start
+    inside = (here >= 0) & (here < part.size)
+    if active is None:
+        _put(view, (here[inside],), new[inside] if new is not None and new.ndim else new, None)
+    elif part.size:  # nothing is read back from an accelerator: what is not here goes to a row that is thrown away
+        grown = torch.cat([view, view.new_empty(1, *view.shape[1:])])
+        _put(grown, (torch.where(inside & active, here, part.size),), new, None)
+        view.copy_(grown[:-1])

@@ -17,7 +17,7 @@ PACKAGE = Path(pliant.__file__).parent
 # layer do not know each other.
 LAYERS: list[set[str]] = [
     {"errors"},
-    {"records", "units", "optimizer_state"},
+    {"records", "units", "optimizer_state", "sharded"},
     {"metrics", "stats", "events", "write"},
     {"edit"},
     {"interventions"},
