@@ -74,8 +74,9 @@ class Handle:
         self._owned = [self._groups_of(item, model) for item in self._optimizers]
         self._check_methods()
         self._state = [self._make_state(method) for method in self.methods]
+        seen = Whole(self._tensors, model) if self._sharded_modules else self._tensors
         self._collector = Collector(
-            model, units, self._needs(), Whole(self._tensors), num_members=num_members, process_group=process_group
+            model, units, self._needs(), seen, num_members=num_members, process_group=process_group
         )
         self._contexts = [[self._context(m, o) for o in range(len(optimizers))] for m in range(len(self.methods))]
         self._hooks: list[Any] = []

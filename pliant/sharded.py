@@ -118,18 +118,28 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 class Whole(Mapping[str, Tensor]):
-    """Tensors by name; a sharded one is gathered when it is read (by all processes at once).
+    """Tensors by name as the forward pass computes with them.
+
+    A sharded one is gathered when it is read, by all processes at once, and cast as its mixed-precision policy says.
 
     Args:
         tensors: Plain or sharded tensors by name.
+        model: The model that they are of.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], model: nn.Module) -> None:
         self._tensors = tensors
+        self._dtypes: dict[str, torch.dtype] = {}
+        for path, module in model.named_modules():  # the outermost first: the nearest one decides
+            if _is_fsdp(module):
+                state: Any = module
+                dtype = state._get_fsdp_state()._mp_policy.param_dtype
+                prefix = f"{path}." if path else ""
+                self._dtypes |= {name: dtype for name in tensors if name.startswith(prefix)}
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self._tensors[name]
-        return whole(tensor) if is_sharded(tensor) else tensor
+        return whole(tensor).to(self._dtypes.get(name) or tensor.dtype) if is_sharded(tensor) else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -140,7 +150,11 @@ class Whole(Mapping[str, Tensor]):
 
 def sharded_modules(model: nn.Module) -> tuple[Any, ...]:
     """The modules on which ``fully_shard`` was called."""
-    return tuple(m for m in model.modules() if any(cls.__name__ == "FSDPModule" for cls in type(m).__mro__))
+    return tuple(module for module in model.modules() if _is_fsdp(module))
+
+
+def _is_fsdp(module: nn.Module) -> bool:
+    return any(cls.__name__ == "FSDPModule" for cls in type(module).__mro__)
 
 
 def reshard(modules: Sequence[Any]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import zoo
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -36,13 +37,26 @@ def conv() -> nn.Module:
     return model
 
 
-MODELS = {"mlp": (mlp, (6,)), "conv": (conv, (1, 6, 6))}
-BLOCKS = {"mlp": (0, 3), "conv": (0,)}  # what is sharded on its own, before the whole
+def transformer() -> nn.Module:
+    """Heads whose activations no hook sees: a part of the graph is replayed, with gathered weights."""
+    model = zoo.ZOO["transformer_post_norm"].model().double()
+    for module in model.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+        elif isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+MODELS = {"mlp": (mlp, (6,)), "conv": (conv, (1, 6, 6)), "transformer": (transformer, (3, 5))}
+# what is sharded on its own, before the whole
+BLOCKS = {"mlp": ("0", "3"), "conv": ("0",), "transformer": ("encoder.layers.0", "encoder.layers.1.linear1")}
 REPLACE = ContinualBackprop(0.1, maturity_threshold=2, decay_rate=0.9, decide_every=2)
 RUNS: dict[str, tuple[str, Any, str]] = {
     "continual_backprop": ("mlp", REPLACE, "adam"),
     "continual_backprop_exact": ("mlp", ContinualBackprop(0.1, maturity_threshold=2, exact=True), "sgd"),
     "continual_backprop_conv": ("conv", REPLACE, "adam"),
+    "continual_backprop_heads": ("transformer", REPLACE, "adam"),
     "redo": ("mlp", ReDo(tau=0.6, every=4), "adam"),
     "redo_conv": ("conv", ReDo(tau=0.9, every=4), "sgd"),
     "shrink_and_perturb": ("mlp", ShrinkAndPerturb(0.9, 0.1, every=3), "adam"),
@@ -66,25 +80,36 @@ def batch(name: str, step: int, rank: int | None) -> tuple[Tensor, Tensor]:
 class Run:
     """A training run: on one process (``rank=None``), or sharded over two."""
 
-    def __init__(self, name: str, methods: Any, optimizer: str, rank: int | None, mesh_shape: tuple[int, ...] = (2,)):
+    def __init__(
+        self,
+        name: str,
+        methods: Any,
+        optimizer: str,
+        rank: int | None,
+        *,
+        mesh_shape: tuple[int, ...] = (2,),
+        mixed: bool = False,
+    ) -> None:
         self.name, self.rank = name, rank
-        self.model = MODELS[name][0]()
-        units = pliant.find_units(self.model, batch(name, 0, None)[0])
+        self.dtype = torch.float32 if mixed else torch.float64
+        self.model = MODELS[name][0]().to(self.dtype)
+        units = pliant.find_units(self.model, batch(name, 0, None)[0].to(self.dtype))
         if rank is not None:
-            from torch.distributed.fsdp import fully_shard
+            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if mixed else None, reduce_dtype=self.dtype)
             mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=("replicate", "shard")[-len(mesh_shape) :])
-            for index in BLOCKS[name]:
-                fully_shard(self.model[index], mesh=mesh)
-            fully_shard(self.model, mesh=mesh)
+            for block in BLOCKS[name]:
+                fully_shard(self.model.get_submodule(block), mesh=mesh, mp_policy=policy)
+            fully_shard(self.model, mesh=mesh, mp_policy=policy)
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.handle = pliant.attach(self.model, self.optimizer, methods, units=units, seed=3)
 
     def train(self, start: int = 0, stop: int = STEPS) -> Run:
         for step in range(start, stop):
-            x, y = batch(self.name, step, self.rank)
+            x, y = (tensor.to(self.dtype) for tensor in batch(self.name, step, self.rank))
             self.optimizer.zero_grad()
-            (self.model(x) - y).square().mean().backward()
+            (self.model(x).flatten(1) - y).square().mean().backward()
             self.optimizer.step()
             if step % 10 == 9:
                 with torch.no_grad():
@@ -114,6 +139,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def equality(rank: int, folder: Path) -> dict[str, Any]:
     results = {key: Run(*arguments, rank).train().result() for key, arguments in RUNS.items()}
+    results["mixed_precision"] = Run("transformer", REPLACE, "adam", rank, mixed=True).train().result()
     results["hybrid"] = Run(*RUNS["several"], rank, mesh_shape=(2, 1)).train().result()
     results["refusals"] = refusals()
     return results

@@ -14,6 +14,12 @@ def test_sharded_training_equals_one_process(tmp_path):
     first, second = two_processes.run("fsdp_worker", "equality", tmp_path)
     refusals = first.pop("refusals")
     assert second.pop("refusals") == refusals
+    mixed, other = first.pop("mixed_precision"), second.pop("mixed_precision")
+    assert mixed["events"] == other["events"]
+    assert any("heads" in event[1] for event in mixed["events"])
+    for key, value in mixed["tensors"].items():  # computed in bfloat16, but kept, averaged and reset in float32
+        assert torch.equal(value, other["tensors"][key]), key
+        assert value.dtype == (torch.int64 if key.endswith(("age", "since")) else torch.float32), key
     assert first.keys() == {*fsdp_worker.RUNS, "hybrid"}
     for run, a in first.items():
         b = second[run]
