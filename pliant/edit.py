@@ -138,7 +138,7 @@ class Editor:
         if self.dry_run or not names:
             return
         with torch.no_grad():
-            self.writer.shrink(names, factors, self.live)
+            self.writer.shrink(names, factors, None, self.live)
 
     def assign(self, name: str, value: Tensor, *, moments: Literal["zero", "keep"] = "zero") -> None:
         """Overwrite a whole tensor in place.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.events import EventLog
@@ -233,7 +234,7 @@ class Handle:
     def _after_step(self, index: int, found_inf: Tensor | None) -> None:
         live: Tensor | None = None
         if found_inf is not None:  # a fused optimizer that skips by itself: its hook fires although nothing changed
-            if found_inf.device.type == "cpu":
+            if can_read(found_inf):
                 if bool(found_inf):
                     self._collector.drop(self._owned[index], skipped=True)
                     return

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from pliant.errors import IllegalConfiguration, NotYetSupported
 
 __all__ = [
+    "Entries",
     "Part",
     "Whole",
+    "here",
     "is_sharded",
+    "part_like",
     "part_of",
     "process_group_of",
     "reshard",
@@ -115,6 +118,100 @@ def whole(tensor: Tensor) -> Tensor:
         return tensor.detach()
     gathered: Tensor = tensor.detach().full_tensor()  # type: ignore[attr-defined]
     return gathered
+
+
+def here(tensor: Tensor) -> Tensor:
+    """The values that this process holds."""
+    return part_like(tensor, part_of(tensor))
+
+
+def part_like(tensor: Tensor, part: Part | None) -> Tensor:
+    """This process's part of a tensor, plain or sharded, that has the shape of one of which it holds ``part``."""
+    mine = part_of(tensor)
+    if mine is not None:
+        return mine.local
+    return tensor if part is None or part.dim is None else part.cut(tensor, part.dim)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Entries that are written: those at ``index`` of ``view``, ``[n, *rest]``.
+
+    Attributes:
+        view: The tensor in this process, the units' dimension in front (behind the members).
+        index: Positions ``[n]``, behind those of the members.
+        active: Which of them are really written, or ``None`` if all.
+        part: The part of a sharded tensor that ``view`` is.
+        rest_dim: Where the sharded dimension is in values ``[n, *rest]``, if it is not that of the units.
+        inside: Which of the selection's positions are in this process, where only those are in ``index``.
+        home: Where ``view`` is copied to in the end, if it has a row more, for what is not in this process.
+    """
+
+    view: Tensor
+    index: tuple[Tensor, ...]
+    active: Tensor | None
+    part: Part | None = None
+    rest_dim: int | None = None
+    inside: Tensor | None = None
+    home: Tensor | None = None
+
+    @classmethod
+    def in_part(cls, part: Part, dim: int, where: Tensor, active: Tensor | None) -> Entries:
+        """In the local part of a sharded tensor.
+
+        Args:
+            part: The local part.
+            dim: The dimension of the units, counted from the front.
+            where: Positions along it in the whole tensor ``[n]``.
+            active: Which of them are really written, or ``None`` if all.
+        """
+        view = part.local.movedim(dim, 0)
+        if part.dim != dim:  # every unit is here, with a part of its entries
+            across = None if part.dim is None else part.dim + 1 if part.dim < dim else part.dim
+            return cls(view, (where,), active, part, across)
+        local = where - part.start
+        inside = (local >= 0) & (local < part.size)
+        if active is None:
+            return cls(view, (local[inside],), None, part, None, inside)
+        # nothing is read back from an accelerator: what is not here goes to a row that is thrown away
+        row = torch.where(inside & active, local, part.size)
+        return cls(_with_a_row_more(view), (row,), None, part, None, None, view)
+
+    def cut(self, values: Tensor | None, *, values_have_rest: bool = False) -> Tensor | None:
+        """What belongs in this process of something given for every position of the selection."""
+        if values is None or not values.ndim:
+            return values
+        if self.inside is not None:
+            return values[self.inside]
+        if values_have_rest and self.rest_dim is not None and self.part is not None:
+            return self.part.cut(values, self.rest_dim)
+        return values
+
+    def read(self, other: Tensor) -> Tensor:
+        """The same entries of another tensor, laid out as ``view`` is without its extra row."""
+        return (other if self.home is None else _with_a_row_more(other))[self.index]
+
+    def write(self, new: Tensor | None, shares: Tensor | None, add: bool) -> None:
+        """Write new values (``None``: zero), or go a share of the way towards them, or add a share of them."""
+        view, index = self.view, self.index
+        shape = (-1, *([1] * (view.ndim - len(index))))
+        if shares is not None:
+            old, share = view[index], shares.view(shape).to(view.dtype)
+            fresh = torch.zeros((), dtype=view.dtype, device=view.device) if new is None else new
+            new = old + share * fresh if add else torch.lerp(old, fresh.expand_as(old), share)
+        if self.active is not None:
+            value = torch.zeros((), dtype=view.dtype, device=view.device) if new is None else new
+            view[index] = torch.where(self.active.view(shape), value, view[index])
+        elif new is None:
+            view[index] = 0
+        else:
+            view[index] = new
+        if self.home is not None:
+            self.home.copy_(view[:-1])
+
+
+def _with_a_row_more(view: Tensor) -> Tensor:
+    return torch.cat([view, view.new_zeros(1, *view.shape[1:])])
 
 
 class Whole(Mapping[str, Tensor]):

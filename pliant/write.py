@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pliant.sharded import Part, is_sharded, part_of, shard_like, whole
+from pliant.devices import can_read
+from pliant.sharded import Entries, here, part_like, part_of, shard_like, whole
 from pliant.units.group import TensorSlice
 from pliant.units.init import Init
 
@@ -37,6 +38,10 @@ class Selection:
     counts: tuple[int, ...]
     active: Tensor | None
 
+    def of(self, values: Tensor) -> Tensor:
+        """The selected entries ``[n]`` of something per unit, ``[U]`` or ``[S, U]``."""
+        return values[self.units] if self.members is None else values[self.members, self.units]
+
 
 class Writer:
     """Reads and writes by unit; call the writing methods under ``torch.no_grad``.
@@ -51,7 +56,7 @@ class Writer:
         self.tensors, self.num_members = tensors, num_members
         self._seeds = tuple(seeds)
         self._generators: dict[torch.device, list[torch.Generator]] = {}
-        self._tables: dict[tuple[int, torch.device], Tensor] = {}
+        self._tables: dict[tuple[int, torch.device], tuple[TensorSlice, Tensor]] = {}
 
     # ---- randomness ----
     def generators(self, device: torch.device) -> list[torch.Generator]:
@@ -94,7 +99,7 @@ class Writer:
         """
         if live is not None:
             mask = mask & (live > 0)
-        if mask.device.type == "cpu":
+        if can_read(mask):
             found = mask.nonzero()
             if not len(found):
                 return None
@@ -104,7 +109,8 @@ class Writer:
             counts = torch.bincount(members, minlength=self.num_members).tolist()
             return Selection(found[:, 1], members, tuple(counts), None)
         bound = min(at_most or mask.shape[-1], mask.shape[-1])
-        units = mask.to(torch.float32).topk(bound, dim=-1).indices
+        order = torch.arange(mask.shape[-1], 0, -1, device=mask.device)  # the selected ones first, by their number
+        units = (mask * order).topk(bound, dim=-1).indices
         active = mask.gather(-1, units)
         if self.num_members is None:
             return Selection(units, None, (bound,), active)
@@ -115,8 +121,8 @@ class Writer:
         """A slice's positions ``[U, M]`` on a device."""
         key = (id(piece), device)  # hashing the whole table at every edit would cost more than the edit
         if key not in self._tables:
-            self._tables[key] = piece.positions().to(device)
-        return self._tables[key]
+            self._tables[key] = (piece, piece.positions().to(device))  # the piece stays alive, and so its id its own
+        return self._tables[key][1]
 
     # ---- reads ----
     def whole(self, name: str) -> Tensor:
@@ -140,29 +146,46 @@ class Writer:
         return sums[..., self.table(piece, sums.device)].sum(-1)
 
     # ---- writes ----
-    def fill(self, tensor: Tensor, piece: TensorSlice, selection: Selection, init: Init | None) -> None:
+    def fill(
+        self,
+        tensor: Tensor,
+        piece: TensorSlice,
+        selection: Selection,
+        source: Init | Tensor | None,
+        amount: Tensor | None = None,
+        *,
+        add: bool = False,
+    ) -> None:
         """Write fresh values (or zeros) to the positions of the selected units.
 
         Args:
             tensor: The slice's tensor, or one of its moments.
             piece: Which positions belong to each unit.
             selection: Which units.
-            init: Where fresh values come from; ``None`` writes zeros.
+            source: Where fresh values come from: a distribution, another tensor of the same shape, or ``None`` for
+                zeros.
+            amount: ``None``, or how far each selected unit ``[n]`` goes from its old values to the fresh ones.
+            add: Add the fresh values, times the amount, to the old ones instead.
         """
         table = self.table(piece, selection.units.device)
-        where = table.index_select(0, selection.units).flatten()
-        active = None if selection.active is None else selection.active.repeat_interleave(table.shape[1])
-        lead = 0 if selection.members is None else 1
-        rest = tuple(tensor.movedim(piece.dim, lead).shape[lead + 1 :])
-        new = None if init is None else self._draw_units(tensor, selection, table.shape[1], rest, init)
-        part = part_of(tensor)
-        if part is not None:
-            _fill_part(part, tensor.ndim + piece.dim, where, new, active)
-            return
-        index: tuple[Tensor, ...] = (where,)
+        width, lead = table.shape[1], 0 if selection.members is None else 1
+        index: tuple[Tensor, ...] = (table.index_select(0, selection.units).flatten(),)
         if selection.members is not None:
-            index = (selection.members.repeat_interleave(table.shape[1]), where)
-        _put(tensor.movedim(piece.dim, lead), index, new, active)
+            index = (selection.members.repeat_interleave(width), *index)
+        active = None if selection.active is None else selection.active.repeat_interleave(width)
+        shares = None if amount is None else amount.repeat_interleave(width)
+        dim = tensor.ndim + piece.dim
+        rest = tuple(size for other, size in enumerate(tensor.shape) if other >= lead and other != dim)
+        new = self._draw_units(tensor, selection, width, rest, source) if isinstance(source, Init) else None
+        part = part_of(tensor)
+        if part is None:
+            target = Entries(tensor.movedim(dim, lead), index, active)
+        else:
+            target = Entries.in_part(part, dim, index[0], active)
+            new, shares = target.cut(new, values_have_rest=True), target.cut(shares)
+        if isinstance(source, Tensor):
+            new = target.read(part_like(source, part).movedim(dim, lead))
+        target.write(new, shares, add)
 
     def multiply(self, piece: TensorSlice, factor: Tensor, live: Tensor | None) -> None:
         """Multiply what each unit owns in a slice by the unit's factor.
@@ -187,14 +210,71 @@ class Writer:
             shape[0] = self.num_members
         tensor.mul_(along.view(shape).to(tensor))
 
-    def shrink(self, names: Sequence[str], factors: Sequence[float], live: Tensor | None) -> None:
-        """Multiply whole tensors by factors."""
-        tensors = [_here(self.tensors[name]) for name in names]
-        if live is None:
-            torch._foreach_mul_(tensors, list(factors))
+    def fill_weights(self, tensor: Tensor, mask: Tensor, source: Init | Tensor | None, live: Tensor | None) -> None:
+        """Write fresh values (or zeros) to single entries.
+
+        Args:
+            tensor: A parameter, or one of its moments.
+            mask: Bool, of the tensor's shape.
+            source: A distribution, another tensor of the same shape, or ``None`` for zeros.
+            live: ``None``, or a device scalar: nothing changes where it is 0.
+        """
+        part = part_of(tensor)
+        mine, chosen = part_like(tensor, part), part_like(mask, part)
+        if live is not None:
+            chosen = chosen & (live > 0)
+        if source is None or (isinstance(source, Init) and source.kind == "constant"):
+            mine.masked_fill_(chosen, 0 if source is None else source.scale)
+        elif isinstance(source, Init) and can_read(mine):  # as many draws as there are entries
+            everywhere = chosen if part is None else whole(mask)
+            counts = [int(everywhere.sum())] if self.num_members is None else everywhere.flatten(1).sum(1).tolist()
+            generators = self.generators(tensor.device)
+            drawn = torch.cat([source.draw((count,), item) for count, item in zip(counts, generators, strict=True)])
+            if part is None:
+                mine.masked_scatter_(chosen, drawn.to(tensor.dtype))
+                return
+            new = torch.zeros(tensor.shape, dtype=tensor.dtype).masked_scatter_(everywhere, drawn.to(tensor.dtype))
+            mine.copy_(torch.where(chosen, part_like(new, part), mine))
+        else:
+            fresh = self.draw(tensor, source) if isinstance(source, Init) else source
+            mine.copy_(torch.where(chosen, part_like(fresh, part).to(mine.dtype), mine))
+
+    def shrink(
+        self,
+        names: Sequence[str],
+        factors: Sequence[float | Tensor],
+        towards: Sequence[Tensor] | None,
+        live: Tensor | None,
+    ) -> None:
+        """Multiply whole tensors, or their differences to other tensors, by factors."""
+        parts = [part_of(self.tensors[name]) for name in names]
+        tensors = [part_like(self.tensors[name], part) for name, part in zip(names, parts, strict=True)]
+        if towards is None and live is None and not any(isinstance(factor, Tensor) for factor in factors):
+            torch._foreach_mul_(tensors, list(factors))  # type: ignore[arg-type]
             return
-        for tensor, factor in zip(tensors, factors, strict=True):
-            tensor.mul_(1 + (factor - 1) * live)
+        for index, (tensor, factor) in enumerate(zip(tensors, factors, strict=True)):
+            if live is not None:
+                factor = 1 + (factor - 1) * live
+            if isinstance(factor, Tensor):
+                factor = factor.to(tensor.dtype)
+            if towards is None:
+                tensor.mul_(factor)
+            else:
+                tensor.lerp_(part_like(towards[index], parts[index]).to(tensor.dtype), 1 - factor)
+
+    def clamp(self, names: Sequence[str], bounds: Sequence[tuple[float, float]], live: Tensor | None) -> None:
+        """Clip whole tensors to intervals."""
+        for name, (low, high) in zip(names, bounds, strict=True):
+            tensor = here(self.tensors[name])
+            if live is None:
+                tensor.clamp_(low, high)
+            else:
+                tensor.copy_(torch.where(live > 0, tensor.clamp(low, high), tensor))
+
+    def add_noise(self, tensor: Tensor, init: Init, noise_scale: float, live: Tensor | None) -> None:
+        """Add fresh initial values times a scale to a whole tensor."""
+        noise = here(self.draw(tensor, init)).to(tensor.dtype) * noise_scale
+        here(tensor).add_(noise if live is None else noise * live)
 
     def assign(self, tensor: Tensor, value: Tensor, live: Tensor | None) -> None:
         """Overwrite a whole tensor in place; not where ``live`` is 0.
@@ -205,9 +285,8 @@ class Writer:
                 processes.
             live: ``None``, or a device scalar.
         """
-        if is_sharded(tensor) and not is_sharded(value):
-            value = shard_like(value.to(tensor.device), tensor)
-        tensor, value = _here(tensor), _here(value)
+        part = part_of(tensor)
+        tensor, value = part_like(tensor, part), part_like(value, part)
         if live is not None:
             value = torch.where(live > 0, value.to(tensor), tensor)
         tensor.copy_(value)
@@ -225,48 +304,3 @@ class Writer:
             if count
         ]
         return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(tensor.dtype)
-
-
-def _here(tensor: Tensor) -> Tensor:
-    """The values that this process holds."""
-    part = part_of(tensor)
-    return tensor if part is None else part.local
-
-
-def _put(view: Tensor, index: tuple[Tensor, ...], new: Tensor | None, active: Tensor | None) -> None:
-    """Write new values (``None``: zero) to some entries, ``[n, *rest]``; only where ``active``."""
-    if active is None:
-        if new is None:
-            view[index] = 0
-        else:
-            view[index] = new
-        return
-    keep = active.view(-1, *([1] * (view.ndim - len(index))))
-    value = torch.zeros((), dtype=view.dtype, device=view.device) if new is None else new
-    view[index] = torch.where(keep, value, view[index])
-
-
-def _fill_part(part: Part, dim: int, where: Tensor, new: Tensor | None, active: Tensor | None) -> None:
-    """Write to the local part what belongs there of values for the whole tensor.
-
-    Args:
-        part: The local part.
-        dim: The dimension of the units, counted from the front.
-        where: Positions along it in the whole tensor ``[n]``.
-        new: Values ``[n, *rest]`` of the whole tensor, with ``dim`` moved to the front; a scalar; or ``None`` for zero.
-        active: Which positions are really written, or ``None`` if all.
-    """
-    view = part.local.movedim(dim, 0)
-    if part.dim != dim:  # every unit is here, with a part of its entries
-        if part.dim is not None and new is not None and new.ndim:
-            new = part.cut(new, part.dim + 1 if part.dim < dim else part.dim)
-        _put(view, (where,), new, active)
-        return
-    here = where - part.start
-    inside = (here >= 0) & (here < part.size)
-    if active is None:
-        _put(view, (here[inside],), new[inside] if new is not None and new.ndim else new, None)
-    elif part.size:  # nothing is read back from an accelerator: what is not here goes to a row that is thrown away
-        grown = torch.cat([view, view.new_empty(1, *view.shape[1:])])
-        _put(grown, (torch.where(inside & active, here, part.size),), new, None)
-        view.copy_(grown[:-1])
