@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pliant.checkpoint import is_dry_step
 from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
@@ -155,15 +156,23 @@ class Handle:
             "groups": {group.name: group.size for group in self.units},
             "num_members": self.num_members,
             "clocks": [clock.step for clock in self._clocks],
-            "real_clocks": [clock.real for clock in self._clocks],
-            "acted": [list(row) for row in self._acted],
+            # the same kinds of values at all times, so that a fresh handle's state is a template of every saved one
+            "counts_on_device": [clock.real is not None for clock in self._clocks],
+            "real_clocks": [torch.as_tensor(clock.now()) for clock in self._clocks],
+            "acted": [[torch.as_tensor(step) for step in row] for row in self._acted],
             "num_boundaries": self._num_boundaries,
             "state": [
                 {name: {key: value.clone() for key, value in entries.items()} for name, entries in per_group.items()}
                 for per_group in self._state
             ],
             "random": self._editor.random_state(),
-            "num_resets": self.events.state_dict(),
+            "num_resets": self._no_resets() | self.events.state_dict(),
+        }
+
+    def _no_resets(self) -> dict[str, Tensor]:
+        names = [group.name for group in self.units if any(group.name in usable for usable in self._usable)]
+        return {
+            name: torch.zeros(self.num_members or 1, dtype=torch.long, device=self._device_of(name)) for name in names
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,16 +200,19 @@ class Handle:
             raise IllegalConfiguration(
                 f"the saved state belongs to {len(state['clocks'])} optimizers; {len(self._clocks)} are attached."
             )
-        for clock, step, real in zip(self._clocks, state["clocks"], state["real_clocks"], strict=True):
-            clock.step, clock.real = step, real if real is None else real.clone().to(self._device)
-        self._acted = [list(row) for row in state["acted"]]
+        self._acted = [[int(step) for step in row] for row in state["acted"]]
+        for index, (clock, step) in enumerate(zip(self._clocks, state["clocks"], strict=True)):
+            clock.step, clock.real = step, None
+            if state["counts_on_device"][index]:
+                clock.real = state["real_clocks"][index].clone().to(self._device)
+                self._acted[index] = [acted.clone().to(self._device) for acted in state["acted"][index]]
         self._num_boundaries = state["num_boundaries"]
         for per_group, saved in zip(self._state, state["state"], strict=True):
             for name, entries in per_group.items():
                 for key, value in entries.items():
                     value.copy_(saved[name][key])
         self._editor.load_random_state(state["random"])
-        self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items()})
+        self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items() if v.any()})
         for index in range(len(self._clocks)):
             self._plan(index)
 
@@ -212,6 +224,8 @@ class Handle:
     def _pre_hook(self, index: int) -> Any:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the optimizer itself comes first
+            if is_dry_step(optimizer):
+                return
             for method, contexts in zip(self.methods, self._contexts, strict=True):
                 if type(method).before_step is Intervention.before_step:
                     continue
@@ -227,6 +241,8 @@ class Handle:
 
     def _post_hook(self, index: int) -> Any:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if is_dry_step(optimizer):
+                return
             self._after_step(index, getattr(optimizer, "found_inf", None))
 
         return hook

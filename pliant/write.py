@@ -66,17 +66,26 @@ class Writer:
         return self._generators[device]
 
     def random_state(self) -> dict[str, list[Tensor]]:
-        """State of all generators, by device; those of devices not drawn on yet included, for they hold the seed."""
-        for tensor in self.tensors.values():
-            self.generators(tensor.device)
-        return {str(device): [g.get_state() for g in found] for device, found in self._generators.items()}
+        """State of all generators, by kind of device: processes on different devices must have the same names."""
+        return {
+            name: [generator.get_state() for generator in self.generators(device)]
+            for name, device in self._devices().items()
+        }
 
     def load_random_state(self, state: Mapping[str, Sequence[Tensor]]) -> None:
         """Restore :meth:`random_state`."""
-        self._generators.clear()
-        for device, states in state.items():
-            for generator, saved in zip(self.generators(torch.device(device)), states, strict=True):
+        for name, device in self._devices().items():
+            for generator, saved in zip(self.generators(device), state[name], strict=True):
                 generator.set_state(saved.cpu())
+
+    def _devices(self) -> dict[str, torch.device]:
+        """Where tensors are: ``"cuda"`` is the process's first one, ``"cuda:1"`` its second one, of whatever index."""
+        found: dict[str, torch.device] = {}
+        counts: dict[str, int] = {}
+        for device in sorted({tensor.device for tensor in self.tensors.values()}, key=str):
+            count = counts[device.type] = counts.get(device.type, -1) + 1
+            found[f"{device.type}:{count}" if count else device.type] = device
+        return found
 
     def draw(self, tensor: Tensor, init: Init) -> Tensor:
         """Fresh initial values of a whole tensor, float32, sharded as it is; one generator per member."""

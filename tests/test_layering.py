@@ -17,7 +17,7 @@ PACKAGE = Path(pliant.__file__).parent
 # layer do not know each other.
 LAYERS: list[set[str]] = [
     {"errors", "devices"},
-    {"records", "units", "optimizer_state", "sharded"},
+    {"records", "units", "optimizer_state", "sharded", "checkpoint"},
     {"metrics", "stats", "events", "write"},
     {"edit"},
     {"interventions"},
