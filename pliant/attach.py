@@ -12,6 +12,7 @@ from pliant.errors import IllegalConfiguration
 from pliant.handle import Handle
 from pliant.interventions.base import Intervention
 from pliant.optimizer_state import MomentSpec, check_optimizer
+from pliant.sharded import process_group_of
 from pliant.surgery import operate
 from pliant.units import UnitGraph, find_units
 from pliant.units.export import Inputs, refuse_wrapped
@@ -36,8 +37,8 @@ def attach(
     """Protect a model: the interventions act after every step of its optimizer, in a loop that stays as it is.
 
     Args:
-        model: The model that is trained, before ``torch.compile``. A model wrapped in DistributedDataParallel is
-            accepted when ``units`` were found on the plain model.
+        model: The model that is trained, before ``torch.compile``. A model wrapped in DistributedDataParallel, or
+            sharded by ``fully_shard``, is accepted when ``units`` were found on the plain model.
         optimizer: The optimizer (or several) that updates it. Each unit group follows the clock of the optimizer that
             owns its incoming weights.
         methods: One intervention or an ordered list; they act in this order.
@@ -90,7 +91,10 @@ def attach(
             )
         process_group = model.process_group
         model = model.module
-    refuse_wrapped(model)
+    refuse_wrapped(model, sharded=units is not None)
+    process_group = process_group or process_group_of(model)
+    if process_group is not None and not isinstance(seed, int):
+        raise IllegalConfiguration("a stack of members cannot be spread over processes; train each member in one.")
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else _as_list(optimizer)
     for item in optimizers:
         check_optimizer(item)

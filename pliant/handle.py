@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pliant.checkpoint import is_dry_step
+from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.events import EventLog
@@ -18,6 +20,7 @@ from pliant.interventions.base import Context, Intervention
 from pliant.interventions.state import Memory, cloned
 from pliant.optimizer_state import MomentSpec, check_declared, check_units
 from pliant.schedule import Schedule
+from pliant.sharded import Whole, reshard, sharded_modules
 from pliant.stats import Collector
 from pliant.stats.capture import named_tensors
 from pliant.stats.listener import is_in_graph
@@ -72,6 +75,7 @@ class Handle:
         self.excluded: dict[str, str] = {}
         self._optimizers = list(optimizers)
         self._tensors = named_tensors(model)
+        self._sharded_modules = sharded_modules(model)
         self._check_shapes(model)
         self.events = EventLog()
         self.events.num_members = num_members
@@ -98,8 +102,9 @@ class Handle:
         self._check_methods()
         self._memory = [self._make_memory(m) for m in range(len(self.methods))]
         self._num_param_groups = [len(item.param_groups) for item in self._optimizers]
+        seen = Whole(self._tensors, model) if self._sharded_modules else self._tensors
         self._collector = Collector(
-            model, units, self._needs(), self._tensors, num_members=num_members, process_group=process_group
+            model, units, self._needs(), seen, num_members=num_members, process_group=process_group
         )
         self._contexts = [[self._context(m, o) for o in range(len(optimizers))] for m in range(len(self.methods))]
         self._hooks: list[Any] = []
@@ -141,6 +146,7 @@ class Handle:
         """
         self._check_attached()
         self._num_boundaries += 1
+        reshard(self._sharded_modules)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
             for ctx in contexts:
                 ctx.task = self._num_boundaries
@@ -230,7 +236,13 @@ class Handle:
             "state": [cloned(memory.units) for memory in self._memory],
             "memory": [memory.state_dict() for memory in self._memory],
             "random": self._editor.random_state(),
-            "num_resets": self.events.state_dict(),
+            "num_resets": self._no_resets() | self.events.state_dict(),
+        }
+
+    def _no_resets(self) -> dict[str, Tensor]:
+        names = [group.name for group in self.units if any(group.name in usable for usable in self._usable)]
+        return {
+            name: torch.zeros(self.num_members or 1, dtype=torch.long, device=self._device_of(name)) for name in names
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -264,7 +276,7 @@ class Handle:
         for memory, units, saved in zip(self._memory, state["state"], state["memory"], strict=True):
             memory.load_state_dict({"units": units, **saved})
         self._editor.load_random_state(state["random"])
-        self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items()})
+        self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items() if v.any()})
         for index in range(len(self._schedules)):
             self._plan(index)
 
@@ -276,6 +288,8 @@ class Handle:
     def _pre_hook(self, index: int) -> Any:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the optimizer itself comes first
+            if is_dry_step(optimizer):
+                return
             for method, contexts in zip(self.methods, self._contexts, strict=True):
                 if type(method).before_step is Intervention.before_step:
                     continue
@@ -294,6 +308,8 @@ class Handle:
             if is_in_graph(self._accelerated):  # the graph will step without this hook: see step()
                 self._schedules[index].in_graph = True
                 return
+            if is_dry_step(optimizer):
+                return
             self._after_step(index, getattr(optimizer, "found_inf", None))
 
         return hook
@@ -301,7 +317,7 @@ class Handle:
     def _after_step(self, index: int, found_inf: Tensor | None) -> None:
         live: Tensor | None = None
         if found_inf is not None:  # a fused optimizer that skips by itself: its hook fires although nothing changed
-            if found_inf.device.type == "cpu":
+            if can_read(found_inf):
                 if bool(found_inf):
                     self._collector.drop(self._owned[index], skipped=True)
                     return
@@ -440,7 +456,7 @@ class Handle:
         needs: dict[str, frozenset[str]] = {}
         for method, usable in zip(self.methods, self._usable, strict=True):
             if method.needs:
-                for name in usable:
+                for name in sorted(usable):  # in the same order in every process: reading sharded tensors is collective
                     needs[name] = needs.get(name, frozenset()) | method.needs
         return needs
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pliant import metrics as _metrics
+from pliant.checkpoint import is_dry_step
+from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.stats.capture import named_tensors
 from pliant.stats.listener import Listener, silence
@@ -148,8 +150,10 @@ class Monitor:
         return self.history[-1]
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if is_dry_step(optimizer):
+            return None
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf):
+        if found_inf is not None and can_read(found_inf) and bool(found_inf):
             return self._clear()
         self._step += 1
         if self._step % self._every == 0:

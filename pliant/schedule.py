@@ -66,11 +66,21 @@ class Schedule:
         return elapsed
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts; the plan follows from them."""
-        return {"step": self.clock.step, "real": self.clock.real, "acted": list(self._acted)}
+        """Counts; the plan follows from them.
+
+        The same kinds of values at all times, so that a fresh handle's state is a template of every saved one.
+        """
+        return {
+            "step": self.clock.step,
+            "counts_on_device": self.clock.real is not None,
+            "real": torch.as_tensor(self.clock.now()),
+            "acted": [torch.as_tensor(step) for step in self._acted],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Continue from :meth:`state_dict`; call :meth:`plan` afterwards."""
-        real = state["real"]
-        self.clock.step, self.clock.real = state["step"], real if real is None else real.clone().to(device)
-        self._acted = [item.to(device) if isinstance(item, Tensor) else item for item in state["acted"]]
+        self.clock.step, self.clock.real = state["step"], None
+        self._acted = [int(step) for step in state["acted"]]
+        if state["counts_on_device"]:
+            self.clock.real = state["real"].clone().to(device)
+            self._acted = [step.clone().to(device) for step in state["acted"]]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
 from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
@@ -156,7 +157,7 @@ class _Accumulator:
             sums["mean_abs_gradient"] = self.means.get("mean_abs_gradient", zeros) * self.gradient_count
         for item in {id(item): item for item in counts.values()}.values():
             torch.distributed.all_reduce(item, group=process_group)
-        if count.device.type == "cpu" and not count:
+        if can_read(count) and not count:
             return False
         for total in sums.values():
             torch.distributed.all_reduce(total, group=process_group)
@@ -165,14 +166,14 @@ class _Accumulator:
 
     def _graph_means(self, count: Tensor) -> dict[str, Tensor]:
         means = {name: total / count for name, total in self.graph_sums.items()}
-        if count.device.type == "cpu":
+        if can_read(count):
             return means
         old = self.stats._values  # on an accelerator nobody has looked whether there is a sample
         return {name: torch.where(count > 0, mean, old.get(name, 0.0)) for name, mean in means.items()}
 
     def is_heard_in_graph(self) -> bool:
         """Whether a graph added a sample; an accelerator is asked only until the first one."""
-        if self.graph_count.device.type == "cpu" or not self.is_in_graph:
+        if self.graph_can_read(count) or not self.is_in_graph:
             self.is_in_graph = bool(self.graph_count > 0)
         return self.is_in_graph
 

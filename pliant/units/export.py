@@ -84,8 +84,12 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
-def refuse_wrapped(model: nn.Module) -> None:
+def refuse_wrapped(model: nn.Module, *, sharded: bool = False) -> None:
     """Refuse modules whose export would fail, or silently break them, before it is tried.
+
+    Args:
+        model: The model.
+        sharded: Accept modules on which ``fully_shard`` was called: nothing will be exported.
 
     Raises:
         IllegalConfiguration: For DDP, FSDP and compiled modules; the message names the order that works.
@@ -101,7 +105,7 @@ def refuse_wrapped(model: nn.Module) -> None:
         for kind, advice in _WRAPPERS.items():
             if kind in kinds:
                 raise IllegalConfiguration(f"{where} is wrapped in {kind}: {advice}.")
-        if "FSDPModule" in kinds:
+        if "FSDPModule" in kinds and not sharded:
             raise IllegalConfiguration(f"{where} is sharded by fully_shard: {_WRAPPERS['FullyShardedDataParallel']}.")
 
 

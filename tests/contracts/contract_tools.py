@@ -180,10 +180,8 @@ def differ(a: dict[str, Any], b: dict[str, Any], only: str = "model.") -> bool:
 
 def supported(method: str, name: str) -> bool:
     """Tied transposed weights have no tap: methods that read activations refuse them (tested by name)."""
-    return not (
-        name == "tied_autoencoder"
-        and method in ("continual_backprop", "continual_backprop_exact", "continual_backprop_sparse", "redo", "several")
-    )
+    reads = method.startswith("continual_backprop") or method in ("redo", "several")
+    return not (name == "tied_autoencoder" and reads)
 
 
 def num_hooks(model: nn.Module, optimizer: Optimizer) -> int:
