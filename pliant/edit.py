@@ -2,14 +2,12 @@
 
 Edits happen after the optimizer's step, in place, under ``no_grad``. Interventions say what (a mask of units, a
 factor, new values); the editor knows where a unit lives, how it was initialised, and which optimizer state belongs
-to it. On a CPU the units of a mask are read at once; on an accelerator nothing is read back: the caller bounds how
-many units a mask can hold (``at_most``), and the rest is arithmetic on the device.
+to it. How a unit's entries are read and written is :mod:`pliant.write`'s business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,25 +19,9 @@ from pliant.events import EventLog
 from pliant.optimizer_state import moments, restart
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.init import Init
+from pliant.write import Selection, Writer
 
 __all__ = ["Editor"]
-
-
-@dataclass(frozen=True)
-class _Selection:
-    """The units of a mask as flat lists, ordered by member.
-
-    Attributes:
-        units: Unit indices ``[n]``.
-        members: Member indices ``[n]``, or ``None`` for a single model.
-        counts: How many belong to each member (one entry for a single model).
-        active: Which of them are really selected, or ``None`` if all.
-    """
-
-    units: Tensor
-    members: Tensor | None
-    counts: tuple[int, ...]
-    active: Tensor | None
 
 
 class Editor:
@@ -69,29 +51,16 @@ class Editor:
         self.tensors, self.owners, self.inits = tensors, owners, inits
         self.num_members, self.events, self.dry_run = num_members, events, dry_run
         self.live: Tensor | None = None
-        self._seeds = tuple(seeds)
-        self._generators: dict[torch.device, list[torch.Generator]] = {}
-        self._tables: dict[tuple[int, torch.device], Tensor] = {}
+        self.writer = Writer(tensors, seeds, num_members=num_members)
 
     # ---- randomness ----
-    def generators(self, device: torch.device) -> list[torch.Generator]:
-        """One generator per member on a device, made at first use."""
-        if device not in self._generators:
-            self._generators[device] = [torch.Generator(device).manual_seed(seed) for seed in self._seeds]
-        return self._generators[device]
-
     def random_state(self) -> dict[str, list[Tensor]]:
-        """State of all generators, by device; those of devices not drawn on yet included, for they hold the seed."""
-        for tensor in self.tensors.values():
-            self.generators(tensor.device)
-        return {str(device): [g.get_state() for g in found] for device, found in self._generators.items()}
+        """State of all generators, by device."""
+        return self.writer.random_state()
 
     def load_random_state(self, state: Mapping[str, Sequence[Tensor]]) -> None:
         """Restore :meth:`random_state`."""
-        self._generators.clear()
-        for device, states in state.items():
-            for generator, saved in zip(self.generators(torch.device(device)), states, strict=True):
-                generator.set_state(saved.cpu())
+        self.writer.load_random_state(state)
 
     # ---- per-unit edits ----
     def reset(
@@ -125,7 +94,7 @@ class Editor:
             IllegalConfiguration: If an initial distribution is needed and unknown.
             NotYetSupported: If the optimizer keeps state that cannot be reset.
         """
-        selection = self._select(mask, at_most)
+        selection = self.writer.select(mask, at_most, self.live)
         if selection is None:
             return
         self.events.add(group.name, "reset", selection.units, selection.members, selection.active, reason)
@@ -140,7 +109,7 @@ class Editor:
                 self._write(piece, selection, action)
                 if moments == "zero":
                     for state in self._moments(piece.name):
-                        self._fill(state, piece, selection, None)
+                        self.writer.fill(state, piece, selection, None)
 
     def scale(
         self, group: UnitGroup, factor: Tensor, *, role: Literal["incoming", "outgoing"] = "outgoing", reason: str = ""
@@ -153,8 +122,7 @@ class Editor:
             role: Which weights.
             reason: For the event log.
         """
-        chosen = factor != 1
-        selection = self._select(chosen, None)
+        selection = self.writer.select(factor != 1, None, self.live)
         if selection is None:
             return
         self.events.add(group.name, "scale", selection.units, selection.members, selection.active, reason)
@@ -162,18 +130,7 @@ class Editor:
             return
         with torch.no_grad():
             for piece in group.role(role):
-                tensor = self.tensors[piece.name]
-                along = torch.ones(
-                    (*factor.shape[:-1], tensor.shape[piece.dim]), dtype=factor.dtype, device=factor.device
-                )
-                table = self.table(piece, factor.device)
-                along[..., table] = factor.unsqueeze(-1).expand(*factor.shape, table.shape[1])
-                shape = [1] * tensor.ndim
-                shape[piece.dim] = tensor.shape[piece.dim]
-                if self.num_members is not None:
-                    shape[0] = self.num_members
-                along = along if self.live is None else 1 + (along - 1) * self.live
-                tensor.mul_(along.view(shape).to(tensor))
+                self.writer.multiply(piece, factor, self.live)
 
     # ---- whole-tensor edits ----
     def shrink(self, names: Sequence[str], factors: Sequence[float]) -> None:
@@ -181,11 +138,7 @@ class Editor:
         if self.dry_run or not names:
             return
         with torch.no_grad():
-            if self.live is None:
-                torch._foreach_mul_([self.tensors[name] for name in names], list(factors))
-                return
-            for name, factor in zip(names, factors, strict=True):
-                self.tensors[name].mul_(1 + (factor - 1) * self.live)
+            self.writer.shrink(names, factors, self.live)
 
     def assign(self, name: str, value: Tensor, *, moments: Literal["zero", "keep"] = "zero") -> None:
         """Overwrite a whole tensor in place.
@@ -198,10 +151,7 @@ class Editor:
         if self.dry_run:
             return
         with torch.no_grad():
-            tensor = self.tensors[name]
-            if self.live is not None:  # a skipped step changes nothing
-                value = torch.where(self.live > 0, value.to(tensor), tensor)
-            tensor.copy_(value)
+            self.writer.assign(self.tensors[name], value, self.live)
             if moments == "zero" and name in self.owners:
                 restart(self.owners[name], self.tensors[name], name)
 
@@ -211,11 +161,7 @@ class Editor:
         Raises:
             IllegalConfiguration: If the initial distribution is unknown.
         """
-        tensor, init = self.tensors[name], self.init_of(name)
-        generators = self.generators(tensor.device)
-        if self.num_members is None:
-            return init.draw(tuple(tensor.shape), generators[0])
-        return torch.stack([init.draw(tuple(tensor.shape[1:]), generator) for generator in generators])
+        return self.writer.draw(self.tensors[name], self.init_of(name))
 
     def init_of(self, name: str) -> Init:
         """The initial distribution of a tensor.
@@ -240,75 +186,14 @@ class Editor:
         lead = 0 if self.num_members is None else 1
         return bias if self.tensors[piece.name].ndim - lead == 1 else incoming
 
-    def _write(self, piece: TensorSlice, selection: _Selection, action: str) -> None:
+    def _write(self, piece: TensorSlice, selection: Selection, action: str) -> None:
         tensor = self.tensors[piece.name]
         if action == "zero":
-            self._fill(tensor, piece, selection, None)
+            self.writer.fill(tensor, piece, selection, None)
             return
         if piece.role == "carried" and self.inits.get(piece.name) is None:
             return  # a constant of the model that merely has one entry per unit
-        init = self.init_of(piece.name)
-        self._fill(tensor, piece, selection, init)
-
-    def _select(self, mask: Tensor, at_most: int | None) -> _Selection | None:
-        if self.live is not None:
-            mask = mask & (self.live > 0)
-        if mask.device.type == "cpu":
-            found = mask.nonzero()
-            if not len(found):
-                return None
-            if self.num_members is None:
-                return _Selection(found[:, 0], None, (len(found),), None)
-            members = found[:, 0]
-            counts = torch.bincount(members, minlength=self.num_members).tolist()
-            return _Selection(found[:, 1], members, tuple(counts), None)
-        bound = min(at_most or mask.shape[-1], mask.shape[-1])
-        units = mask.to(torch.float32).topk(bound, dim=-1).indices
-        active = mask.gather(-1, units)
-        if self.num_members is None:
-            return _Selection(units, None, (bound,), active)
-        members = torch.arange(self.num_members, device=mask.device).repeat_interleave(bound)
-        return _Selection(units.flatten(), members, (bound,) * self.num_members, active.flatten())
-
-    def table(self, piece: TensorSlice, device: torch.device) -> Tensor:
-        """A slice's positions ``[U, M]`` on a device."""
-        key = (id(piece), device)  # hashing the whole table at every edit would cost more than the edit
-        if key not in self._tables:
-            self._tables[key] = piece.positions().to(device)
-        return self._tables[key]
-
-    def _fill(self, tensor: Tensor, piece: TensorSlice, selection: _Selection, init: Init | None) -> None:
-        """Write fresh values (or zeros) to the positions of the selected units."""
-        table = self.table(piece, selection.units.device)
-        where = table.index_select(0, selection.units).flatten()
-        lead = 0 if selection.members is None else 1
-        view = tensor.movedim(piece.dim, lead)
-        rest = tuple(view.shape[lead + 1 :])
-        index: tuple[Tensor, ...] = (where,)
-        if selection.members is not None:
-            index = (selection.members.repeat_interleave(table.shape[1]), where)
-        if init is None:
-            new: Tensor | None = None
-        elif init.kind == "constant":
-            new = torch.full((1,), init.scale, dtype=tensor.dtype, device=tensor.device)
-        else:
-            generators = self.generators(tensor.device)
-            drawn = [
-                init.draw((count * table.shape[1], *rest), generator)
-                for generator, count in zip(generators, selection.counts, strict=True)
-                if count
-            ]
-            new = (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(tensor.dtype)
-        if selection.active is not None:
-            keep = selection.active.repeat_interleave(table.shape[1]).view(-1, *([1] * len(rest)))
-            new = torch.where(
-                keep, torch.zeros((), dtype=tensor.dtype, device=tensor.device) if new is None else new, view[index]
-            )
-            view[index] = new
-        elif new is None:
-            view[index] = 0
-        else:
-            view[index] = new
+        self.writer.fill(tensor, piece, selection, self.init_of(piece.name))
 
     def _moments(self, name: str) -> Iterable[Tensor]:
         if name not in self.owners:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from pliant.units.init import InitSpec, initialisers
 
 __all__ = ["Handle"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 def _inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
@@ -84,7 +85,12 @@ class Handle:
         except Exception:
             self._collector.remove()
             raise
-        self._schedule()
+        count = len(self._optimizers)
+        self._next = [[0] * len(self.methods) for _ in range(count)]
+        self._acted: list[list[int | Tensor]] = [[0] * len(self.methods) for _ in range(count)]
+        self._wake, self._listens = [0] * count, [False] * count
+        for index in range(count):
+            self._plan(index)
         for index, item in enumerate(self._optimizers):
             if any(type(method).before_step is not Intervention.before_step for method in self.methods):
                 self._hooks.append(item.register_step_pre_hook(self._pre_hook(index)))
@@ -118,7 +124,7 @@ class Handle:
     def penalty(self) -> Tensor:
         """The sum of all loss terms of the interventions, to be added to the loss; zero if there are none."""
         self._check_attached()
-        total = torch.zeros((), device=next(iter(self._tensors.values())).device)
+        total = torch.zeros((), device=self._device)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
             for ctx in contexts:
                 term = method.penalty(ctx)
@@ -144,6 +150,8 @@ class Handle:
             "groups": {group.name: group.size for group in self.units},
             "num_members": self.num_members,
             "clocks": [clock.step for clock in self._clocks],
+            "real_clocks": [clock.real for clock in self._clocks],
+            "acted": [list(row) for row in self._acted],
             "num_boundaries": self._num_boundaries,
             "state": [
                 {name: {key: value.clone() for key, value in entries.items()} for name, entries in per_group.items()}
@@ -178,8 +186,9 @@ class Handle:
             raise IllegalConfiguration(
                 f"the saved state belongs to {len(state['clocks'])} optimizers; {len(self._clocks)} are attached."
             )
-        for clock, step in zip(self._clocks, state["clocks"], strict=True):
-            clock.step = step
+        for clock, step, real in zip(self._clocks, state["clocks"], state["real_clocks"], strict=True):
+            clock.step, clock.real = step, real if real is None else real.clone().to(self._device)
+        self._acted = [list(row) for row in state["acted"]]
         self._num_boundaries = state["num_boundaries"]
         for per_group, saved in zip(self._state, state["state"], strict=True):
             for name, entries in per_group.items():
@@ -187,7 +196,8 @@ class Handle:
                     value.copy_(saved[name][key])
         self._editor.load_random_state(state["random"])
         self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items()})
-        self._schedule()
+        for index in range(len(self._clocks)):
+            self._plan(index)
 
     def __repr__(self) -> str:
         attached = "attached" if self._hooks else "detached"
@@ -217,37 +227,58 @@ class Handle:
         return hook
 
     def _after_step(self, index: int, found_inf: Tensor | None) -> None:
-        groups, clock = self._owned[index], self._clocks[index]
         live: Tensor | None = None
         if found_inf is not None:  # a fused optimizer that skips by itself: its hook fires although nothing changed
             if found_inf.device.type == "cpu":
                 if bool(found_inf):
-                    self._collector.drop(groups, skipped=True)
+                    self._collector.drop(self._owned[index], skipped=True)
                     return
             else:
                 live = 1 - found_inf.float().reshape(())
-        clock.step += 1
-        if any(method.samples(clock.step) for method in self.methods):  # by this clock: others may be due elsewhere
+        clock = self._clocks[index]
+        clock.advance(live)
+        if clock.step >= self._wake[index]:
+            self._act(index, live)
+        elif self._collector.enabled:
+            self._collector.drop(self._owned[index], skipped=False)
+
+    def _act(self, index: int, live: Tensor | None) -> None:
+        """Run the interventions that are due at this step of an optimizer."""
+        clock, groups = self._clocks[index], self._owned[index]
+        due = [m for m, step in enumerate(self._next[index]) if step <= clock.step]
+        if any(self.methods[m].samples(clock.step) for m in due):
             self._collector.finish(clock.step, groups)
-        else:
+        elif self._collector.enabled:
             self._collector.drop(groups, skipped=False)
         self._editor.live = live
-        for method, contexts in zip(self.methods, self._contexts, strict=True):
-            ctx = contexts[index]
-            ctx.live = live
+        for m in due:
+            method, ctx = self.methods[m], self._contexts[m][index]
+            now = clock.now()
+            ctx.live, ctx.elapsed = live, now - self._acted[index][m]
             self._enter(method, ctx)
             method.after_step(ctx)
+            self._acted[index][m] = now
         self._editor.live = None
-        self._schedule()
+        self._plan(index)
 
     def _enter(self, method: Intervention, ctx: Context) -> None:
         self.events.step, self.events.intervention = ctx.clock.step, type(method).__name__
 
-    def _schedule(self) -> None:
-        """Listen in the next step if any method wants statistics of it."""
-        self._collector.enabled = any(
-            method.samples(clock.step + 1) for method in self.methods for clock in self._clocks
-        )
+    def _plan(self, index: int) -> None:
+        """When this optimizer's hook has to do something next: act, or begin to listen one step before."""
+        step = self._clocks[index].step
+        following = [
+            sys.maxsize
+            if type(method).after_step is Intervention.after_step
+            else method.next_step(self._contexts[m][index])
+            for m, method in enumerate(self.methods)
+        ]
+        self._next[index] = following
+        wake = min(following, default=step + 1)
+        sampled = any(method.samples(wake) for method, at in zip(self.methods, following, strict=True) if at == wake)
+        self._wake[index] = wake - 1 if sampled and wake > step + 1 else wake
+        self._listens[index] = sampled and wake == step + 1
+        self._collector.enabled = any(self._listens)
 
     # ---- set-up ----
     def _check_attached(self) -> None:
@@ -330,6 +361,10 @@ class Handle:
                 for name in usable:
                     needs[name] = needs.get(name, frozenset()) | method.needs
         return needs
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._tensors.values())).device
 
     def _device_of(self, group: str) -> torch.device:
         return self._tensors[self.units[group].slices[0].name].device

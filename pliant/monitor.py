@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from pliant import metrics as _metrics
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.stats.capture import named_tensors
-from pliant.stats.listener import Listener, silence
+from pliant.stats.listener import Listener, is_recorded_by_a_graph, silence
 from pliant.stats.reader import TapReader
 from pliant.units import UnitGraph, find_units
 from pliant.units.export import Inputs, refuse_wrapped
@@ -67,7 +67,7 @@ class _Rows:
         act_NU = self.reader.matrix(self.reader.value(seen))
         step = -(-act_NU.shape[0] // self.limit)
         chosen = act_NU[::step]
-        if torch.compiler.is_compiling():  # a list would break the graph: the latest batch stays in a fixed buffer
+        if is_recorded_by_a_graph():  # a list would break the graph: the latest batch stays in a fixed buffer
             count = chosen.shape[0]
             self.compiled[:count].copy_(chosen)
             self.compiled_count.fill_(count)

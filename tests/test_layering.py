@@ -18,7 +18,7 @@ PACKAGE = Path(pliant.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors"},
     {"records", "units", "optimizer_state"},
-    {"metrics", "stats", "events"},
+    {"metrics", "stats", "events", "write"},
     {"edit"},
     {"interventions"},
     {"handle"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,14 +38,37 @@ class PerUnit:
 
 
 class Clock:
-    """Counts the real steps of one optimizer: skipped steps of mixed precision do not count."""
+    """Counts the real steps of one optimizer: skipped steps of mixed precision do not count.
+
+    Attributes:
+        step: Steps that the host knows of.
+        real: The exact count on the device, int64 ``[]``, once a fused optimizer has been able to skip a step without
+            the host knowing; ``None`` before.
+    """
 
     def __init__(self) -> None:
         self.step = 0
+        self.real: Tensor | None = None
+
+    def advance(self, live: Tensor | None = None) -> None:
+        """One more step, of which ``live`` says (1 or 0, on the device) whether it changed anything."""
+        if live is not None and self.real is None:
+            self.real = torch.full((), self.step, dtype=torch.int64, device=live.device)
+        self.step += 1
+        if self.real is not None:
+            self.real.add_(1 if live is None else live.to(torch.int64))
+
+    def now(self) -> int | Tensor:
+        """Real steps so far, a copy."""
+        return self.step if self.real is None else self.real.clone()
 
     def every(self, period: int | None) -> bool:
         """Whether this step closes a period; never if the period is ``None``."""
         return period is not None and self.step > 0 and self.step % period == 0
+
+    def next(self, period: int | None) -> int:
+        """The first step after this one that closes a period; out of reach if the period is ``None``."""
+        return sys.maxsize if period is None else (self.step // period + 1) * period
 
 
 class Context:
@@ -55,7 +79,9 @@ class Context:
         units: The unit graph.
         edit: The writer.
         live: ``None``, or a device scalar that is 0 where a mixed-precision step was skipped and 1 otherwise;
-            counters must be multiplied by it.
+            changes of state must be masked by it.
+        elapsed: Real steps since this intervention last acted on this optimizer, this one included: an int, or an
+            int64 scalar on the device where only the device knows.
         num_members: S for a stack of members, else ``None``.
     """
 
@@ -74,6 +100,7 @@ class Context:
     ) -> None:
         self.units, self.clock, self.edit, self.num_members = units, clock, edit, num_members
         self.live: Tensor | None = None
+        self.elapsed: int | Tensor = 1
         self.task = 0
         self._owned, self._optimizer, self._parameters = owned, optimizer, parameters
         self._state, self._stats = state, stats
@@ -108,16 +135,11 @@ class Context:
 
     def magnitude(self, group: UnitGroup) -> Tensor:
         r"""Sum of absolute outgoing weights per unit, :math:`\sum_k |w_{ki}|`: ``[U]`` or ``[S, U]``."""
-        lead = 0 if self.num_members is None else 1
         total: Tensor | None = None
         with torch.no_grad():
             for piece in group.role("outgoing"):
-                tensor = self.edit.tensors[piece.name]
-                keep = tensor.ndim + piece.dim
-                dims = [dim for dim in range(lead, tensor.ndim) if dim != keep]
-                sums = tensor.abs().sum(dims, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-                per_unit = sums[..., self.edit.table(piece, sums.device)].sum(-1)
-                total = per_unit if total is None else total + per_unit
+                sums = self.edit.writer.sum_abs(piece)
+                total = sums if total is None else total + sums
         if total is None:
             raise NoEffect(f"unit group {group.name!r} has no outgoing weights.")
         return total
@@ -170,6 +192,14 @@ class Intervention(ABC):
     def samples(self, step: int) -> bool:
         """Whether it needs statistics of the given step (1-based)."""
         return bool(self.needs)
+
+    def next_step(self, ctx: Context) -> int:
+        """The next step at which :meth:`after_step` has something to do: the very next one, unless overridden.
+
+        It must depend on ``ctx.clock.step`` and the hyper-parameters alone, so that a resumed run keeps the schedule,
+        and it must not jump over a step for which :meth:`samples` is true.
+        """
+        return ctx.clock.step + 1
 
     # The events do nothing unless a method overrides them.
     def prepare(self, ctx: Context) -> None:  # noqa: B027

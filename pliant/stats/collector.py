@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration, NoEffect
-from pliant.stats.listener import Listener, silence
+from pliant.stats.listener import Listener, is_recorded_by_a_graph, silence
 from pliant.stats.reader import TapReader
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
@@ -52,8 +52,10 @@ class GroupStats:
 class _Accumulator:
     """The running sums of one group between two optimizer steps.
 
-    Eager forwards keep their sums in ``sums`` and count on the host. Compiled ones cannot branch on the step without
-    recompiling, so they add to fixed buffers at every step; a sample is then the mean since the last one.
+    Eager forwards keep their sums in ``sums`` and count on the host. Those that became part of a graph (compiled, or
+    captured on CUDA) cannot branch on the step, so they add to fixed buffers at every step; a sample is then the mean
+    since the last one. Non-finite batches are left out there, since a step that mixed precision skips cannot be told
+    from others inside a graph; if nothing else was seen, the mean is not finite, and that is noticed.
     """
 
     def __init__(self, reader: TapReader, needs: frozenset[str], shape: tuple[int, ...], like: Tensor) -> None:
@@ -61,52 +63,70 @@ class _Accumulator:
         self.reader, self.needs, self.tap = reader, tuple(sorted(needs)), reader.tap
         self.sums: dict[str, Tensor] = {}
         self.count = 0
-        self.compiled = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
-        self.compiled_count = torch.zeros((), dtype=dtype, device=like.device)
+        self.is_in_graph = False
+        self.graph_sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
+        self.graph_count = torch.zeros((), dtype=dtype, device=like.device)
         self.in_forward = False
         self.stats = GroupStats()
 
     def add(self, seen: Any) -> None:
         act = self.reader.value(seen)
-        count = 0
+        if is_recorded_by_a_graph():
+            return self._add_in_graph(act)
         for name in self.needs:
             total, count = self.reader.sum_over_samples(act.abs() if name == "mean_abs_activation" else act)
-            if torch.compiler.is_compiling():
-                self.compiled[name].add_(total)
-            else:
-                self.sums[name] = self.sums[name] + total if self.count else total
-        if torch.compiler.is_compiling():
-            self.compiled_count.add_(count)
-        else:
-            self.count += count
+            self.sums[name] = self.sums[name] + total if self.count else total
+        self.count += count
+        return None
+
+    def _add_in_graph(self, act: Tensor) -> None:
+        finite: Tensor | None = None
+        for name in self.needs:
+            total, count = self.reader.sum_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            finite = total.isfinite().all() if finite is None else finite
+            self.graph_sums[name].add_(torch.where(finite, total, 0))
+        if finite is not None:
+            self.graph_count.add_(finite * count)
 
     def finish(self, step: int, process_group: Any) -> bool:
         """Turn sums into means and start anew; false if no rank has seen a sample."""
-        sums: dict[str, Tensor] = self.sums if self.count else self.compiled
-        count: int | Tensor = self.count or self.compiled_count
+        in_graph = not self.count
+        sums = self.graph_sums if in_graph else self.sums
+        count: int | Tensor = self.graph_count if in_graph else self.count
         if process_group is not None:
-            count = torch.as_tensor(count, dtype=self.compiled_count.dtype, device=self.compiled_count.device).clone()
+            count = torch.as_tensor(count, dtype=self.graph_count.dtype, device=self.graph_count.device).clone()
             torch.distributed.all_reduce(count, group=process_group)
             if count.device.type == "cpu" and not count:
                 return False
             for total in sums.values():
                 torch.distributed.all_reduce(total, group=process_group)
-        self.stats._values = {name: total / count for name, total in sums.items()}
+        means = {name: total / count for name, total in sums.items()}
+        if in_graph and self.graph_count.device.type != "cpu":  # nobody has looked whether there is a sample
+            old = self.stats._values
+            means = {name: torch.where(self.graph_count > 0, mean, old.get(name, 0.0)) for name, mean in means.items()}
+        self.stats._values = means
         self.stats.step = step
-        self.reset(compiled=not self.count)
+        self.reset(in_graph=in_graph)
         return True
+
+    def is_heard_in_graph(self) -> bool:
+        """Whether a graph added a sample; an accelerator is asked only until the first one."""
+        if self.graph_count.device.type == "cpu" or not self.is_in_graph:
+            self.is_in_graph = bool(self.graph_count > 0)
+        return self.is_in_graph
 
     def forget(self) -> None:
         """Drop the sums of eager forwards."""
-        self.reset(compiled=False)
+        self.reset(in_graph=False)
 
-    def reset(self, *, compiled: bool) -> None:
-        """Forget the sums; those of compiled forwards only if asked."""
-        self.sums = {}
-        self.count, self.in_forward = 0, False
-        if compiled:
-            self.compiled_count.zero_()
-            for total in self.compiled.values():
+    def reset(self, *, in_graph: bool) -> None:
+        """Forget the sums; those of graphs only if asked."""
+        if self.count:
+            self.sums, self.count = {}, 0
+        self.in_forward = False
+        if in_graph:
+            self.graph_count.zero_()
+            for total in self.graph_sums.values():
                 total.zero_()
 
 
@@ -164,7 +184,7 @@ class Collector:
             return
         seen = [item for item in active if item.count]
         if not seen:
-            seen = [item for item in active if bool(item.compiled_count > 0)]
+            seen = [item for item in active if item.is_heard_in_graph()]
         if self.process_group is not None:  # ranks must agree on what they reduce
             seen = active
         if not [item for item in seen if item.finish(step, self.process_group)]:
@@ -174,7 +194,7 @@ class Collector:
         """Forget what was added up since the last step: an unsampled step, or one that mixed precision skipped."""
         for group in groups:
             if group.name in self.accumulators:
-                self.accumulators[group.name].reset(compiled=skipped)
+                self.accumulators[group.name].reset(in_graph=skipped)
 
     def stats(self, group: UnitGroup) -> GroupStats:
         """The statistics of a group."""

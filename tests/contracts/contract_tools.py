@@ -25,6 +25,7 @@ STEPS, CUT, BOUNDARIES = 8, 4, (3, 6)
 METHODS: dict[str, Any] = {
     "continual_backprop": ContinualBackprop(0.2, maturity_threshold=1, decay_rate=0.9, decide_every=1),
     "continual_backprop_exact": ContinualBackprop(0.1, maturity_threshold=2, decay_rate=0.9, exact=True),
+    "continual_backprop_sparse": ContinualBackprop(0.2, maturity_threshold=1, decay_rate=0.9, sample_every=3),
     "redo": ReDo(tau=1.0, every=3),
     "l2": L2(0.5),
     "shrink_and_perturb": ShrinkAndPerturb(0.9, 0.1, every=3),
