@@ -8,6 +8,7 @@ on at all (the key bias of an attention layer) is reported as inert.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration
+from pliant.units.exact import FullPrecision, NoNoise
 from pliant.units.export import Inputs, as_call, canonical_names, model_outputs, plain_attention
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.jitter import jittered
@@ -153,7 +155,7 @@ def verify(units: UnitGraph, model: nn.Module, example_inputs: Inputs, *, seed: 
             probe = _Probe(model, example_inputs, seed, torch.float64)
             probe.baseline()
             tolerance = 1e-9
-        except RuntimeError:  # a model that makes float32 tensors inside its forward cannot run in float64
+        except RuntimeError:  # kernels that exist in float32 only
             probe = _Probe(model, example_inputs, seed, torch.float32)
             probe.baseline()
             tolerance = 1e-4
@@ -192,7 +194,14 @@ class _Probe:
                 setattr(module, key, 0.0)
             for mode in (False, True):
                 self.model.train(mode)
-                with torch.no_grad(), torch.random.fork_rng(), plain_attention(), _Exact(self.dtype):
+                with (
+                    torch.no_grad(),
+                    torch.random.fork_rng(),
+                    plain_attention(),
+                    _NoFunctionalDropout(),
+                    NoNoise(),
+                    FullPrecision() if self.dtype == torch.float64 else contextlib.nullcontext(),
+                ):
                     torch.manual_seed(self.seed)
                     result = torch.func.functional_call(self.model, full, self.args, self.kwargs, tie_weights=False)
                 outputs.extend(leaf for leaf in model_outputs(result) if leaf.dtype.is_floating_point)
@@ -246,49 +255,19 @@ def _is_rate(module: nn.Module, key: str) -> bool:
     return isinstance(getattr(module, key, None), float)
 
 
-class _Exact(torch.overrides.TorchFunctionMode):
-    """Functional dropout is the identity, so that training mode is deterministic, and nothing is rounded.
-
-    Models cast parts of their computation to float32 (norms, softmax, rotary angles) or make float32 tensors inside
-    their forward; rounding there would hide small changes. Under this mode such casts give the wider type.
-
-    Args:
-        dtype: The type that narrower casts give.
-    """
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def __enter__(self) -> Any:
-        self._default = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        torch.set_default_dtype(self._default)
-
-    def _wide(self, item: Any) -> Any:
-        return self.dtype if isinstance(item, torch.dtype) and item in _NARROW else item
+class _NoFunctionalDropout(torch.overrides.TorchFunctionMode):
+    """Turns functional dropout into the identity, so that training mode is deterministic."""
 
     _NAMES = frozenset({"dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in self._NAMES and args:
+        if getattr(func, "__name__", "") in self._NAMES and args:
             return args[0]
-        if name in ("float", "half", "bfloat16") and len(args) == 1 and isinstance(args[0], Tensor):
-            return args[0].to(self.dtype)
-        args = tuple(self._wide(item) for item in args)
-        kwargs = {key: self._wide(item) for key, item in (kwargs or {}).items()}
-        if name == "scaled_dot_product_attention":
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") == "scaled_dot_product_attention":
             kwargs["dropout_p"] = 0.0
             args = args[:4] + args[5:] if len(args) > 4 else args
         return func(*args, **kwargs)
-
-
-_NARROW = frozenset([torch.float32, torch.float16, torch.bfloat16])
 
 
 def _relative(reference: Tensor, other: Tensor) -> float:
