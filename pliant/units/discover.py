@@ -162,7 +162,7 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
     incoming = [piece for piece in slices if piece.role == "incoming"]
     if not incoming:
         return "nothing in the model produces it (it has no incoming weights)"
-    site: Site = next((kind for kind in ("residual", "heads", "head_dims") if kind in atom.marks), "hidden")
+    site: Site = next((kind for kind in ("heads", "residual", "head_dims") if kind in atom.marks), "hidden")
     outgoing = [piece for piece in slices if piece.role == "outgoing"]
     if "token" in atom.marks and not outgoing:
         return "it is a learned token at a position of its own, which no weights consume"

@@ -77,6 +77,9 @@ def _at_channel(axes: tuple[Axis, ...], sizes: tuple[int, ...], rank: int) -> tu
 
 def _mark_residual(trace: Trace, operands: list[Node]) -> None:
     activations = [operand for operand in operands if not trace.is_parameter(operand)]
-    if len(activations) == 2 and (trace.branches(*activations) or trace.branches(*activations[::-1])):
-        for axis in trace.of(activations[0]):
-            ax.mark(axis, "residual")
+    if len(activations) != 2:
+        return
+    for older, newer in (activations, activations[::-1]):
+        if trace.branches(newer, older):  # not the other way round: a mask is added to every layer's scores
+            for axis in trace.of(older):
+                ax.mark(axis, "residual")
