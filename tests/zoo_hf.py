@@ -99,9 +99,7 @@ def make_gpt2(**more: Any) -> nn.Module:
 def llama_attention(at: str, kv_heads: int, shared: int, dims: int) -> dict[str, Group]:
     queries = f"{at}.q_proj.weight[-2] {at}.o_proj.weight[-1]"
     return {
-        f"{at}.q_proj:heads": Group(
-            kv_heads, f"{queries} {at}.k_proj.weight[-2] {at}.v_proj.weight[-2]", site="heads"
-        ),
+        f"{at}.q_proj:heads": Group(kv_heads, f"{queries} {at}.k_proj.weight[-2] {at}.v_proj.weight[-2]", site="heads"),
         f"{at}.q_proj#2:heads": Group(shared, queries, site="heads"),  # the queries of one key-value head
         f"{at}.v_proj:head_dims": Group(dims, f"{at}.v_proj.weight[-2] {at}.o_proj.weight[-1]", site="head_dims"),
     }
@@ -143,7 +141,9 @@ def make_llama(**more: Any) -> nn.Module:
 
 # ---- encoders: three separate projections with biases; adding a vector to all keys shifts the scores of a query alike,
 # which softmax does not see, so nothing depends on the keys' bias
-def encoder_attention(query: str, key: str, value: str, out: str, heads: int, dims: int, first: str) -> dict[str, Group]:
+def encoder_attention(
+    query: str, key: str, value: str, out: str, heads: int, dims: int, first: str
+) -> dict[str, Group]:
     scores = f"{query}.weight[-2] {query}.bias[-1] {key}"
     values = f"{value}.weight[-2] {value}.bias[-1] {out}.weight[-1]"
     return {

@@ -14,7 +14,9 @@ from zoo_hf import VOCABULARY, both, encoder_attention, ends, hf, labelled, llam
 T5_ENCODER = ["encoder.block.0.layer.0.SelfAttention", "encoder.block.1.layer.0.SelfAttention"]
 T5_DECODER = ["decoder.block.0.layer.0.SelfAttention"]
 T5_CROSS = ["decoder.block.0.layer.1.EncDecAttention"]
-T5_FFN = [f"{at}.DenseReluDense" for at in ("encoder.block.0.layer.1", "encoder.block.1.layer.1", "decoder.block.0.layer.2")]
+T5_FFN = [
+    f"{at}.DenseReluDense" for at in ("encoder.block.0.layer.1", "encoder.block.1.layer.1", "decoder.block.0.layer.2")
+]
 T5_NORMS = [
     *(f"encoder.block.{i}.layer.{j}.layer_norm" for i in range(2) for j in range(2)),
     *(f"decoder.block.0.layer.{j}.layer_norm" for j in range(3)),
@@ -37,7 +39,9 @@ T5 = {
     "shared:residual": Group(
         8,
         "shared.weight[-1] "
-        + " ".join(ends(at, *(f"{n}.weight[-1]" for n in "qkv"), "o.weight[-2]") for at in T5_ENCODER + T5_DECODER + T5_CROSS)
+        + " ".join(
+            ends(at, *(f"{n}.weight[-1]" for n in "qkv"), "o.weight[-2]") for at in T5_ENCODER + T5_DECODER + T5_CROSS
+        )
         + " "
         + " ".join(ends(at, "wi_0.weight[-1]", "wi_1.weight[-1]", "wo.weight[-2]") for at in T5_FFN)
         + " "
@@ -109,14 +113,15 @@ def whisper_attention(at: str) -> dict[str, Group]:
 def whisper_stream(at: str, attentions: tuple[str, ...]) -> str:
     parts = [both(at, "fc2"), f"{at}.fc1.weight[-1]", both(at, "final_layer_norm", dim=-1)]
     for name in attentions:
-        parts += [both(at, f"{name}_layer_norm", dim=-1), both(at, f"{name}.out_proj"), f"{at}.{name}.q_proj.weight[-1]"]
+        parts += [both(at, f"{name}_layer_norm", dim=-1), both(at, f"{name}.out_proj")]
+        parts.append(f"{at}.{name}.q_proj.weight[-1]")
     parts.append(ends(f"{at}.self_attn", "k_proj.weight[-1]", "v_proj.weight[-1]"))
     return " ".join(parts)
 
 
 ENC, DEC = "model.encoder.layers.0", "model.decoder.layers.0"
 WHISPER = {
-    "model.encoder.conv1": Group(8, "model.encoder.conv1.weight[-3] model.encoder.conv1.bias[-1] model.encoder.conv2.weight[-2]"),
+    "model.encoder.conv1": Group(8, both("model.encoder", "conv1", dim=-3) + " model.encoder.conv2.weight[-2]"),
     "model.encoder.conv2:residual": Group(
         8,
         "model.encoder.conv2.weight[-3] model.encoder.conv2.bias[-1] model.encoder.embed_positions.weight[-1] "
@@ -158,7 +163,9 @@ if hf is not None:
         excluded={f"{STAGES[0]}.dwconv.weight[-3]": "single", f"{STAGES[0]}.dwconv.weight[-1]": "kernel"},
     )(
         lambda: hf.ConvNextForImageClassification(
-            hf.ConvNextConfig(hidden_sizes=[4, 6], depths=[1, 1], num_stages=2, num_labels=3, patch_size=2, image_size=8)
+            hf.ConvNextConfig(
+                hidden_sizes=[4, 6], depths=[1, 1], num_stages=2, num_labels=3, patch_size=2, image_size=8
+            )
         )
     )
     case("hf_whisper", speech, WHISPER, excluded={"model.encoder.conv1.weight[-2]": "input"})(
@@ -171,3 +178,40 @@ if hf is not None:
             )
         )
     )  # fmt: skip
+
+
+# ---- Mixtral: stacked experts [experts, 2 x hidden, width]; unit u is hidden unit u of all experts, its gate and value
+MIX = "model.layers.0"
+MIXTRAL = {
+    "model.embed_tokens:residual": Group(
+        16,
+        "model.embed_tokens.weight[-1] model.norm.weight[-1] lm_head.weight[-1] "
+        + llama_stream(MIX)
+        + " "
+        + ends(f"{MIX}.mlp", "gate.weight[-1]", "experts.gate_up_proj[-1]", "experts.down_proj[-2]"),
+        site="residual",
+        preserves=False,
+    ),
+    **llama_attention(f"{MIX}.self_attn", 2, 2, 4),
+    f"{MIX}.mlp.experts.gate_up_proj": Group(
+        12, ends(f"{MIX}.mlp.experts", "gate_up_proj[-2]", "down_proj[-1]"), tap="replay"
+    ),
+}
+
+
+def make_mixtral(**more: Any) -> nn.Module:
+    return hf.MixtralForCausalLM(
+        hf.MixtralConfig(
+            hidden_size=16, intermediate_size=12, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=VOCABULARY, num_local_experts=3, num_experts_per_tok=2, max_position_embeddings=16, **more,
+        )
+    )  # fmt: skip
+
+
+if hf is not None:
+    case(
+        "hf_mixtral",
+        text(8),
+        MIXTRAL,
+        excluded={f"{MIX}.mlp.experts.down_proj[-3]": "experts", f"{MIX}.mlp.gate.weight[-2]": "order"},
+    )(make_mixtral)

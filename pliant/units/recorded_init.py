@@ -91,20 +91,20 @@ def _shell(model: nn.Module) -> nn.Module:
     shell = copy.deepcopy(model, memo)
     for module in shell.modules():
         module.__dict__.pop("_is_hf_initialized", None)
-        for key, tensor in module._parameters.items():
-            if tensor is not None:
-                module._parameters[key] = nn.Parameter(torch.empty_like(tensor), tensor.requires_grad)
-        for key, tensor in module._buffers.items():
-            if tensor is not None:
-                module._buffers[key] = torch.empty_like(tensor)
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[key] = nn.Parameter(torch.empty_like(parameter), parameter.requires_grad)
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = torch.empty_like(buffer)
     return shell
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes what is written into the tensors of a module."""
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: dict[int, str] = {}
         self.sizes: dict[int, int] = {}
         self.padded: set[int] = set()
@@ -158,7 +158,7 @@ def _fill(name: str, args: Any, kwargs: Any, before: Fill | None) -> Fill | None
 
 
 def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 @contextlib.contextmanager

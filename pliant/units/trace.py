@@ -239,9 +239,7 @@ def _is_axes(value: Sequence[Any]) -> bool:
     return isinstance(probe, ax.Atom)
 
 
-def parameter_views(
-    names: Mapping[Node, str], parameter_axes: Mapping[str, tuple[Axis, ...]]
-) -> dict[Node, View]:
+def parameter_views(names: Mapping[Node, str], parameter_axes: Mapping[str, tuple[Axis, ...]]) -> dict[Node, View]:
     """The identity views of the graph's parameter placeholders; dims are counted from the end."""
     return {
         node: tuple(frozenset([(name, dim)]) for dim in range(-len(parameter_axes[name]), 0))

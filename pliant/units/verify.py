@@ -12,6 +12,7 @@ import contextlib
 import math
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -200,6 +201,7 @@ class _Probe:
                     plain_attention(),
                     _NoFunctionalDropout(),
                     NoNoise(),
+                    _PlainKernels(),
                     FullPrecision() if self.dtype == torch.float64 else contextlib.nullcontext(),
                 ):
                     torch.manual_seed(self.seed)
@@ -268,6 +270,19 @@ class _NoFunctionalDropout(torch.overrides.TorchFunctionMode):
             kwargs["dropout_p"] = 0.0
             args = args[:4] + args[5:] if len(args) > 4 else args
         return func(*args, **kwargs)
+
+
+class _PlainKernels(torch.overrides.TorchFunctionMode):
+    """Grouped matrix products of mixtures of experts, whose kernels exist in short types only, one by one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") not in ("_grouped_mm", "grouped_mm", "grouped_mm_fallback"):
+            return func(*args, **kwargs)
+        rows, weight, offsets = [*args, *(kwargs[key] for key in ("offs",) if key in kwargs)][:3]
+        starts = [0, *offsets.tolist()]
+        parts = [rows[a:b] @ weight[i] for i, (a, b) in enumerate(pairwise(starts))]
+        return torch.cat([*parts, rows.new_zeros(len(rows) - starts[-1], weight.shape[-1])])
 
 
 def _relative(reference: Tensor, other: Tensor) -> float:

@@ -273,18 +273,18 @@ def index(trace: Trace, node: Node) -> Any:
 
 def _looked_up(trace: Trace, node: Node, source: tuple[Axis, ...], indices: list[Any], reason: str) -> Any:
     """``x[i, :, j]``: indexed dimensions are frozen, the others stay; those of a table of parameters are produced."""
-    given = [dim for dim, item in enumerate(indices) if item is not None]
-    kept = [dim for dim in range(len(source)) if dim not in given]
-    for dim in given:
-        ax.freeze(source[dim], reason)
-        trace.role(node.args[0], dim, "carried")
-    for dim in kept:
-        trace.role(node.args[0], dim, "incoming")
+    given = [index for index, item in enumerate(indices) if item is not None]
+    kept = [index for index in range(len(source)) if index not in given]
+    for index in given:
+        ax.freeze(source[index], reason)
+        trace.role(node.args[0], index, "carried")
+    for index in kept:
+        trace.role(node.args[0], index, "incoming")
     new = trace.shape(node)
     adjacent = given == list(range(given[0], given[-1] + 1))
     at = given[0] if adjacent else 0  # where the dimensions of the indices go
     looked_up = new[at : at + len(new) - len(kept)]
-    result = [source[dim] for dim in kept]
+    result = [source[index] for index in kept]
     return (*result[:at], *(ax.fresh(size, reason) for size in looked_up), *result[at:])
 
 
@@ -322,7 +322,9 @@ def uniform(trace: Trace, node: Node) -> Any:
 @rule("arange", "rand", "randn", "eye", "linspace", "randint", "randperm")
 def constant(trace: Trace, node: Node) -> Any:
     """Tensors with an order of their own: their dimensions are data."""
-    return opaque_like(node.meta["val"], "it is tied to a tensor made inside the forward pass (positions, a mask, noise)")
+    return opaque_like(
+        node.meta["val"], "it is tied to a tensor made inside the forward pass (positions, a mask, noise)"
+    )
 
 
 @rule("getitem")
