@@ -110,12 +110,7 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
 
 def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
     """Freeze what no rule gave a role, and return the reason of every dimension with a frozen part."""
-    for name, axes in trace.parameter_axes.items():
-        for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
-            if (name, dim) not in trace.roles:
-                ax.freeze(
-                    axis, "no rule says how it is used" if name in trace.used else "it is not used in the forward pass"
-                )
+    trace.freeze_unused()
     for axes in trace.parameter_axes.values():  # resolving one axis may coarsen, and freeze, an atom of another
         for axis in axes:
             ax.resolve(axis)
@@ -123,7 +118,7 @@ def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
     for name, axes in trace.parameter_axes.items():
         for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
             reason = next((atom.frozen for atom in ax.leaves(axis) if atom.frozen), None)
-            if reason is None and tensors[name].shape[dim] == 1:
+            if tensors[name].shape[dim] == 1:
                 reason = "it has a single entry"
             if reason is not None:
                 excluded[name, dim] = reason
@@ -156,7 +151,7 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
     slices = []
     ambiguous = False
     for (name, dim), axis in found:
-        roles = trace.roles[name, dim]
+        roles = trace.roles_of(name, dim, atom)
         ambiguous |= len(roles) > 1
         role: Role = next(kind for kind in ("incoming", "outgoing", "carried") if kind in roles)
         try:
@@ -167,8 +162,10 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
     incoming = [piece for piece in slices if piece.role == "incoming"]
     if not incoming:
         return "nothing in the model produces it (it has no incoming weights)"
-    site: Site = next((kind for kind in ("residual", "heads", "head_dims") if kind in atom.marks), "hidden")
+    site: Site = next((kind for kind in ("heads", "residual", "head_dims") if kind in atom.marks), "hidden")
     outgoing = [piece for piece in slices if piece.role == "outgoing"]
+    if "token" in atom.marks and not outgoing:
+        return "it is a learned token at a position of its own, which no weights consume"
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
     name = _name(incoming[0].name, site, set(taken))
     return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)

@@ -85,6 +85,7 @@ def _sites(trace: Trace, group: UnitGroup, atom: Atom) -> Sites:
             continue
         node = _before_dropout(trace, consumer.source, atom)
         result.direct &= node is consumer.source
+        node = _before_view(trace, node, atom)
         if node.op == "call_function" and _carries(trace.of(node), atom) and node not in result.nodes:
             result.nodes.append(node)
     return result
@@ -101,6 +102,16 @@ def _before_dropout(trace: Trace, source: Node, atom: Atom) -> Node:
             site = before
         node = before
     return site
+
+
+def _before_view(trace: Trace, node: Node, atom: Atom) -> Node:
+    """The input of a view that only joins samples (batch and time) and leaves the units where they are."""
+    while node.op == "call_function" and op_name(node) in ("view", "reshape", "_unsafe_view"):
+        before = node.args[0]
+        if not isinstance(before, Node) or _locate(trace.of(before), atom) != _locate(trace.of(node), atom):
+            break
+        node = before
+    return node
 
 
 def _carries(axes: Sequence[Axis], atom: Atom) -> bool:

@@ -8,9 +8,11 @@ on at all (the key bias of an attention layer) is reported as inert.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration
-from pliant.units.export import Inputs, as_call, canonical_names, plain_attention
+from pliant.units.exact import FullPrecision, NoNoise
+from pliant.units.export import Inputs, as_call, canonical_names, model_outputs, plain_attention
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.jitter import jittered
-from pliant.units.replay import tensor_leaves
 
 if TYPE_CHECKING:
     from pliant.units.graph import UnitGraph
@@ -154,7 +156,7 @@ def verify(units: UnitGraph, model: nn.Module, example_inputs: Inputs, *, seed: 
             probe = _Probe(model, example_inputs, seed, torch.float64)
             probe.baseline()
             tolerance = 1e-9
-        except RuntimeError:  # a model that makes float32 tensors inside its forward cannot run in float64
+        except RuntimeError:  # kernels that exist in float32 only
             probe = _Probe(model, example_inputs, seed, torch.float32)
             probe.baseline()
             tolerance = 1e-4
@@ -193,10 +195,18 @@ class _Probe:
                 setattr(module, key, 0.0)
             for mode in (False, True):
                 self.model.train(mode)
-                with torch.no_grad(), torch.random.fork_rng(), plain_attention(), _NoFunctionalDropout():
+                with (
+                    torch.no_grad(),
+                    torch.random.fork_rng(),
+                    plain_attention(),
+                    _NoFunctionalDropout(),
+                    NoNoise(),
+                    _PlainKernels(),
+                    FullPrecision() if self.dtype == torch.float64 else contextlib.nullcontext(),
+                ):
                     torch.manual_seed(self.seed)
                     result = torch.func.functional_call(self.model, full, self.args, self.kwargs, tie_weights=False)
-                outputs.extend(leaf for leaf in tensor_leaves(result) if leaf.dtype.is_floating_point)
+                outputs.extend(leaf for leaf in model_outputs(result) if leaf.dtype.is_floating_point)
         finally:
             for module, flag in flags:
                 module.training = flag
@@ -260,6 +270,19 @@ class _NoFunctionalDropout(torch.overrides.TorchFunctionMode):
             kwargs["dropout_p"] = 0.0
             args = args[:4] + args[5:] if len(args) > 4 else args
         return func(*args, **kwargs)
+
+
+class _PlainKernels(torch.overrides.TorchFunctionMode):
+    """Grouped matrix products of mixtures of experts, whose kernels exist in short types only, one by one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") not in ("_grouped_mm", "grouped_mm", "grouped_mm_fallback"):
+            return func(*args, **kwargs)
+        rows, weight, offsets = [*args, *(kwargs[key] for key in ("offs",) if key in kwargs)][:3]
+        starts = [0, *offsets.tolist()]
+        parts = [rows[a:b] @ weight[i] for i, (a, b) in enumerate(pairwise(starts))]
+        return torch.cat([*parts, rows.new_zeros(len(rows) - starts[-1], weight.shape[-1])])
 
 
 def _relative(reference: Tensor, other: Tensor) -> float:
