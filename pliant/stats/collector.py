@@ -173,7 +173,7 @@ class _Accumulator:
 
     def is_heard_in_graph(self) -> bool:
         """Whether a graph added a sample; an accelerator is asked only until the first one."""
-        if self.graph_can_read(count) or not self.is_in_graph:
+        if can_read(self.graph_count) or not self.is_in_graph:
             self.is_in_graph = bool(self.graph_count > 0)
         return self.is_in_graph
 
