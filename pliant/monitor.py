@@ -18,7 +18,8 @@ from pliant.stats.capture import named_tensors
 from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
 from pliant.units import UnitGraph, find_units
-from pliant.units.export import Inputs, refuse_wrapped
+from pliant.units.export import refuse_wrapped
+from pliant.units.several import Models, as_module
 
 __all__ = ["METRICS", "Monitor", "Reading", "monitor"]
 
@@ -191,11 +192,11 @@ class Monitor:
 
 
 def monitor(
-    model: nn.Module,
+    model: Models,
     optimizer: Optimizer,
     metrics: Sequence[str] = METRICS,
     *,
-    example_inputs: Inputs | None = None,
+    example_inputs: Any = None,
     units: UnitGraph | None = None,
     every: int = 500,
     where: str = "*",
@@ -208,7 +209,7 @@ def monitor(
     computed after the step. Other steps cost one Python call per hook.
 
     Args:
-        model: The model that is trained, before ``torch.compile``.
+        model: The model that is trained, before ``torch.compile``; or several by name.
         optimizer: Its optimizer; its steps are the clock.
         metrics: Names out of :data:`METRICS`.
         example_inputs: One small batch, to find the unit groups.
@@ -237,6 +238,7 @@ def monitor(
         True
         >>> watch.detach()
     """
+    model = as_module(model)
     refuse_wrapped(model)
     for name in metrics:
         if name not in METRICS:

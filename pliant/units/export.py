@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration, UnsupportedOp
+from pliant.units.call import call_with, distinct
 
 __all__ = [
     "Exported",
@@ -168,7 +169,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
         UnsupportedOp: When ``torch.export`` cannot follow the model (data-dependent control flow).
     """
     refuse_wrapped(model)
-    args, kwargs = as_call(example_inputs)
+    args, kwargs = distinct(as_call(example_inputs))
     _check_runs(model, args, kwargs)
     dynamic = (
         tuple(_dynamic(item) for item in args),
@@ -199,7 +200,7 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     try:
         with training_mode(model), torch.no_grad(), torch.random.fork_rng():
-            torch.func.functional_call(model, buffers, copy.copy(args), kwargs)
+            call_with(model, buffers, copy.copy(args), kwargs)
     except Exception as error:
         shapes = [tuple(item.shape) for item in pytree.tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
         raise IllegalConfiguration(

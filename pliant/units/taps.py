@@ -22,10 +22,12 @@ from torch.utils import _pytree as pytree
 
 from pliant.units import axes as ax
 from pliant.units.axes import Atom, Axis
+from pliant.units.call import call_with
 from pliant.units.export import Exported, plain_attention, training_mode
 from pliant.units.group import Tap, UnitGroup
 from pliant.units.jitter import jittered
 from pliant.units.replay import Hit, Replay, extract_replay, tensor_leaves
+from pliant.units.several import Several
 from pliant.units.trace import Trace, op_name
 
 __all__ = ["find_taps"]
@@ -217,13 +219,13 @@ def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, v
         return hook
 
     for name, module in model.named_modules():
+        if isinstance(module, Several):  # nobody calls the container itself in training
+            continue
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name)))
     try:
         with training_mode(model), plain_attention():
-            torch.func.functional_call(
-                model, {k: v.clone() for k, v in state.items()}, args, kwargs, tie_weights=False
-            )  # every name of a tied tensor is given
+            call_with(model, {name: tensor.clone() for name, tensor in state.items()}, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()
