@@ -58,7 +58,8 @@ class _Rows:
     """Keeps up to ``limit`` samples of one group's activations, evenly spread over each batch."""
 
     def __init__(self, reader: TapReader, limit: int, like: Tensor) -> None:
-        self.reader, self.tap, self.limit, self.in_forward = reader, reader.tap, limit, False
+        self.reader, self.tap, self.limit = reader, reader.tap, limit
+        self.in_forward = self.in_backward = False
         self.rows: list[Tensor] = []
         size = reader.group.size
         self.compiled = torch.zeros(limit, size, dtype=torch.float32, device=like.device)
@@ -90,11 +91,12 @@ class _Rows:
     def forget(self) -> None:
         """Drop the samples of eager forwards."""
         self.rows.clear()
+        self.in_backward = False
 
     def clear(self) -> None:
         self.rows.clear()
         self.compiled_count.zero_()
-        self.in_forward = False
+        self.in_forward = self.in_backward = False
 
 
 class Monitor:

@@ -13,6 +13,7 @@ from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
+from pliant.units.several import Several
 
 __all__ = ["STATISTICS", "Collector", "GroupStats"]
 
@@ -63,7 +64,7 @@ class _Accumulator:
         self.count = 0
         self.compiled = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
         self.compiled_count = torch.zeros((), dtype=dtype, device=like.device)
-        self.in_forward = False
+        self.in_forward = self.in_backward = False
         self.stats = GroupStats()
 
     def add(self, seen: Any) -> None:
@@ -103,7 +104,7 @@ class _Accumulator:
     def reset(self, *, compiled: bool) -> None:
         """Forget the sums; those of compiled forwards only if asked."""
         self.sums = {}
-        self.count, self.in_forward = 0, False
+        self.count, self.in_forward, self.in_backward = 0, False, False
         if compiled:
             self.compiled_count.zero_()
             for total in self.compiled.values():
@@ -142,16 +143,21 @@ class Collector:
             reader = TapReader(group, units.replays.get(name), tensors, members=num_members is not None)
             shape = (group.size,) if num_members is None else (num_members, group.size)
             self.accumulators[name] = _Accumulator(reader, wanted, shape, tensors[group.slices[0].name])
-        self._listener = Listener(model, self.accumulators.values())
+        parts = [""] if not isinstance(model, Several) else [f"{name}." for name, _ in model.named_children()]
+        self._listeners = [
+            Listener(model, [item for item in self.accumulators.values() if f"{item.tap.module}.".startswith(part)])
+            for part in parts  # each of several models has gradients of its own
+        ]
 
     @property
     def enabled(self) -> bool:
         """Whether samples are taken at present."""
-        return self._listener.enabled
+        return self._listeners[0].enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self._listener.enabled = value
+        for listener in self._listeners:
+            listener.enabled = value
 
     def finish(self, step: int, groups: Sequence[UnitGroup]) -> None:
         """Close a sampled step for some groups: means become readable, sums start anew.
@@ -184,4 +190,5 @@ class Collector:
 
     def remove(self) -> None:
         """Remove every hook."""
-        self._listener.remove()
+        for listener in self._listeners:
+            listener.remove()

@@ -20,10 +20,12 @@ class Sink(Protocol):
     Attributes:
         tap: Where it listens.
         in_forward: Whether it heard a forward pass since the last optimizer step (set by the listener).
+        in_backward: Whether what it heard has been through a backward pass (set by the listener).
     """
 
     tap: Tap
     in_forward: bool
+    in_backward: bool
 
     def add(self, seen: Any) -> None:
         """Take ``(args, kwargs)`` of the module for an input tap, its output for an output tap."""
@@ -39,7 +41,7 @@ class Listener:
     recomputation of a checkpointed one. Evaluation passes, rollouts under ``no_grad`` and target networks leave no
     trace. Neither do forwards whose gradients were thrown away before a step, as mixed precision does when they
     overflow (the scaler then never calls the optimizer): a backward pass is noticed on one parameter, and if that
-    parameter's gradient is gone at the next forward, what was heard in between is forgotten.
+    parameter's gradient is gone at the next forward, what was heard before that backward pass is forgotten.
 
     Args:
         model: The model that is hooked.
@@ -85,6 +87,8 @@ class Listener:
 
     def _on_backward(self, parameter: torch.Tensor) -> None:
         self._went_back = True
+        for sink in self._sinks:
+            sink.in_backward = sink.in_forward
 
     def _hears(self, module: nn.Module, sinks: Sequence[Sink]) -> bool:
         if is_exporting():
@@ -99,7 +103,8 @@ class Listener:
         if self._went_back and self._watched is not None and self._watched.grad is None:
             self._went_back = False
             for sink in self._sinks:
-                sink.forget()
+                if sink.in_backward:
+                    sink.forget()
         for sink in sinks:
             sink.in_forward = True
         return True

@@ -8,6 +8,7 @@ on at all (the key bias of an attention layer) is reported as inert.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration
 from pliant.units.call import call_with
+from pliant.units.exact import FullPrecision, NoNoise
 from pliant.units.export import Inputs, as_call, canonical_names, plain_attention
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.jitter import jittered
@@ -157,7 +159,7 @@ def verify(units: UnitGraph, model: Models, example_inputs: Any, *, seed: int = 
             probe = _Probe(model, example_inputs, seed, torch.float64)
             probe.baseline()
             tolerance = 1e-9
-        except RuntimeError:  # a model that makes float32 tensors inside its forward cannot run in float64
+        except RuntimeError:  # kernels that exist in float32 only
             probe = _Probe(model, example_inputs, seed, torch.float32)
             probe.baseline()
             tolerance = 1e-4
@@ -184,6 +186,12 @@ class _Probe:
 
     def baseline(self) -> None:
         self.reference = self.run(self.state)
+        if not self.reference:
+            raise IllegalConfiguration(
+                f"{type(self.model).__name__} returns no floating-point tensor (only actions or indices), in which no "
+                "small change can be seen. Check the network inside it that computes values, for example "
+                "policy.q_net instead of policy."
+            )
 
     def run(self, state: dict[str, Tensor]) -> list[Tensor]:
         """Outputs in evaluation mode, then in training mode."""
@@ -196,7 +204,14 @@ class _Probe:
                 setattr(module, key, 0.0)
             for mode in (False, True):
                 self.model.train(mode)
-                with torch.no_grad(), torch.random.fork_rng(), plain_attention(), _NoFunctionalDropout():
+                with (
+                    torch.no_grad(),
+                    torch.random.fork_rng(),
+                    plain_attention(),
+                    _NoFunctionalDropout(),
+                    NoNoise(),
+                    FullPrecision() if self.dtype == torch.float64 else contextlib.nullcontext(),
+                ):
                     torch.manual_seed(self.seed)
                     result = call_with(self.model, full, self.args, self.kwargs)
                 outputs.extend(leaf for leaf in tensor_leaves(result) if leaf.dtype.is_floating_point)
