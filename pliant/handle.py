@@ -30,6 +30,18 @@ def _inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
     return {name for name in found if name in tensors and tensors[name].ndim == 2}
 
 
+def _prepare(method: Intervention, contexts: Sequence[Context]) -> None:
+    """Nothing to act on for one optimizer (of a temperature, say) is fine; for all of them it is an error."""
+    without: list[NoEffect] = []
+    for ctx in contexts:
+        try:
+            method.prepare(ctx)
+        except NoEffect as error:
+            without.append(error)
+    if without and len(without) == len(contexts):
+        raise without[0]
+
+
 class Handle:
     """Everything that was attached: hooks, clocks, state and randomness. Made by :func:`attach`.
 
@@ -79,8 +91,7 @@ class Handle:
         self._hooks: list[Any] = []
         try:
             for method, contexts in zip(self.methods, self._contexts, strict=True):
-                for ctx in contexts:
-                    method.prepare(ctx)
+                _prepare(method, contexts)
         except Exception:
             self._collector.remove()
             raise

@@ -116,6 +116,8 @@ class ContinualBackprop(Intervention):
         sampled = self.samples(ctx.clock.step)
         if sampled:
             groups = tuple(group for group in groups if ctx.is_seen(group))
+        if not groups:  # this optimizer trains no group, or nothing was seen of any
+            return
         states = [ctx.state(group) for group in groups]
         self._count(ctx, [state[name] for state in states for name in ("age", "since")])
         if sampled:
