@@ -12,9 +12,24 @@ from torch.utils import _pytree as pytree
 from pliant.errors import IllegalConfiguration
 from pliant.units.export import as_call
 
-__all__ = ["check_inputs"]
+__all__ = ["check_inputs", "check_kind"]
 
 _HOW = "Pass one small batch as the training loop passes it: (x,), a tuple of positional inputs, or a dict of keywords"
+
+
+def check_kind(example_inputs: Any, whose: str = "") -> None:
+    """Refuse a bare number or array.
+
+    Args:
+        example_inputs: What was given.
+        whose: For messages, for example ``" of 'critic'"``.
+
+    Raises:
+        IllegalConfiguration: If it is no tensor, tuple, list or mapping.
+    """
+    if not isinstance(example_inputs, (Tensor, tuple, list, Mapping)):
+        kind = type(example_inputs).__name__
+        raise IllegalConfiguration(f"the example inputs{whose} are of type {kind}, not a tensor. {_HOW}.")
 
 
 def check_inputs(model: nn.Module, example_inputs: Any, whose: str = "") -> None:
@@ -30,9 +45,7 @@ def check_inputs(model: nn.Module, example_inputs: Any, whose: str = "") -> None
         IllegalConfiguration: For a bare number or array, for arguments that ``forward`` does not take or lacks, and
             for tensors on another device than the parameters.
     """
-    if not isinstance(example_inputs, (Tensor, tuple, list, Mapping)):
-        kind = type(example_inputs).__name__
-        raise IllegalConfiguration(f"the example inputs{whose} are a {kind}, not a tensor. {_HOW}.")
+    check_kind(example_inputs, whose)
     args, kwargs = as_call(example_inputs)
     _check_signature(model, args, kwargs, whose)
     leaves = [(_path(path), leaf) for path, leaf in pytree.tree_flatten_with_path((args, kwargs))[0]]
@@ -70,5 +83,5 @@ def _check_signature(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 def _path(path: tuple[Any, ...]) -> str:
     """``0['image']`` for the entry ``image`` of the first positional input."""
-    keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path[1:]]
-    return keys[0] + "".join(f"[{key!r}]" for key in keys[1:]) if keys else "0"
+    first = path[1] if len(path) > 1 else path[0]
+    return f"{getattr(first, 'key', getattr(first, 'idx', first))}" + pytree.keystr(path[2:])

@@ -9,6 +9,7 @@ from torch import nn
 
 from pliant.errors import IllegalConfiguration
 from pliant.units.export import Inputs, as_call
+from pliant.units.inputs import check_kind
 
 __all__ = ["Models", "Several", "as_module", "joined"]
 
@@ -92,4 +93,6 @@ def joined(model: Models, example_inputs: Any) -> tuple[nn.Module, Inputs]:
             f"example_inputs of several models is a mapping with the same names ({', '.join(map(repr, names))}); "
             f"given: {given or 'nothing'}. For example {{{names[0]!r}: (x,), ...}}."
         )
+    for name in names:
+        check_kind(example_inputs[name], f" of {name!r}")
     return module, ({name: as_call(example_inputs[name]) for name in names},)
