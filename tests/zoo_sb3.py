@@ -60,7 +60,9 @@ def chain(*layers: str) -> list[str]:
     found = []
     for producer, consumers in zip(layers, layers[1:], strict=False):
         first = producer.split("|")[0]
-        found.append(f"{first}.weight[-2] {first}.bias[-1] " + " ".join(f"{c}.weight[-1]" for c in consumers.split("|")))
+        found.append(
+            f"{first}.weight[-2] {first}.bias[-1] " + " ".join(f"{c}.weight[-1]" for c in consumers.split("|"))
+        )
     return found
 
 
@@ -80,7 +82,10 @@ def nature(prefix: str, consumers: str) -> dict[str, tuple[int, str]]:
         f"{cnn}.0": (32, f"{cnn}.0.weight[-4] {cnn}.0.bias[-1] {cnn}.2.weight[-3]"),
         f"{cnn}.2": (64, f"{cnn}.2.weight[-4] {cnn}.2.bias[-1] {cnn}.4.weight[-3]"),
         f"{cnn}.4": (64, f"{cnn}.4.weight[-4] {cnn}.4.bias[-1] {linear}.weight[-1]"),
-        linear: (16, f"{linear}.weight[-2] {linear}.bias[-1] " + " ".join(f"{c}.weight[-1]" for c in consumers.split())),
+        linear: (
+            16,
+            f"{linear}.weight[-2] {linear}.bias[-1] " + " ".join(f"{c}.weight[-1]" for c in consumers.split()),
+        ),
     }
 
 

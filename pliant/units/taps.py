@@ -68,6 +68,7 @@ def find_taps(
         if located is None:
             continue
         dim, table = located
+        found = Sites(_alike(trace, found.nodes, atoms[group.name], located), found.direct)
         hit = _choose(found, values, calls, group)
         if hit is not None:
             taps[group.name] = Tap(hit.kind, hit.module, hit.slot, dim, table)
@@ -103,6 +104,16 @@ def _before_dropout(trace: Trace, source: Node, atom: Atom) -> Node:
             site = before
         node = before
     return site
+
+
+def _alike(trace: Trace, nodes: Sequence[Node], atom: Atom, located: Any) -> list[Node]:
+    """The nodes that hold the units at the same place as the first one; a concatenation stands for its operand, too."""
+    wider = list(nodes)
+    for node in nodes:
+        if op_name(node) in ("cat", "concat", "concatenate"):
+            operands = [item for item in node.args[0] if item.op == "call_function"]  # type: ignore[union-attr]
+            wider.extend(item for item in operands if _carries(trace.of(item), atom))
+    return [node for node in dict.fromkeys(wider) if _locate(trace.of(node), atom) == located]
 
 
 def _carries(axes: Sequence[Axis], atom: Atom) -> bool:
@@ -242,6 +253,9 @@ def _choose(found: Sites, values: dict[Node, Tensor], calls: Calls, group: UnitG
     valid = [hit for hit, sets in calls.seen.items() if nodes and all(seen & nodes for seen in sets)]
     if not valid:
         return None
+    # of several models, each may run without the other: a hook inside what they share hears both
+    covered = {hit: len(nodes & set().union(*calls.seen[hit])) for hit in valid}
+    valid = [hit for hit in valid if covered[hit] == max(covered.values())]
     if found.direct:
         owners = {piece.name.rpartition(".")[0] for piece in group.role("outgoing")}
         for hit in valid:

@@ -70,7 +70,7 @@ def test_what_is_shared_is_one_group_with_the_members_of_both(kind):
     result = units.verify(both, inputs())
     assert result.ok, result
     assert {group.name: str(group.tap) for group in units} == {
-        "actor.trunk.0": "input of actor.fc",
+        "actor.trunk.0": "output of actor.trunk.1" if kind == "one trunk" else "input of actor.fc",
         "actor.fc": "input of actor.out",
         "critic.fc": "input of critic.out",
     }
@@ -101,7 +101,7 @@ def test_activations_of_several_models():
     units, batch = pliant.find_units(both, inputs()), inputs(6)
     seen = capture(both, units, batch)
     hidden = both["actor"].trunk(batch["actor"][0])
-    assert torch.allclose(seen["actor.trunk.0"], hidden)
+    assert torch.allclose(seen["actor.trunk.0"], torch.cat([hidden, hidden]))  # it runs in both forwards
     assert torch.allclose(seen["actor.fc"], torch.relu(both["actor"].fc(hidden)))
     joined = torch.cat([hidden, batch["critic"][1]], -1)
     assert torch.allclose(seen["critic.fc"], torch.relu(both["critic"].fc(joined)))
@@ -214,7 +214,12 @@ def test_wrong_inputs_of_one_model_name_the_input():
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({}, "empty"), ({"actor": 3}, "not an nn.Module"), ({"a.b": nn.Linear(2, 2)}, "a.b"), ({"train": trunk()}, "train")],
+    [
+        ({}, "empty"),
+        ({"actor": 3}, "not an nn.Module"),
+        ({"a.b": nn.Linear(2, 2)}, "a.b"),
+        ({"train": trunk()}, "train"),
+    ],
 )
 def test_wrong_mappings_of_models(wrong, message):
     with pytest.raises(IllegalConfiguration, match=message):
@@ -247,3 +252,22 @@ def test_a_compiled_model_among_several_is_refused_by_name():
     both["actor"].fc.compile(backend="eager")
     with pytest.raises(IllegalConfiguration, match=r"submodule 'actor\.fc' is compiled"):
         pliant.find_units(both, inputs())
+
+
+def test_a_tap_reads_the_units_where_it_says_they_are():
+    """One consumer without a hook reads the units alone; another reads them behind something else."""
+
+    class Behind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.other = nn.Linear(5, 8), nn.Linear(5, 3)
+            self.raw, self.out = nn.Parameter(torch.randn(2, 8)), nn.Linear(11, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.fc(x))
+            return nn.functional.linear(h, self.raw) + self.out(torch.cat([torch.tanh(self.other(x)), h], -1))
+
+    model, x = Behind(), torch.randn(4, 5)
+    units = pliant.find_units(model, x)
+    assert torch.allclose(capture(model, units, x)["fc"], torch.relu(model.fc(x)))
+    assert torch.allclose(capture(model, units, x)["other"], torch.tanh(model.other(x)))
