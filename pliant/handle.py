@@ -46,6 +46,18 @@ def _measure(model: nn.Module, batch: Inputs) -> Callable[[], Tensor]:
     return lambda: relative_change(before, outputs(model, batch))
 
 
+def _prepare(method: Intervention, contexts: Sequence[Context]) -> None:
+    """Nothing to act on for one optimizer (of a temperature, say) is fine; for all of them it is an error."""
+    without: list[NoEffect] = []
+    for ctx in contexts:
+        try:
+            method.prepare(ctx)
+        except NoEffect as error:
+            without.append(error)
+    if without and len(without) == len(contexts):
+        raise without[0]
+
+
 class Handle:
     """Everything that was attached: hooks, clocks, state and randomness. Made by :func:`attach`.
 
@@ -110,8 +122,7 @@ class Handle:
         self._hooks: list[Any] = []
         try:
             for method, contexts in zip(self.methods, self._contexts, strict=True):
-                for ctx in contexts:
-                    method.prepare(ctx)
+                _prepare(method, contexts)
         except Exception:
             self._collector.remove()
             raise

@@ -20,7 +20,8 @@ from pliant.stats.capture import named_tensors
 from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
 from pliant.units import UnitGraph, find_units
-from pliant.units.export import Inputs, refuse_wrapped
+from pliant.units.export import refuse_wrapped
+from pliant.units.several import Models, as_module
 
 __all__ = ["METRICS", "Monitor", "Reading", "monitor"]
 
@@ -59,7 +60,8 @@ class _Rows:
     """Keeps up to ``limit`` samples of one group's activations, evenly spread over each batch."""
 
     def __init__(self, reader: TapReader, limit: int, like: Tensor) -> None:
-        self.reader, self.tap, self.limit, self.in_forward = reader, reader.tap, limit, False
+        self.reader, self.tap, self.limit = reader, reader.tap, limit
+        self.in_forward = self.in_backward = False
         self.rows: list[Tensor] = []
         size = reader.group.size
         self.compiled = torch.zeros(limit, size, dtype=torch.float32, device=like.device)
@@ -91,11 +93,12 @@ class _Rows:
     def forget(self) -> None:
         """Drop the samples of eager forwards."""
         self.rows.clear()
+        self.in_backward = False
 
     def clear(self) -> None:
         self.rows.clear()
         self.compiled_count.zero_()
-        self.in_forward = False
+        self.in_forward = self.in_backward = False
 
 
 class Monitor:
@@ -195,11 +198,11 @@ class Monitor:
 
 
 def monitor(
-    model: nn.Module,
+    model: Models,
     optimizer: Optimizer,
     metrics: Sequence[str] = METRICS,
     *,
-    example_inputs: Inputs | None = None,
+    example_inputs: Any = None,
     units: UnitGraph | None = None,
     every: int = 500,
     where: str = "*",
@@ -212,7 +215,7 @@ def monitor(
     computed after the step. Other steps cost one Python call per hook.
 
     Args:
-        model: The model that is trained, before ``torch.compile``.
+        model: The model that is trained, before ``torch.compile``; or several by name.
         optimizer: Its optimizer; its steps are the clock.
         metrics: Names out of :data:`METRICS`.
         example_inputs: One small batch, to find the unit groups.
@@ -241,6 +244,7 @@ def monitor(
         True
         >>> watch.detach()
     """
+    model = as_module(model)
     refuse_wrapped(model)
     for name in metrics:
         if name not in METRICS:

@@ -146,7 +146,7 @@ class ContinualBackprop(Intervention):
     def after_step(self, ctx: Context) -> None:
         """Age the units, average what they do, and replace where the budget allows."""
         groups = tuple(group for group in ctx.groups(self.where) if ctx.is_seen(group))
-        if not groups:
+        if not groups:  # this optimizer trains no group, or nothing was seen of any
             return
         states = [ctx.state(group) for group in groups]
         for state in states:

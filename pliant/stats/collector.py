@@ -14,6 +14,7 @@ from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
+from pliant.units.several import Several
 
 __all__ = ["STATISTICS", "Collector", "GroupStats"]
 
@@ -84,7 +85,7 @@ class _Accumulator:
         self.is_in_graph = False
         self.graph_sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
         self.graph_count = torch.zeros((), dtype=dtype, device=like.device)
-        self.in_forward = False
+        self.in_forward = self.in_backward = False
         self.stats = GroupStats()
 
     def add(self, seen: Any, *, in_graph: bool) -> None:
@@ -187,7 +188,7 @@ class _Accumulator:
             self.means, self.count, self.gradient_count = {}, 0, 0
         if self.features:
             self.features = []
-        self.in_forward = False
+        self.in_forward = self.in_backward = False
         if in_graph:
             self.graph_count.zero_()
             for total in self.graph_sums.values():
@@ -226,16 +227,21 @@ class Collector:
             reader = TapReader(group, units.replays.get(name), tensors, members=num_members is not None)
             shape = (group.size,) if num_members is None else (num_members, group.size)
             self.accumulators[name] = _Accumulator(reader, wanted, shape, tensors[group.slices[0].name])
-        self._listener = Listener(model, self.accumulators.values())
+        parts = [""] if not isinstance(model, Several) else [f"{name}." for name, _ in model.named_children()]
+        self._listeners = [
+            Listener(model, [item for item in self.accumulators.values() if f"{item.tap.module}.".startswith(part)])
+            for part in parts  # each of several models has gradients of its own
+        ]
 
     @property
     def enabled(self) -> bool:
         """Whether samples are taken at present."""
-        return self._listener.enabled
+        return self._listeners[0].enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self._listener.enabled = value
+        for listener in self._listeners:
+            listener.enabled = value
 
     def finish(self, step: int, groups: Sequence[UnitGroup]) -> None:
         """Close a sampled step for some groups: means become readable, sums start anew.
@@ -279,4 +285,5 @@ class Collector:
 
     def remove(self) -> None:
         """Remove every hook."""
-        self._listener.remove()
+        for listener in self._listeners:
+            listener.remove()

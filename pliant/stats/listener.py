@@ -21,10 +21,12 @@ class Sink(Protocol):
     Attributes:
         tap: Where it listens.
         in_forward: Whether it heard a forward pass since the last optimizer step (set by the listener).
+        in_backward: Whether what it heard has been through a backward pass (set by the listener).
     """
 
     tap: Tap
     in_forward: bool
+    in_backward: bool
 
     def add(self, seen: Any, *, in_graph: bool) -> None:
         """Take ``(args, kwargs)`` of the module for an input tap, its output for an output tap.
@@ -86,7 +88,7 @@ class Listener:
     recomputation of a checkpointed one. Evaluation passes, rollouts under ``no_grad`` and target networks leave no
     trace. Neither do forwards whose gradients were thrown away before a step, as mixed precision does when they
     overflow (the scaler then never calls the optimizer): a backward pass is noticed on one parameter, and if that
-    parameter's gradient is gone at the next forward, what was heard in between is forgotten.
+    parameter's gradient is gone at the next forward, what was heard before that backward pass is forgotten.
 
     While nothing is to be heard (``enabled = False``), the hooks of modules that run eagerly are taken off, so that
     steps which are not sampled cost nothing. Hooks that became part of a compiled or captured graph stay in it.
@@ -136,6 +138,8 @@ class Listener:
 
     def _on_backward(self, parameter: torch.Tensor) -> None:
         self._went_back = True
+        for sink in self._sinks:
+            sink.in_backward = sink.in_forward
 
     def _forget_backward(self) -> None:
         self._went_back = False
@@ -161,7 +165,8 @@ class Listener:
         if self._went_back and self._watched is not None and self._watched.grad is None:
             self._went_back = False
             for sink in self._sinks:
-                sink.forget()
+                if sink.in_backward:
+                    sink.forget()
         place.heard_eagerly = True
         for sink in place.sinks:
             sink.in_forward = True

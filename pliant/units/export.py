@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration, UnsupportedOp
+from pliant.units.call import call_with, distinct
 
 __all__ = [
     "Exported",
@@ -256,7 +258,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
         UnsupportedOp: When ``torch.export`` cannot follow the model (data-dependent control flow).
     """
     refuse_wrapped(model)
-    args, kwargs = as_call(example_inputs)
+    args, kwargs = distinct(as_call(example_inputs))
     _check_runs(model, args, kwargs)
     dynamic = (
         tuple(_dynamic(item) for item in args),
@@ -268,6 +270,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
         _outputs_only(model),
         _no_distribution_checks(),
         _marked_as_exporting(),
+        _quiet(),
         torch.random.fork_rng(),
         warnings.catch_warnings(),
     ):
@@ -289,7 +292,7 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     try:
         with training_mode(model), torch.no_grad(), torch.random.fork_rng():
-            torch.func.functional_call(model, buffers, copy.copy(args), kwargs)
+            call_with(model, buffers, copy.copy(args), kwargs)
     except Exception as error:
         shapes = [tuple(item.shape) for item in pytree.tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
         raise IllegalConfiguration(
@@ -297,6 +300,18 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             f"{_first_line(error)}. Pass one small batch exactly as your training loop passes it, for example "
             "example_inputs=(x,), with at least two examples where the model has batch norm."
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Export logs a warning for every size that it cannot make dynamic, which no user can do anything about."""
+    logger = logging.getLogger("torch._export.non_strict_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _export(model: nn.Module, args: Any, kwargs: Any, dynamic: tuple[Any, Any]) -> ExportedProgram:
