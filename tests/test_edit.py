@@ -142,7 +142,7 @@ def test_a_reset_equals_the_network_with_zeroed_outgoing_weights(name):
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            if isinstance(module, nn.MultiheadAttention):
+            if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
                 module.dropout = 0.0
             if hasattr(module, "rate"):
                 module.rate = 0.0

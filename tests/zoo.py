@@ -1,6 +1,6 @@
 """The zoo: one small network per architecture, with the unit groups that must be found in it.
 
-The networks are in ``zoo_dense.py``, ``zoo_conv.py`` and ``zoo_tokens.py``.
+The networks are in ``zoo_dense.py``, ``zoo_conv.py``, ``zoo_recurrent.py`` and ``zoo_tokens.py``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import zoo_conv  # noqa: F401  (each fills the zoo)
 import zoo_dense  # noqa: F401
+import zoo_recurrent  # noqa: F401
 import zoo_tokens  # noqa: F401
 from torch import Tensor
 from zoo_base import ZOO, Case, Group

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from torch import Tensor, nn
 
@@ -14,13 +14,15 @@ from pliant.units.axes import Atom, Axis
 from pliant.units.export import Exported, Inputs, export
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
+from pliant.units.rules.parametrized import freeze_coupled
 from pliant.units.taps import find_taps
 from pliant.units.trace import Trace, flat_axes, opaque_like, parameter_views
 
 __all__ = ["find_units"]
 
 Key = tuple[str, int]
-_OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[ih]h_l\d+(_reverse)?)?")
+_OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[gv]|_[ih]h(_(?P<layer>l\d+(_reverse)?))?)?")
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*")
 
 
 def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
@@ -98,6 +100,7 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
                 else "it is tied to a constant of the model"
             )
             trace.values[node] = opaque_like(node.meta.get("val"), reason)
+    freeze_coupled(trace)
     trace.run(exported.nodes)
     for node in exported.nodes:
         if node.op == "output":
@@ -159,24 +162,30 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
         roles = trace.roles[name, dim]
         ambiguous |= len(roles) > 1
         role: Role = next(kind for kind in ("incoming", "outgoing", "carried") if kind in roles)
+        if {"incoming", "outgoing"} <= roles:
+            role = "both"
         try:
             table = ax.positions(axis, atom)
         except ValueError as error:
             return str(error)
         slices.append(TensorSlice(name, dim, role, tuple(tuple(row) for row in table)))
-    incoming = [piece for piece in slices if piece.role == "incoming"]
+    incoming = [piece for piece in slices if piece.role in ("incoming", "both")]
     if not incoming:
         return "nothing in the model produces it (it has no incoming weights)"
     site: Site = next((kind for kind in ("residual", "heads", "head_dims") if kind in atom.marks), "hidden")
-    outgoing = [piece for piece in slices if piece.role == "outgoing"]
+    outgoing = [piece for piece in slices if piece.role in ("outgoing", "both")]
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
-    name = _name(incoming[0].name, site, set(taken))
+    matrix = next((piece for piece in incoming if len(trace.parameter_axes[piece.name]) > 1), incoming[0])
+    name = _name(matrix.name, site, set(taken), trace.parameter_axes)
     return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)
 
 
-def _name(tensor: str, site: Site, taken: set[str]) -> str:
-    module, _, leaf = tensor.rpartition(".")
-    base = module if module and _OF_MODULE.fullmatch(leaf) else tensor
+def _name(tensor: str, site: Site, taken: set[str], known: Container[str]) -> str:
+    module, _, leaf = _PARAMETRIZED.sub(r"\1", tensor).rpartition(".")
+    found = _OF_MODULE.fullmatch(leaf)
+    base = module if module and found else tensor
+    if found and any(f"{module}.weight_ih_{other}" in known for other in ("l1", "l0_reverse")):
+        base = f"{module}.{found['layer']}"
     suffix = "" if site == "hidden" else f":{site}"
     name, count = base + suffix, 1
     while name in taken:

@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration, UnsupportedOp
+from pliant.units.layers import expose_layers
 
 __all__ = [
     "Exported",
@@ -191,6 +192,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
                 "A forward pass that branches on the data is the usual reason; rewrite the branch with torch.where "
                 "or torch.cond, or find the units of the submodules that can be exported."
             ) from error
+    expose_layers(program.graph)
     return _describe(model, program, args, kwargs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +31,11 @@ class Init:
 
     kind: Literal["constant", "uniform", "normal"]
     scale: float
+
+    @property
+    def mean_square(self) -> float:
+        """Expected square of one entry."""
+        return self.scale**2 / (3 if self.kind == "uniform" else 1)
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Fresh values, float32 on the generator's device.
@@ -94,10 +100,37 @@ def initialisers(
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     result: dict[str, Init | None] = {}
     for name in dict.fromkeys(canonical.values()):
-        path, _, leaf = name.rpartition(".")
+        path, _, leaf = _PARAMETRIZED.sub(r"\1", name).rpartition(".")
         result[name] = _of_module(model.get_submodule(path), leaf, tensors[name], members)
-    if init is None:
-        return result
+    if init is not None:
+        _apply(init, model, tensors, result, members, inputs_first)
+    _set_lengths(tensors, result)
+    return result
+
+
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*")
+_LENGTHS = (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v"))
+
+
+def _set_lengths(tensors: Mapping[str, Tensor], result: dict[str, Init | None]) -> None:
+    """Weight normalisation starts with the length of each fresh row: the root mean square of it is drawn instead."""
+    for name in result:
+        for length, direction in _LENGTHS:
+            other = name.removesuffix(length) + direction
+            if name.endswith(length) and (drawn := result.get(other)) is not None:
+                count = tensors[other].numel() / tensors[name].numel()
+                result[name] = Init("constant", math.sqrt(count * drawn.mean_square))
+
+
+def _apply(
+    init: str | Mapping[str, str],
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    result: dict[str, Init | None],
+    members: bool,
+    inputs_first: Collection[str],
+) -> None:
+    """Overwrite what the user's ``init`` names."""
     rules = {"*": init} if isinstance(init, str) else dict(init)
     for pattern, choice in rules.items():
         if choice not in NAMED:
@@ -106,7 +139,7 @@ def initialisers(
             raise IllegalConfiguration(f"init={{{pattern!r}: ...}} matches no parameter of the model.")
     for name in result:
         chosen = next((value for pattern, value in rules.items() if fnmatch.fnmatchcase(name, pattern)), None)
-        path, _, leaf = name.rpartition(".")
+        path, _, leaf = _PARAMETRIZED.sub(r"\1", name).rpartition(".")
         module = model.get_submodule(path)
         if chosen is None or isinstance(module, _NORMS):
             continue
@@ -115,7 +148,6 @@ def initialisers(
             result[name] = NAMED[chosen](*_fans(tensor.mT if name in inputs_first else tensor))
         elif "bias" in leaf or leaf.startswith("b"):
             result[name] = Init("constant", 0.0)
-    return result
 
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -133,11 +165,11 @@ def _of_module(module: nn.Module, leaf: str, tensor: Tensor, members: bool) -> I
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear) and leaf == "bias":
         return Init("constant", 0.0)  # the output projection of nn.MultiheadAttention
     if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or (members and leaf in ("weight", "bias")):
-        weight = module.get_parameter("weight")  # stacked members are linear layers
+        weight: Tensor = module.weight  # type: ignore[assignment]  # stacked members are linear layers
         return Init("uniform", 1 / math.sqrt(_fans(weight[0] if members else weight)[0]))
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return Init("normal", 1.0)
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return Init("uniform", 1 / math.sqrt(module.hidden_size))
     if isinstance(module, nn.PReLU):
         return Init("constant", 0.25)

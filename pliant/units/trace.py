@@ -128,7 +128,7 @@ class Trace:
     def run(self, nodes: Iterable[Node]) -> None:
         """Apply the rules to the graph's calls, in order."""
         for node in nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and node not in self.values:  # a rule may know what an item of its result is
                 self.values[node] = self._call(node)
 
     def _call(self, node: Node) -> Any:

@@ -26,7 +26,7 @@ def generic_copy(model: nn.Module, seed: int = 0) -> nn.Module:
     for module in other.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
             module.dropout = 0.0
         if hasattr(module, "rate"):
             module.rate = 0.0

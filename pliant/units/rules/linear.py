@@ -153,3 +153,15 @@ def embedding(trace: Trace, node: Node) -> tuple[Axis, ...]:
     trace.role(weight, -2, "carried")
     trace.role(weight, -1, "incoming")
     return (*trace.of(index), features)
+
+
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(trace: Trace, node: Node) -> Any:
+    """Look-ups that are summed, averaged or maximised per bag, each column by itself."""
+    weight, reason = node.args[0], "it is indexed by the data (a bag of categories)"
+    vocabulary, features = trace.of(weight)
+    ax.freeze(vocabulary, reason)
+    trace.role(weight, -2, "carried")
+    trace.role(weight, -1, "incoming")
+    result, *others = trace.opaque(node, reason)
+    return ((*result[:-1], features), *others)
