@@ -228,7 +228,7 @@ class PixelActorCritic(nn.Module):
         "trunk": Group(8, "trunk.weight[-2] trunk.bias[-1] policy.weight[-1] value.weight[-1]"),
     },
     excluded={"log_std[-1]": "output", "value.bias[-1]": "entry"},
-    init={"log_std": "torch_default"},
+    init={"log_std": "zeros"},
 )
 def actor_critic_pixels() -> nn.Module:
     return PixelActorCritic()

@@ -154,6 +154,7 @@ class CellLoop(nn.Module):
         "upper": Group(5, _cell("upper", consumers="head.weight[-1]")),
     },
     excluded={"embed.weight[-2]": "data"},
+    init={"start": "zeros"},
 )
 def cell_loop() -> nn.Module:
     return CellLoop()
@@ -218,7 +219,7 @@ class Forecaster(nn.Module):
         "encoder": Group(4, _cell("encoder", "_l0", consumers="head.weight[-1]")),
     },
     excluded={"scale[-1]": "input", "conv.weight[-1]": "kernel"},
-    init={"scale": "torch_default", "shift": "torch_default"},
+    init={"scale": "ones", "shift": "zeros"},
 )
 def forecaster() -> nn.Module:
     return Forecaster()
@@ -292,7 +293,7 @@ class DotRecommender(nn.Module):
         self.bags = nn.ModuleList(nn.EmbeddingBag(9, 4, mode=mode) for mode in ("sum", "mean"))
         self.dense = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU())
         self.top = nn.Sequential(nn.Linear(4 + 3, 5), nn.ReLU(), nn.Linear(5, 1))
-        self.register_buffer("pairs", torch.tril_indices(3, 3, -1), persistent=False)
+        self.register_buffer("pairs", torch.tril_indices(3, 3, -1))
 
     def forward(self, x: Tensor) -> Tensor:
         dense = self.dense(torch.log1p(x[:, :3].to(self.bags[0].weight.dtype)))

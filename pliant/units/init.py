@@ -72,8 +72,12 @@ NAMED: dict[str, Callable[[int, int], Init]] = {
     "lecun_uniform": lambda fan_in, _: Init("uniform", math.sqrt(3 / fan_in)),
     "lecun_normal": lambda fan_in, _: Init("normal", math.sqrt(1 / fan_in)),
     "torch_default": lambda fan_in, _: Init("uniform", math.sqrt(1 / fan_in)),
+    "zeros": lambda _, __: Init("constant", 0.0),
+    "ones": lambda _, __: Init("constant", 1.0),
 }
 """Initialisations by name: ``(fan_in, fan_out)`` to a distribution. Kaiming uses the gain of ReLU, sqrt(2)."""
+
+_CONSTANTS = ("zeros", "ones")
 
 
 def initialisers(
@@ -85,7 +89,8 @@ def initialisers(
         model: The model.
         init: ``None``: what PyTorch's own ``reset_parameters`` draws for the module that owns the tensor. A name of
             :data:`NAMED`: that distribution for every matrix and kernel, zero for their biases. A mapping from
-            patterns of tensor names to names: the first that matches.
+            patterns of tensor names to names: the first that matches; ``"zeros"`` and ``"ones"`` also serve bare
+            vectors, such as a learned scale.
         members: The tensors carry a leading dimension of ensemble members, which no fan counts.
         inputs_first: Matrices stored as inputs x outputs (``x @ W``), whose fans are exchanged.
 
@@ -144,7 +149,9 @@ def _apply(
         if chosen is None or isinstance(module, _NORMS):
             continue
         tensor = tensors[name][0] if members else tensors[name]
-        if tensor.ndim >= 2:
+        if chosen in _CONSTANTS:  # of any shape: scales and offsets that are bare parameters
+            result[name] = NAMED[chosen](1, 1)
+        elif tensor.ndim >= 2:
             result[name] = NAMED[chosen](*_fans(tensor.mT if name in inputs_first else tensor))
         elif "bias" in leaf or leaf.startswith("b"):
             result[name] = Init("constant", 0.0)
