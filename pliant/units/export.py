@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration, UnsupportedOp
-from pliant.units.layers import expose_layers
+from pliant.units.layers import expose_layers, refusing_packed
 
 __all__ = [
     "Exported",
@@ -170,7 +170,8 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
     """
     refuse_wrapped(model)
     args, kwargs = as_call(example_inputs)
-    _check_runs(model, args, kwargs)
+    with refusing_packed(model):
+        _check_runs(model, args, kwargs)
     dynamic = (
         tuple(_dynamic(item) for item in args),
         {name: _dynamic(item) for name, item in kwargs.items()},

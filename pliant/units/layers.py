@@ -1,4 +1,4 @@
-"""Making the lower layers of recurrent networks readable.
+"""Recurrent layers before discovery: packed sequences are refused, lower layers made readable.
 
 A recurrent layer of several layers is one operation, and only its top layer's output is a value of the graph. For
 each lower layer, a shorter copy of the operation is added that stops there: nothing uses its result, so the model's
@@ -8,18 +8,50 @@ the model's own weights.
 
 from __future__ import annotations
 
+import contextlib
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.fx import Graph, Node
+from torch.nn.utils.rnn import PackedSequence
 
+from pliant.errors import UnsupportedOp
 from pliant.units.trace import op_name
 
-__all__ = ["RECURRENT", "expose_layers"]
+__all__ = ["RECURRENT", "expose_layers", "refusing_packed"]
 
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 """Operations that run whole sequences, all layers at once."""
+
+
+@contextlib.contextmanager
+def refusing_packed(model: nn.Module) -> Iterator[None]:
+    """While the model runs: refuse packed sequences, whose sizes depend on the data, before export fails on them.
+
+    Raises:
+        UnsupportedOp: Naming the layer, and the way that works.
+    """
+    found: list[str] = []
+
+    def look(name: str) -> Any:
+        return lambda _, inputs: found.append(name) if inputs and isinstance(inputs[0], PackedSequence) else None
+
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.RNNBase)]
+    handles = [module.register_forward_pre_hook(look(name)) for name, module in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        raise UnsupportedOp(
+            f"the recurrent layer {found[0]!r} runs on a packed sequence, which torch.export cannot follow. Find the "
+            "units on padded inputs instead, with a forward pass that does not pack them (for example without their "
+            "lengths): the units are the same, and attach(..., units=units) then trains on packed sequences."
+        )
 
 
 def expose_layers(graph: Graph) -> None:
