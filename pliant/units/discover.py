@@ -16,7 +16,7 @@ from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
 from pliant.units.rules.parametrized import freeze_coupled
 from pliant.units.taps import find_taps
-from pliant.units.trace import Trace, flat_axes, opaque_like, parameter_views
+from pliant.units.trace import Trace, flat_axes, live_nodes, opaque_like, parameter_views
 
 __all__ = ["find_units"]
 
@@ -87,7 +87,7 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
     trace = Trace(parameter_axes)
     known = {node: name for node, name in exported.parameters.items() if name in parameter_axes}
     trace.views.update(parameter_views(known, parameter_axes))
-    trace.used.update(name for node, name in known.items() if node.users)
+    trace.used.update(known[node] for node in live_nodes(exported.nodes) if node in known)
     for node in exported.nodes:
         if node.op != "placeholder":
             continue
@@ -174,10 +174,22 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
         return "nothing in the model produces it (it has no incoming weights)"
     site: Site = next((kind for kind in ("residual", "heads", "head_dims") if kind in atom.marks), "hidden")
     outgoing = [piece for piece in slices if piece.role in ("outgoing", "both")]
+    produced = [axis for (name, dim), axis in found if "incoming" in trace.roles[name, dim]]
+    if site == "hidden" and not outgoing and all(_is_part(axis, atom) for axis in produced):
+        return "it numbers the parts that other units consist of, and nothing reads it by itself"
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
     matrix = next((piece for piece in incoming if len(trace.parameter_axes[piece.name]) > 1), incoming[0])
     name = _name(matrix.name, site, set(taken), trace.parameter_axes)
     return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)
+
+
+def _is_part(axis: Axis, atom: Atom) -> bool:
+    """Whether an atom is a factor beside another free one wherever it occurs (the pieces of a maxout unit)."""
+    return all(
+        any(other is not atom and other.frozen is None and other.size > 1 for other in segment)
+        for segment in ax.resolve(axis)
+        if atom in segment
+    )
 
 
 def _name(tensor: str, site: Site, taken: set[str], known: Container[str]) -> str:

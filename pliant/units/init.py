@@ -171,7 +171,8 @@ def _of_module(module: nn.Module, leaf: str, tensor: Tensor, members: bool) -> I
         return Init("constant", 0.0)
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear) and leaf == "bias":
         return Init("constant", 0.0)  # the output projection of nn.MultiheadAttention
-    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or (members and leaf in ("weight", "bias")):
+    own = ("weight", "bias", "weight_v", "weight_orig", "bias_orig")  # not the mask of a pruned layer
+    if (isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or members) and leaf in own:
         weight: Tensor = module.weight  # type: ignore[assignment]  # stacked members are linear layers
         return Init("uniform", 1 / math.sqrt(_fans(weight[0] if members else weight)[0]))
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):

@@ -61,9 +61,11 @@ def expose_layers(graph: Graph) -> None:
         graph: An exported graph; its outputs do not change.
     """
     for node in list(graph.nodes):
-        if op_name(node) in RECURRENT and "input" in str(node.target) and node.args[4] > 1:
+        if op_name(node) in RECURRENT and "input" in str(node.target):
             for count in range(1, node.args[4]):
                 _expose(graph, node, count)
+            for user in node.users:  # kept where the model reads the last state only
+                user.meta["read"] = user.target is operator.getitem and user.args[1] == 0
 
 
 def _expose(graph: Graph, node: Node, count: int) -> None:
@@ -84,4 +86,4 @@ def _expose(graph: Graph, node: Node, count: int) -> None:
         values = node.meta["val"]
         lower.meta["val"] = (values[0], *(value[:rows] for value in values[1:]))
         output = graph.call_function(operator.getitem, (lower, 0))
-        output.meta["val"] = values[0]
+        output.meta.update(val=values[0], read=True)

@@ -10,6 +10,7 @@ equals the exported graph's value at one of the group's sites. Where no hook qua
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections import Counter
@@ -95,7 +96,19 @@ def _sites(trace: Trace, group: UnitGroup, atom: Atom) -> Sites:
         steps = [node for node in trace.values if _is_step(node) and _carries(trace.of(node), atom)]
         return Sites(steps, direct=False)
     sequences = [node for node in result.nodes if _is_sequence(node)]
-    return Sites(sequences, result.direct) if sequences else result
+    nodes = sequences or result.nodes
+    counts = {node: _samples(trace, node, atom) for node in nodes}  # not what a squeeze-and-excite gate has averaged
+    return Sites([node for node in nodes if counts[node] == max(counts.values())], result.direct)
+
+
+def _samples(trace: Trace, node: Node, atom: Atom) -> int:
+    """How many values per unit a node holds."""
+    located = _locate(trace.of(node), atom)
+    if located is None:
+        return 0
+    dim, table = located
+    shape = trace.shape(node)
+    return math.prod(shape) // shape[dim] * len(table[0])
 
 
 def _is_sequence(node: Node) -> bool:

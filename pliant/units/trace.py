@@ -14,7 +14,7 @@ from pliant.units import axes as ax
 from pliant.units.axes import Axis
 from pliant.units.group import Role
 
-__all__ = ["RULES", "Consumer", "Trace", "arg", "rule"]
+__all__ = ["RULES", "Consumer", "Trace", "arg", "live_nodes", "rule"]
 
 Rule = Callable[["Trace", Node], Any]
 RULES: dict[str, Rule] = {}
@@ -72,6 +72,9 @@ class Trace:
         consumers: Where units are consumed by weights, in graph order.
         unknown: Ops met that no rule explains, with the number of times.
         used: Parameters and buffers that the graph reads.
+        blends: Nodes computed entry by entry from parameters alone (a standardised or noisy weight), with those
+            operands that have the shape of the result: what happens to the result happens to them.
+        moving: Nodes that depend on more than parameters and buffers.
     """
 
     parameter_axes: dict[str, tuple[Axis, ...]]
@@ -81,6 +84,8 @@ class Trace:
     consumers: list[Consumer] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    blends: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
+    moving: set[Node] = field(default_factory=set)
 
     # ---- reading ----
     def of(self, node: Any) -> tuple[Axis, ...]:
@@ -92,12 +97,14 @@ class Trace:
         return shape_of(node.meta["val"])
 
     def is_parameter(self, node: Any) -> bool:
-        """Whether the node is a parameter or buffer, or a plain view of one."""
-        return node in self.views
+        """Whether the node is a parameter or buffer, a plain view of one, or computed from some entry by entry."""
+        return node in self.views or node in self.blends
 
     # ---- writing ----
     def role(self, node: Any, dim: int, role: Role) -> None:
         """Say how a parameter's dimension is used; ignored where the node is no view of a parameter."""
+        for part in self.blends.get(node, ()):
+            self.role(part, dim, role)
         if node not in self.views:
             return
         name, dims = self.views[node]
@@ -108,6 +115,8 @@ class Trace:
     def consume(self, node: Node, source: Any, weight: Any, dim: int) -> None:
         """Record that ``weight`` contracts its dimension ``dim`` with the activation ``source``."""
         self.role(weight, dim, "outgoing")
+        for part in self.blends.get(weight, ()):
+            self.consume(node, source, part, dim)
         if weight in self.views:
             name, dims = self.views[weight]
             original = dims[dim]
@@ -127,7 +136,14 @@ class Trace:
     # ---- walking ----
     def run(self, nodes: Iterable[Node]) -> None:
         """Apply the rules to the graph's calls, in order."""
-        for node in nodes:
+        order = list(nodes)
+        live = live_nodes(order)
+        for node in order:
+            if node not in live:  # attention weights that were averaged for nobody must not mark the heads
+                continue
+            if node.op == "placeholder" and node not in self.views:
+                self.moving.add(node)
+            self.moving.update([node] if self.moving.intersection(node.all_input_nodes) else ())
             if node.op == "call_function" and node not in self.values:  # a rule may know what an item of its result is
                 self.values[node] = self._call(node)
 
@@ -141,6 +157,17 @@ class Trace:
         reason = f"the operation {name!r} has no rule"
         self.freeze_inputs(node, reason)
         return self.opaque(node, reason)
+
+
+def live_nodes(nodes: Iterable[Node]) -> set[Node]:
+    """The nodes that the model's output, a written tensor, or a reading of the units (``meta["read"]``) depends on."""
+    live: set[Node] = set()
+    for node in reversed(list(nodes)):
+        schema = getattr(node.target, "_schema", None)
+        if node in live or node.op == "output" or node.meta.get("read") or (schema is not None and schema.is_mutable):
+            live.add(node)
+            live.update(node.all_input_nodes)
+    return live
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

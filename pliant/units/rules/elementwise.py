@@ -30,6 +30,8 @@ def unary(trace: Trace, node: Node) -> Any:
     axes = trace.of(source)
     if source in trace.views:  # a cast or copy of a parameter is still that parameter
         trace.views[node] = trace.views[source]  # type: ignore[index]
+    elif source in trace.blends:
+        trace.blends[node] = (source,)  # type: ignore[assignment]
     value = node.meta["val"]
     return tuple(axes for _ in value) if isinstance(value, (tuple, list)) else axes
 
@@ -46,6 +48,10 @@ def broadcast(trace: Trace, node: Node) -> Any:
     name = str(node.target)
     shape = trace.shape(node)
     result: list[Axis | None] = [None] * len(shape)
+    blended: tuple[Node, ...] = ()
+    if node not in trace.moving:  # a weight computed from parameters: what consumes it says how they are used
+        blended = tuple(item for item in operands if trace.is_parameter(item) and trace.shape(item) == shape)
+        trace.blends.update({node: blended} if blended else {})
     for operand in operands:
         axes = trace.of(operand)
         sizes = shape_of(operand.meta["val"])
@@ -59,6 +65,8 @@ def broadcast(trace: Trace, node: Node) -> Any:
                 result[-back] = axes[-back]
             else:
                 ax.tie(current, axes[-back])
+        if operand in blended:
+            continue
         if trace.is_parameter(operand):
             for back in range(1, len(trace.of(operand)) + 1):
                 trace.role(operand, -back, "carried")

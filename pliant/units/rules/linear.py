@@ -165,3 +165,20 @@ def embedding_bag(trace: Trace, node: Node) -> Any:
     trace.role(weight, -1, "incoming")
     result, *others = trace.opaque(node, reason)
     return ((*result[:-1], features), *others)
+
+
+@rule("bilinear")
+def bilinear(trace: Trace, node: Node) -> tuple[Axis, ...]:
+    """``y_o = x1 W_o x2 + b_o``: two dimensions of the weight consume, the first produces."""
+    first, second, weight, bias = node.args[0], node.args[1], node.args[2], arg(node, 3, "bias")
+    outputs, left, right = trace.of(weight)
+    for source, axis, back in ((first, left, -2), (second, right, -1)):
+        ax.tie(trace.of(source)[-1], axis)
+        trace.consume(node, source, weight, back)
+    for one, other in zip(trace.of(first)[:-1], trace.of(second)[:-1], strict=True):
+        ax.tie(one, other)
+    trace.role(weight, -3, "incoming")
+    if bias is not None:
+        ax.tie(trace.of(bias)[-1], outputs)
+        trace.role(bias, -1, "incoming")
+    return (*trace.of(first)[:-1], outputs)

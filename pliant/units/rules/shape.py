@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from pliant.units import axes as ax
 from pliant.units.axes import Axis
-from pliant.units.trace import Trace, arg, opaque_like, rule, shape_of
+from pliant.units.trace import Trace, arg, op_name, opaque_like, rule, shape_of
 
 
 def _length(axis: Axis) -> int:
@@ -161,7 +161,10 @@ def stack(trace: Trace, node: Node) -> Any:
     return tuple(axes)
 
 
-@rule("split", "split_with_sizes", "chunk", "unsafe_chunk", "unsafe_split", "tensor_split")
+_SPLITS = ("split", "split_with_sizes", "chunk", "unsafe_chunk", "unsafe_split", "tensor_split")
+
+
+@rule(*_SPLITS)
 def split(trace: Trace, node: Node) -> Any:
     """Cuts along one dimension."""
     source = trace.of(node.args[0])
@@ -178,9 +181,9 @@ def cut(trace: Trace, node: Node) -> Any:
     source = trace.of(source_node)
     dim = _dim(node, 1, "dim", len(source))
     old, new = trace.shape(source_node)[dim], trace.shape(node)[dim]  # type: ignore[arg-type]
+    if source_node in trace.views:  # a piece of a parameter is used as the parameter is
+        trace.views[node] = trace.views[source_node]  # type: ignore[index]
     if old == new:
-        if source_node in trace.views:
-            trace.views[node] = trace.views[source_node]  # type: ignore[index]
         return source
     start, step = arg(node, 2, "start", 0), arg(node, 4, "step", 1)
     if step != 1 or not isinstance(start, (int, type(None))):
@@ -276,5 +279,8 @@ def constant(trace: Trace, node: Node) -> Any:
 @rule("getitem")
 def getitem(trace: Trace, node: Node) -> Any:
     """One of several results."""
-    values = trace.values.get(node.args[0])  # type: ignore[arg-type]
+    parent: Any = node.args[0]
+    values = trace.values.get(parent)
+    if op_name(parent) in _SPLITS and parent.args[0] in trace.views:  # a piece of a parameter is used as it is
+        trace.views[node] = trace.views[parent.args[0]]
     return values[int(node.args[1])] if values is not None else None  # type: ignore[arg-type]
