@@ -44,18 +44,24 @@ def call(
                 [1.],
                 [1.]])
     """
-    names = canonical_names(model)
     chosen = dict(params or {})
-    if unknown := set(chosen) - set(names.values()):
+    if unknown := set(chosen) - set(canonical_names(model).values()):
         raise IllegalConfiguration(
             f"{type(model).__name__} has no parameter or buffer {sorted(unknown)[0]!r}; known are canonical names, the "
             "first of a shared tensor."
         )
-    own = dict(model.named_buffers())
+    first = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    # each module under one name only: functional_call would not restore one that it has swapped under two
+    places = {
+        f"{prefix}.{leaf}" if prefix else leaf: (first[id(tensor)], tensor, leaf in module._buffers)
+        for prefix, module in model.named_modules()
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
     swapped = {
-        alias: chosen[name] if name in chosen else own[name].detach().clone()
-        for alias, name in names.items()
-        if name in chosen or name in own
+        place: chosen[name] if name in chosen else tensor.detach().clone()
+        for place, (name, tensor, is_buffer) in places.items()
+        if name in chosen or is_buffer
     }
     args, kwargs = as_call(inputs)
     devices = {tensor.device for tensor in model.parameters() if tensor.device.type != "cpu"}
