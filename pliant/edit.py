@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.events import EventLog
 from pliant.optimizer_state import Moment, MomentSpec, moments, restart
@@ -225,7 +226,7 @@ class Editor:
                 f"a mask for {name!r} is bool {tuple(tensor.shape)}; this one is {mask.dtype} {tuple(mask.shape)}."
             )
         source = (self.init_of(name) if to == "init" else None) if isinstance(to, str) else to
-        if mask.device.type == "cpu" and not bool(mask.any()):
+        if can_read(mask) and not bool(mask.any()):
             return
         change = self._begin()
         if not self.dry_run:
@@ -377,7 +378,7 @@ class Editor:
         return moments(self.owners[name], self.tensors[name], name, self._declared)
 
     def _shares(self, share: Tensor) -> Tensor:
-        if share.device.type == "cpu" and not bool((share <= 1).all()):
+        if can_read(share) and not bool((share <= 1).all()):
             raise IllegalConfiguration("a reset goes by a share in [0, 1] of each unit, or by a bool mask.")
         return share
 

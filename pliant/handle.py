@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,22 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pliant.checkpoint import is_dry_step
+from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.events import EventLog
 from pliant.forward import call, outputs, relative_change
-from pliant.interventions.base import Clock, Context, Intervention
+from pliant.interventions.base import Context, Intervention
 from pliant.interventions.state import Memory, cloned
 from pliant.optimizer_state import MomentSpec, check_declared, check_units
+from pliant.schedule import Schedule
+from pliant.sharded import Whole, reshard, sharded_modules
 from pliant.stats import Collector
 from pliant.stats.capture import named_tensors
+from pliant.stats.listener import is_in_graph
 from pliant.units import UnitGraph
 from pliant.units.export import Inputs
 from pliant.units.init import InitSpec, initialisers
 
 __all__ = ["Handle"]
 
-STATE_VERSION = 3
+STATE_VERSION = 2
 
 
 def _inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
@@ -40,6 +44,18 @@ def _measure(model: nn.Module, batch: Inputs) -> Callable[[], Tensor]:
     """Remember the outputs on a batch; what is returned tells by how much they have changed since."""
     before = outputs(model, batch)
     return lambda: relative_change(before, outputs(model, batch))
+
+
+def _prepare(method: Intervention, contexts: Sequence[Context]) -> None:
+    """Nothing to act on for one optimizer (of a temperature, say) is fine; for all of them it is an error."""
+    without: list[NoEffect] = []
+    for ctx in contexts:
+        try:
+            method.prepare(ctx)
+        except NoEffect as error:
+            without.append(error)
+    if without and len(without) == len(contexts):
+        raise without[0]
 
 
 class Handle:
@@ -71,6 +87,7 @@ class Handle:
         self.excluded: dict[str, str] = {}
         self._optimizers = list(optimizers)
         self._tensors = named_tensors(model)
+        self._sharded_modules = sharded_modules(model)
         self._check_shapes(model)
         self.events = EventLog()
         self.events.num_members = num_members
@@ -91,29 +108,26 @@ class Handle:
             declared=moments,
             measure=None if measure_change is None else partial(_measure, model, measure_change),
         )
-        self._clocks = [Clock() for _ in self._optimizers]
+        self._schedules = [Schedule(self.methods) for _ in self._optimizers]
         self._num_boundaries = 0
         self._owned = [self._groups_of(item, model) for item in self._optimizers]
         self._check_methods()
         self._memory = [self._make_memory(m) for m in range(len(self.methods))]
         self._num_param_groups = [len(item.param_groups) for item in self._optimizers]
+        seen = Whole(self._tensors, model) if self._sharded_modules else self._tensors
         self._collector = Collector(
-            model, units, self._needs(), self._tensors, num_members=num_members, process_group=process_group
+            model, units, self._needs(), seen, num_members=num_members, process_group=process_group
         )
         self._contexts = [[self._context(m, o) for o in range(len(optimizers))] for m in range(len(self.methods))]
         self._hooks: list[Any] = []
         try:
             for method, contexts in zip(self.methods, self._contexts, strict=True):
-                for ctx in contexts:
-                    method.prepare(ctx)
+                _prepare(method, contexts)
         except Exception:
             self._collector.remove()
             raise
-        count = len(self._optimizers)
-        self._next = [[0] * len(self.methods) for _ in range(count)]
-        self._acted: list[list[int | Tensor]] = [[0] * len(self.methods) for _ in range(count)]
-        self._wake, self._listens = [0] * count, [False] * count
-        for index in range(count):
+        self._accelerated = any(tensor.is_cuda for tensor in self._tensors.values())
+        for index in range(len(self._optimizers)):
             self._plan(index)
         for index, item in enumerate(self._optimizers):
             if any(type(method).before_step is not Intervention.before_step for method in self.methods):
@@ -124,7 +138,7 @@ class Handle:
     @property
     def num_steps(self) -> int:
         """Real steps of the first optimizer since ``attach``."""
-        return self._clocks[0].step
+        return self._schedules[0].clock.step
 
     @property
     def _state(self) -> list[dict[str, dict[str, Tensor]]]:
@@ -143,6 +157,7 @@ class Handle:
         """
         self._check_attached()
         self._num_boundaries += 1
+        reshard(self._sharded_modules)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
             for ctx in contexts:
                 ctx.task = self._num_boundaries
@@ -160,6 +175,30 @@ class Handle:
                 if term is not None:
                     total = total + term
         return total
+
+    def step(self, optimizer: Optimizer | None = None) -> None:
+        """Act after an optimizer step that ran inside a captured CUDA graph (call it after each replay).
+
+        A replayed graph runs no hooks. Everywhere else they fire by themselves, and this must not be called.
+
+        Args:
+            optimizer: Which optimizer has stepped; may be left out where there is one only.
+
+        Raises:
+            IllegalConfiguration: If the optimizer was never captured, or is not attached.
+        """
+        self._check_attached()
+        if optimizer is None and len(self._optimizers) > 1:
+            raise IllegalConfiguration("several optimizers are attached: say which one has stepped.")
+        found = [i for i, item in enumerate(self._optimizers) if optimizer is None or item is optimizer]
+        if not found:
+            raise IllegalConfiguration("this optimizer is not attached to this handle.")
+        if not self._schedules[found[0]].in_graph:
+            raise IllegalConfiguration(
+                "handle.step() is for optimizer steps inside a captured CUDA graph, and none was captured since "
+                "pliant.attach: the hook on optimizer.step() does it already. (Attach before the capture.)"
+            )
+        self._after_step(found[0], getattr(self._optimizers[found[0]], "found_inf", None))
 
     def record(self) -> dict[str, float]:
         """Numbers for a log: steps, units reset so far, and what each intervention reports of itself.
@@ -203,14 +242,18 @@ class Handle:
             "methods": [repr(method) for method in self.methods],
             "groups": {group.name: group.size for group in self.units},
             "num_members": self.num_members,
-            "clocks": [clock.step for clock in self._clocks],
-            "real_clocks": [clock.real for clock in self._clocks],
-            "acted": [list(row) for row in self._acted],
+            "schedules": [schedule.state_dict() for schedule in self._schedules],
             "num_boundaries": self._num_boundaries,
             "state": [cloned(memory.units) for memory in self._memory],
             "memory": [memory.state_dict() for memory in self._memory],
             "random": self._editor.random_state(),
-            "num_resets": self.events.state_dict(),
+            "num_resets": self._no_resets() | self.events.state_dict(),
+        }
+
+    def _no_resets(self) -> dict[str, Tensor]:
+        names = [group.name for group in self.units if any(group.name in usable for usable in self._usable)]
+        return {
+            name: torch.zeros(self.num_members or 1, dtype=torch.long, device=self._device_of(name)) for name in names
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -234,19 +277,18 @@ class Handle:
                     f"the saved state has different {what}: {state[key]} instead of {mine[key]}. Attach with what it "
                     "was saved with, or start without loading it."
                 )
-        if len(state["clocks"]) != len(self._clocks):
+        if len(state["schedules"]) != len(self._schedules):
             raise IllegalConfiguration(
-                f"the saved state belongs to {len(state['clocks'])} optimizers; {len(self._clocks)} are attached."
+                f"the saved state belongs to {len(state['schedules'])} optimizers; {len(self._schedules)} are attached."
             )
-        for clock, step, real in zip(self._clocks, state["clocks"], state["real_clocks"], strict=True):
-            clock.step, clock.real = step, real if real is None else real.clone().to(self._device)
-        self._acted = [list(row) for row in state["acted"]]
+        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved, self._device)
         self._num_boundaries = state["num_boundaries"]
         for memory, units, saved in zip(self._memory, state["state"], state["memory"], strict=True):
             memory.load_state_dict({"units": units, **saved})
         self._editor.load_random_state(state["random"])
-        self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items()})
-        for index in range(len(self._clocks)):
+        self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items() if v.any()})
+        for index in range(len(self._schedules)):
             self._plan(index)
 
     def __repr__(self) -> str:
@@ -257,6 +299,8 @@ class Handle:
     def _pre_hook(self, index: int) -> Any:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the optimizer itself comes first
+            if is_dry_step(optimizer):
+                return
             for method, contexts in zip(self.methods, self._contexts, strict=True):
                 if type(method).before_step is Intervention.before_step:
                     continue
@@ -272,6 +316,11 @@ class Handle:
 
     def _post_hook(self, index: int) -> Any:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if is_in_graph(self._accelerated):  # the graph will step without this hook: see step()
+                self._schedules[index].in_graph = True
+                return
+            if is_dry_step(optimizer):
+                return
             self._after_step(index, getattr(optimizer, "found_inf", None))
 
         return hook
@@ -279,35 +328,36 @@ class Handle:
     def _after_step(self, index: int, found_inf: Tensor | None) -> None:
         live: Tensor | None = None
         if found_inf is not None:  # a fused optimizer that skips by itself: its hook fires although nothing changed
-            if found_inf.device.type == "cpu":
+            if can_read(found_inf):
                 if bool(found_inf):
                     self._collector.drop(self._owned[index], skipped=True)
                     return
             else:
                 live = 1 - found_inf.float().reshape(())
-        clock = self._clocks[index]
-        clock.advance(live)
-        if clock.step >= self._wake[index]:
+        schedule = self._schedules[index]
+        schedule.clock.advance(live)
+        if schedule.clock.step >= schedule.wake:
             self._act(index, live)
-        elif self._collector.enabled:
+        elif self._collector.enabled and not schedule.listens:  # it listens for another optimizer
             self._collector.drop(self._owned[index], skipped=False)
 
     def _act(self, index: int, live: Tensor | None) -> None:
-        """Run the interventions that are due at this step of an optimizer."""
-        clock, groups = self._clocks[index], self._owned[index]
-        due = [m for m, step in enumerate(self._next[index]) if step <= clock.step]
-        if any(self.methods[m].samples(clock.step) for m in due):
-            self._collector.finish(clock.step, groups)
+        """Run the interventions that are due at this step of an optimizer, or begin to listen for the next one."""
+        schedule, groups = self._schedules[index], self._owned[index]
+        due = schedule.due()
+        if not due:
+            self._collector.enabled = True
+            return
+        if schedule.is_sampled(due):
+            self._collector.finish(schedule.clock.step, groups)
         elif self._collector.enabled:
             self._collector.drop(groups, skipped=False)
         self._editor.live = live
         for m in due:
             method, ctx = self.methods[m], self._contexts[m][index]
-            now = clock.now()
-            ctx.live, ctx.elapsed = live, now - self._acted[index][m]
+            ctx.live, ctx.elapsed = live, schedule.since(m)
             self._enter(method, ctx)
             method.after_step(ctx)
-            self._acted[index][m] = now
         self._editor.live = None
         self._plan(index)
 
@@ -330,20 +380,8 @@ class Handle:
             contexts[index].set_parameters(trained)
 
     def _plan(self, index: int) -> None:
-        """When this optimizer's hook has to do something next: act, or begin to listen one step before."""
-        step = self._clocks[index].step
-        following = [
-            sys.maxsize
-            if type(method).after_step is Intervention.after_step
-            else method.next_step(self._contexts[m][index])
-            for m, method in enumerate(self.methods)
-        ]
-        self._next[index] = following
-        wake = min(following, default=step + 1)
-        sampled = any(method.samples(wake) for method, at in zip(self.methods, following, strict=True) if at == wake)
-        self._wake[index] = wake - 1 if sampled and wake > step + 1 else wake
-        self._listens[index] = sampled and wake == step + 1
-        self._collector.enabled = any(self._listens)
+        self._schedules[index].plan([row[index] for row in self._contexts])
+        self._collector.enabled = any(schedule.listens for schedule in self._schedules)
 
     # ---- set-up ----
     def _check_attached(self) -> None:
@@ -429,7 +467,7 @@ class Handle:
         needs: dict[str, frozenset[str]] = {}
         for method, usable in zip(self.methods, self._usable, strict=True):
             if method.needs:
-                for name in usable:
+                for name in sorted(usable):  # in the same order in every process: reading sharded tensors is collective
                     needs[name] = needs.get(name, frozenset()) | method.needs
         return needs
 
@@ -463,7 +501,7 @@ class Handle:
             index=optimizer_index,
             parameters=self._trained(optimizer),
             edit=self._editor,
-            clock=self._clocks[optimizer_index],
+            clock=self._schedules[optimizer_index].clock,
             memory=self._memory[method_index],
             stats=self._collector.stats,
             forward=self._forward,

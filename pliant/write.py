@@ -2,7 +2,8 @@
 
 The editor says which units and what; here it becomes an access to memory. On a CPU the units of a mask are read at
 once; on an accelerator nothing is read back: the caller bounds how many units a mask can hold (``at_most``), and the
-rest is arithmetic on the device.
+rest is arithmetic on the device. Of a tensor that is sharded over processes each writes its own part; draws are those
+of the whole tensor on every process, so that a sharded model gets the same values as one that is not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pliant.devices import can_read
+from pliant.sharded import Entries, here, part_like, part_of, shard_like, whole
 from pliant.units.group import TensorSlice
 from pliant.units.init import Init
 
@@ -63,23 +66,32 @@ class Writer:
         return self._generators[device]
 
     def random_state(self) -> dict[str, list[Tensor]]:
-        """State of all generators, by device; those of devices not drawn on yet included, for they hold the seed."""
-        for tensor in self.tensors.values():
-            self.generators(tensor.device)
-        return {str(device): [g.get_state() for g in found] for device, found in self._generators.items()}
+        """State of all generators, by kind of device: processes on different devices must have the same names."""
+        return {
+            name: [generator.get_state() for generator in self.generators(device)]
+            for name, device in self._devices().items()
+        }
 
     def load_random_state(self, state: Mapping[str, Sequence[Tensor]]) -> None:
         """Restore :meth:`random_state`."""
-        self._generators.clear()
-        for device, states in state.items():
-            for generator, saved in zip(self.generators(torch.device(device)), states, strict=True):
+        for name, device in self._devices().items():
+            for generator, saved in zip(self.generators(device), state[name], strict=True):
                 generator.set_state(saved.cpu())
 
+    def _devices(self) -> dict[str, torch.device]:
+        """Where tensors are: ``"cuda"`` is the process's first one, ``"cuda:1"`` its second one, of whatever index."""
+        found: dict[str, torch.device] = {}
+        counts: dict[str, int] = {}
+        for device in sorted({tensor.device for tensor in self.tensors.values()}, key=str):
+            count = counts[device.type] = counts.get(device.type, -1) + 1
+            found[f"{device.type}:{count}" if count else device.type] = device
+        return found
+
     def draw(self, tensor: Tensor, init: Init) -> Tensor:
-        """Fresh initial values of a whole tensor, float32; one generator per member."""
+        """Fresh initial values of a whole tensor, float32, sharded as it is; one generator per member."""
         generators = self.generators(tensor.device)
         if self.num_members is None:
-            return init.draw(tuple(tensor.shape), generators[0])
+            return shard_like(init.draw(tuple(tensor.shape), generators[0]), tensor)
         return torch.stack([init.draw(tuple(tensor.shape[1:]), generator) for generator in generators])
 
     # ---- units ----
@@ -96,7 +108,7 @@ class Writer:
         """
         if live is not None:
             mask = mask & (live > 0)
-        if mask.device.type == "cpu":
+        if can_read(mask):
             found = mask.nonzero()
             if not len(found):
                 return None
@@ -106,7 +118,8 @@ class Writer:
             counts = torch.bincount(members, minlength=self.num_members).tolist()
             return Selection(found[:, 1], members, tuple(counts), None)
         bound = min(at_most or mask.shape[-1], mask.shape[-1])
-        units = mask.to(torch.float32).topk(bound, dim=-1).indices
+        order = torch.arange(mask.shape[-1], 0, -1, device=mask.device)  # the selected ones first, by their number
+        units = (mask * order).topk(bound, dim=-1).indices
         active = mask.gather(-1, units)
         if self.num_members is None:
             return Selection(units, None, (bound,), active)
@@ -121,12 +134,24 @@ class Writer:
         return self._tables[key][1]
 
     # ---- reads ----
+    def whole(self, name: str) -> Tensor:
+        """A tensor's values as a plain tensor; all processes must ask for a sharded one at once."""
+        return whole(self.tensors[name])
+
     def sum_abs(self, piece: TensorSlice) -> Tensor:
         """Sum of the absolute values that each unit owns in a slice, ``[U]`` or ``[S, U]``, at least float32."""
         tensor = self.tensors[piece.name]
+        part = part_of(tensor)
+        local = tensor if part is None else part.local
         keep = tensor.ndim + piece.dim
         dims = [dim for dim in range(0 if self.num_members is None else 1, tensor.ndim) if dim != keep]
-        sums = tensor.abs().sum(dims, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        sums = local.abs().sum(dims, dtype=dtype) if dims else local.abs().to(dtype)
+        if part is not None and part.dim is not None:
+            if part.dim == keep:
+                here, sums = sums, sums.new_zeros(tensor.shape[keep])
+                part.cut(sums, 0).copy_(here)
+            sums = part.total(sums)
         return sums[..., self.table(piece, sums.device)].sum(-1)
 
     # ---- writes ----
@@ -152,33 +177,24 @@ class Writer:
             add: Add the fresh values, times the amount, to the old ones instead.
         """
         table = self.table(piece, selection.units.device)
-        where = table.index_select(0, selection.units).flatten()
-        lead = 0 if selection.members is None else 1
-        view = tensor.movedim(piece.dim, lead)
-        rest = tuple(view.shape[lead + 1 :])
-        index: tuple[Tensor, ...] = (where,)
+        width, lead = table.shape[1], 0 if selection.members is None else 1
+        index: tuple[Tensor, ...] = (table.index_select(0, selection.units).flatten(),)
         if selection.members is not None:
-            index = (selection.members.repeat_interleave(table.shape[1]), where)
+            index = (selection.members.repeat_interleave(width), *index)
+        active = None if selection.active is None else selection.active.repeat_interleave(width)
+        shares = None if amount is None else amount.repeat_interleave(width)
+        dim = tensor.ndim + piece.dim
+        rest = tuple(size for other, size in enumerate(tensor.shape) if other >= lead and other != dim)
+        new = self._draw_units(tensor, selection, width, rest, source) if isinstance(source, Init) else None
+        part = part_of(tensor)
+        if part is None:
+            target = Entries(tensor.movedim(dim, lead), index, active)
+        else:
+            target = Entries.in_part(part, dim, index[0], active)
+            new, shares = target.cut(new, values_have_rest=True), target.cut(shares)
         if isinstance(source, Tensor):
-            new: Tensor | None = source.movedim(piece.dim, lead)[index]
-        else:
-            new = None if source is None else self._draw_units(tensor, selection, table.shape[1], rest, source)
-        if amount is not None:
-            shape = (-1, *([1] * len(rest)))
-            share = amount.repeat_interleave(table.shape[1]).view(shape).to(tensor.dtype)
-            old = view[index]
-            fresh = torch.zeros((), dtype=tensor.dtype, device=tensor.device) if new is None else new
-            new = old + share * fresh if add else torch.lerp(old, fresh.expand_as(old), share)
-        if selection.active is not None:
-            keep = selection.active.repeat_interleave(table.shape[1]).view(-1, *([1] * len(rest)))
-            new = torch.where(
-                keep, torch.zeros((), dtype=tensor.dtype, device=tensor.device) if new is None else new, view[index]
-            )
-            view[index] = new
-        elif new is None:
-            view[index] = 0
-        else:
-            view[index] = new
+            new = target.read(part_like(source, part).movedim(dim, lead))
+        target.write(new, shares, add)
 
     def multiply(self, piece: TensorSlice, factor: Tensor, live: Tensor | None) -> None:
         """Multiply what each unit owns in a slice by the unit's factor.
@@ -192,11 +208,15 @@ class Writer:
         along = torch.ones((*factor.shape[:-1], tensor.shape[piece.dim]), dtype=factor.dtype, device=factor.device)
         table = self.table(piece, factor.device)
         along[..., table] = factor.unsqueeze(-1).expand(*factor.shape, table.shape[1])
+        along = along if live is None else 1 + (along - 1) * live
+        part = part_of(tensor)
+        if part is not None:
+            along = part.cut(along, -1) if part.dim == tensor.ndim + piece.dim else along
+            tensor = part.local
         shape = [1] * tensor.ndim
         shape[piece.dim] = tensor.shape[piece.dim]
         if self.num_members is not None:
             shape[0] = self.num_members
-        along = along if live is None else 1 + (along - 1) * live
         tensor.mul_(along.view(shape).to(tensor))
 
     def fill_weights(self, tensor: Tensor, mask: Tensor, source: Init | Tensor | None, live: Tensor | None) -> None:
@@ -208,18 +228,25 @@ class Writer:
             source: A distribution, another tensor of the same shape, or ``None`` for zeros.
             live: ``None``, or a device scalar: nothing changes where it is 0.
         """
+        part = part_of(tensor)
+        mine, chosen = part_like(tensor, part), part_like(mask, part)
         if live is not None:
-            mask = mask & (live > 0)
+            chosen = chosen & (live > 0)
         if source is None or (isinstance(source, Init) and source.kind == "constant"):
-            tensor.masked_fill_(mask, 0 if source is None else source.scale)
-        elif isinstance(source, Init) and mask.device.type == "cpu":  # as many draws as there are entries
-            counts = [int(mask.sum())] if self.num_members is None else mask.flatten(1).sum(1).tolist()
+            mine.masked_fill_(chosen, 0 if source is None else source.scale)
+        elif isinstance(source, Init) and can_read(mine):  # as many draws as there are entries
+            everywhere = chosen if part is None else whole(mask)
+            counts = [int(everywhere.sum())] if self.num_members is None else everywhere.flatten(1).sum(1).tolist()
             generators = self.generators(tensor.device)
-            drawn = [source.draw((count,), item) for count, item in zip(counts, generators, strict=True)]
-            tensor.masked_scatter_(mask, torch.cat(drawn).to(tensor.dtype))
+            drawn = torch.cat([source.draw((count,), item) for count, item in zip(counts, generators, strict=True)])
+            if part is None:
+                mine.masked_scatter_(chosen, drawn.to(tensor.dtype))
+                return
+            new = torch.zeros(tensor.shape, dtype=tensor.dtype).masked_scatter_(everywhere, drawn.to(tensor.dtype))
+            mine.copy_(torch.where(chosen, part_like(new, part), mine))
         else:
-            new = self.draw(tensor, source) if isinstance(source, Init) else source
-            tensor.copy_(torch.where(mask, new.to(tensor.dtype), tensor))
+            fresh = self.draw(tensor, source) if isinstance(source, Init) else source
+            mine.copy_(torch.where(chosen, part_like(fresh, part).to(mine.dtype), mine))
 
     def shrink(
         self,
@@ -229,9 +256,10 @@ class Writer:
         live: Tensor | None,
     ) -> None:
         """Multiply whole tensors, or their differences to other tensors, by factors."""
-        tensors = [self.tensors[name] for name in names]
+        parts = [part_of(self.tensors[name]) for name in names]
+        tensors = [part_like(self.tensors[name], part) for name, part in zip(names, parts, strict=True)]
         if towards is None and live is None and not any(isinstance(factor, Tensor) for factor in factors):
-            torch._foreach_mul_(tensors, [float(factor) for factor in factors])
+            torch._foreach_mul_(tensors, list(factors))  # type: ignore[arg-type]
             return
         for index, (tensor, factor) in enumerate(zip(tensors, factors, strict=True)):
             if live is not None:
@@ -241,12 +269,12 @@ class Writer:
             if towards is None:
                 tensor.mul_(factor)
             else:
-                tensor.lerp_(towards[index].to(tensor.dtype), 1 - factor)
+                tensor.lerp_(part_like(towards[index], parts[index]).to(tensor.dtype), 1 - factor)
 
     def clamp(self, names: Sequence[str], bounds: Sequence[tuple[float, float]], live: Tensor | None) -> None:
         """Clip whole tensors to intervals."""
         for name, (low, high) in zip(names, bounds, strict=True):
-            tensor = self.tensors[name]
+            tensor = here(self.tensors[name])
             if live is None:
                 tensor.clamp_(low, high)
             else:
@@ -254,11 +282,20 @@ class Writer:
 
     def add_noise(self, tensor: Tensor, init: Init, noise_scale: float, live: Tensor | None) -> None:
         """Add fresh initial values times a scale to a whole tensor."""
-        noise = self.draw(tensor, init).to(tensor.dtype) * noise_scale
-        tensor.add_(noise if live is None else noise * live)
+        noise = here(self.draw(tensor, init)).to(tensor.dtype) * noise_scale
+        here(tensor).add_(noise if live is None else noise * live)
 
     def assign(self, tensor: Tensor, value: Tensor, live: Tensor | None) -> None:
-        """Overwrite a whole tensor in place; not where ``live`` is 0."""
+        """Overwrite a whole tensor in place; not where ``live`` is 0.
+
+        Args:
+            tensor: What is overwritten.
+            value: New values of its shape; for a sharded tensor sharded likewise, or plain and the same on all
+                processes.
+            live: ``None``, or a device scalar.
+        """
+        part = part_of(tensor)
+        tensor, value = part_like(tensor, part), part_like(value, part)
         if live is not None:
             value = torch.where(live > 0, value.to(tensor), tensor)
         tensor.copy_(value)
@@ -269,7 +306,7 @@ class Writer:
     ) -> Tensor:
         """Fresh values for every position of the selected units, ``[n * width, *rest]``."""
         if init.kind == "constant":
-            return torch.full((1,), init.scale, dtype=tensor.dtype, device=tensor.device)
+            return torch.full((), init.scale, dtype=tensor.dtype, device=tensor.device)
         drawn = [
             init.draw((count * width, *rest), generator)
             for generator, count in zip(self.generators(tensor.device), selection.counts, strict=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.interventions.state import Host, Memory, PerParameter, PerUnit, Snapshot, StateKind
@@ -186,7 +187,7 @@ class Context:
             IllegalConfiguration: Naming the group and the step; nothing has been edited.
         """
         finite = values.isfinite()
-        if values.device.type == "cpu" and self.num_members is None and not bool(finite.all()):
+        if can_read(values) and self.num_members is None and not bool(finite.all()):
             raise IllegalConfiguration(
                 f"the activations of {group.name!r} are not finite at step {self.clock.step}: training has diverged "
                 "(a NaN or infinite loss). Nothing was reset. Lower the step size or clip the gradients, and resume "
