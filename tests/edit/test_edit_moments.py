@@ -45,7 +45,7 @@ def in_training(optimizer: str, steps: int = 4):
 def train(model, optimizer, steps, first=0):
     for step in range(first, first + steps):
         optimizer.zero_grad()
-        zoo.loss_of(model(double(ZOO["mlp"].batch(seed=step)))).backward()
+        zoo.loss_of(zoo.call(model, double(ZOO["mlp"].batch(seed=step)))).backward()
         optimizer.step()
 
 
@@ -143,7 +143,7 @@ def test_the_first_update_of_a_reset_weight_is_that_of_a_weight_without_a_past(o
     editor(model, opt).reset(group, mask_of(8))
     before = model[2].weight.detach().clone()
     opt.zero_grad()
-    zoo.loss_of(model(double(ZOO["mlp"].batch(seed=50)))).backward()
+    zoo.loss_of(zoo.call(model, double(ZOO["mlp"].batch(seed=50)))).backward()
     gradient = model[2].weight.grad.clone()
     opt.step()
     moved = before - model[2].weight.detach()
@@ -376,7 +376,7 @@ def test_parameters_of_a_group_added_later_are_shrunk_and_restarted_too():
     opt.add_param_group({"params": model[4].parameters(), "lr": 0.5})
     with torch.no_grad():
         model[4].weight.fill_(1.0)
-    zoo.loss_of(model(double(ZOO["mlp"].batch()))).backward()
+    zoo.loss_of(zoo.call(model, double(ZOO["mlp"].batch()))).backward()
     for parameter in model.parameters():
         parameter.grad.zero_()
     opt.step()
@@ -470,7 +470,7 @@ def test_a_fresh_start_leaves_the_optimizer_as_new(optimizer):
     handle = pliant.attach(model, opt, FreshStart(), units=units_of("mlp"))
     for step in range(4):
         opt.zero_grad()
-        zoo.loss_of(model(double(case.batch(seed=step)))).backward()
+        zoo.loss_of(zoo.call(model, double(case.batch(seed=step)))).backward()
         opt.step()
     handle.task_boundary()
     other = copy.deepcopy(model)
@@ -478,7 +478,7 @@ def test_a_fresh_start_leaves_the_optimizer_as_new(optimizer):
     for step in range(4, 8):
         for one, one_opt in ((model, opt), (other, other_opt)):
             one_opt.zero_grad()
-            zoo.loss_of(one(double(case.batch(seed=step)))).backward()
+            zoo.loss_of(zoo.call(one, double(case.batch(seed=step)))).backward()
             one_opt.step()
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.allclose(p, q, rtol=1e-10, atol=1e-12)
@@ -540,7 +540,7 @@ def test_permuted_weights_and_moments_give_the_permuted_trajectory(name, optimiz
     for step in range(5):
         for one, one_opt in ((model, opt), (other, other_opt), (stale, stale_opt)):
             one_opt.zero_grad()
-            zoo.loss_of(one(double(case.batch(seed=20 + step)))).backward()
+            zoo.loss_of(zoo.call(one, double(case.batch(seed=20 + step)))).backward()
             one_opt.step()
     permute_all(model, opt)
     for (key, p), q in zip(model.state_dict().items(), other.state_dict().values(), strict=True):

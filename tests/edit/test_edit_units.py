@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import zoo
 from edit_tools import double, editor, mask_of, owned, state_tensors, trained, units_of
 from torch import Tensor, nn
 from zoo import NAMES, ZOO
@@ -13,6 +14,7 @@ from zoo import NAMES, ZOO
 import pliant
 from pliant.stats.capture import named_tensors
 from pliant.units.init import Init, initialisers
+from pliant.units.replay import tensor_leaves
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -21,12 +23,21 @@ def test_a_reset_changes_the_units_entries_and_nothing_else(name):
     case = ZOO[name]
     for group in units_of(name):
         model, optimizer = trained(name)
+        one = editor(model, optimizer, init=case.init)
+        if unknown := [piece.name for piece in group.role("incoming") if one.inits[piece.name] is None]:
+            assert (name, group.site) == ("hf_whisper", "residual")  # its sinusoids are drawn by nobody
+            with pytest.raises(pliant.IllegalConfiguration, match=rf"{unknown[0]}.*init="):
+                one.reset(group, mask_of(group.size))
+            continue
         for parameter in model.parameters():  # make untouched moments recognisable
             for value in state_tensors(optimizer, parameter).values():
                 value.add_(1.0)
-        before = copy.deepcopy((model.state_dict(), [state_tensors(optimizer, p) for p in model.parameters()]))
+        before = (
+            {key: tensor.detach().clone() for key, tensor in named_tensors(model).items()},
+            copy.deepcopy([state_tensors(optimizer, p) for p in model.parameters()]),
+        )
         mask = mask_of(group.size)
-        editor(model, optimizer, init=case.init).reset(group, mask)
+        one.reset(group, mask)
         tensors = named_tensors(model)
         for key, tensor in tensors.items():
             if not tensor.is_floating_point():
@@ -85,16 +96,19 @@ def test_a_reset_equals_the_network_with_zeroed_outgoing_weights(name):
             for piece in group.role("outgoing"):
                 tensors[piece.name].movedim(piece.dim, 0)[torch.tensor(piece.table)[mask].flatten()] = 0
         editor(model, optimizer, init=case.init).reset(group, mask)
-        x = double(case.batch(seed=9))
+        x = double(case.batch(seed=9), next(model.parameters()).dtype)
         for mode in (False, True):
             outputs = []
             for one in (model, zeroed):
                 one.train(mode)
                 with torch.no_grad():
-                    out = copy.deepcopy(one)(x)
-                outputs.append(out if isinstance(out, tuple) else (out,))
+                    torch.manual_seed(0)  # the same dropout, where it is functional
+                    outputs.append(tensor_leaves(zoo.call(copy.deepcopy(one), x)))
             for a, b in zip(*outputs, strict=True):
-                assert torch.allclose(a, b, rtol=0, atol=1e-12), (group.name, mode)
+                assert torch.allclose(a, b, rtol=0, atol=1e-12 if a.dtype == torch.float64 else 1e-6), (
+                    group.name,
+                    mode,
+                )
 
 
 def test_a_unit_under_layer_norm_is_not_promised_to_preserve():
