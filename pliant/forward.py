@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration
+from pliant.sharded import reshard, sharded_modules
 from pliant.stats.quiet import unrecorded
+from pliant.units.call import call_with
 from pliant.units.export import Inputs, as_call, canonical_names, plain_attention
 from pliant.units.replay import tensor_leaves
+from pliant.units.several import joined
 
 __all__ = ["call", "outputs", "relative_change"]
 
@@ -27,7 +30,8 @@ def call(
 
     Args:
         model: The model.
-        inputs: A tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+        inputs: A tensor, a tuple of positional inputs, or a mapping of keyword inputs; for several modules, a mapping
+            from their names to the inputs of each.
         params: Parameters and buffers by canonical name to be used instead of the model's own; any subset.
         training: Whether the model runs in training mode (batch norm then uses the batch, dropout drops).
 
@@ -50,19 +54,8 @@ def call(
             f"{type(model).__name__} has no parameter or buffer {sorted(unknown)[0]!r}; known are canonical names, the "
             "first of a shared tensor."
         )
-    first = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-    # each module under one name only: functional_call would not restore one that it has swapped under two
-    places = {
-        f"{prefix}.{leaf}" if prefix else leaf: (first[id(tensor)], tensor, leaf in module._buffers)
-        for prefix, module in model.named_modules()
-        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
-    swapped = {
-        place: chosen[name] if name in chosen else tensor.detach().clone()
-        for place, (name, tensor, is_buffer) in places.items()
-        if name in chosen or is_buffer
-    }
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    model, inputs = joined(model, inputs)
     args, kwargs = as_call(inputs)
     devices = {tensor.device for tensor in model.parameters() if tensor.device.type != "cpu"}
     kind = next(iter(devices)).type if devices else "cuda"
@@ -73,7 +66,11 @@ def call(
         torch.random.fork_rng(devices, device_type=kind),
         _uncompiled(),
     ):
-        return torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
+        try:
+            return call_with(model, {**buffers, **chosen}, args, kwargs)
+        finally:
+            if not torch.is_grad_enabled():  # no backward pass will free what the forward has gathered
+                reshard(sharded_modules(model))
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:

@@ -81,3 +81,10 @@ def owned(group, name: str, shape, mask: Tensor) -> Tensor:
 
 def state_tensors(optimizer, parameter) -> dict[str, Tensor]:
     return {k: v for k, v in optimizer.state[parameter].items() if torch.is_tensor(v) and v.shape == parameter.shape}
+
+
+def train_mlp(model, optimizer, steps, first=0):
+    for step in range(first, first + steps):
+        optimizer.zero_grad()
+        zoo.loss_of(zoo.call(model, double(ZOO["mlp"].batch(seed=step)))).backward()
+        optimizer.step()
