@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pliant.interventions.base import Context, Host, Intervention, PerParameter, PerUnit, Snapshot
 from pliant.interventions.state import StateKind
+from pliant.sharded import whole
 from pliant.surgery import adopt, replace_module
 
 
@@ -34,7 +35,7 @@ class Sketch(Intervention):
         raise NotImplementedError
 
     def matrices(self, ctx: Context) -> dict[str, Tensor]:
-        return {name: tensor.detach() for name, tensor in ctx.parameters().items() if tensor.ndim == 2}
+        return {name: ctx.whole(name) for name, tensor in ctx.parameters().items() if tensor.ndim == 2}
 
 
 @final
@@ -99,7 +100,8 @@ class NormaliseAndProject(Sketch):
 
     def act(self, ctx: Context) -> None:
         initial, matrices = ctx.parameter_state("initial"), self.matrices(ctx)
-        ctx.edit.shrink(list(matrices), [initial[name].norm() / matrix.norm() for name, matrix in matrices.items()])
+        factors = [whole(initial[name]).norm() / matrix.norm() for name, matrix in matrices.items()]
+        ctx.edit.shrink(list(matrices), factors)
 
 
 @final

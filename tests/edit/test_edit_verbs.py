@@ -8,9 +8,10 @@ import pytest
 import torch
 from edit_tools import editor, mask_of, state_tensors, trained, units_of
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import ZOO
 
-from pliant import IllegalConfiguration, NotYetSupported
+from pliant import IllegalConfiguration, NotYetSupported, devices
 from pliant.edit import Editor
 from pliant.events import EventLog
 from pliant.stats.capture import named_tensors
@@ -383,6 +384,33 @@ def test_each_member_draws_what_it_would_draw_alone():
             (e.action, tuple(u for u, m in zip(e.units, e.members, strict=True) if m == member)) for e in one.events
         ]
         assert [entry for entry in mine if entry[1]] == [(e.action, e.units) for e in own.events if e.units]
+
+
+class NothingIsRead(TorchDispatchMode):
+    """Raises where the host would wait for a device: values or sizes that depend on them."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "bincount"), name
+        if name in ("index", "index_put_"):
+            assert all(i is None or i.dtype == torch.int64 for i in args[1]), f"{name} with a boolean mask"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("live", [None, 0.0, 1.0])
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_waits_for_an_accelerator(verb, live, monkeypatch):
+    """The forms for accelerators, on a CPU; what they do is what the others do, up to which draw goes where."""
+    monkeypatch.setattr(devices, "_as_accelerator", True)
+    model, optimizer = trained("mlp", "adagrad_from_one")
+    one = editor(model, optimizer)
+    VERBS[verb](one, units_of("mlp")["0"])  # tables are made
+    one.live = None if live is None else torch.full((), live)
+    before = everything(model, optimizer)
+    with NothingIsRead():
+        VERBS[verb](one, units_of("mlp")["0"])
+    same = all(torch.equal(a, b) for a, b in zip(before, everything(model, optimizer), strict=True))
+    assert same == (live == 0 or verb in ("clamp", "assign"))  # these two had been done already
 
 
 def test_the_verbs_are_listed():
