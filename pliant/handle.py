@@ -35,6 +35,7 @@ from pliant.wiring import (
     find_owners,
     inputs_first,
     needed_statistics,
+    on_step,
     prepare,
 )
 
@@ -120,9 +121,9 @@ class Handle:
         for index in range(len(self._optimizers)):
             self._plan(index)
         for index, item in enumerate(self._optimizers):
-            if any(type(method).before_step is not Intervention.before_step for method in self.methods):
-                self._hooks.append(item.register_step_pre_hook(self._pre_hook(index)))
-            self._hooks.append(item.register_step_post_hook(self._post_hook(index)))
+            acts_before = any(type(method).before_step is not Intervention.before_step for method in self.methods)
+            before = self._pre_hook(index) if acts_before else None
+            self._hooks.extend(on_step(item, self._post_hook(index), before))
 
     # ---- what the user reads and calls ----
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,6 +26,7 @@ __all__ = [
     "find_owners",
     "inputs_first",
     "needed_statistics",
+    "on_step",
     "prepare",
 ]
 
@@ -154,3 +157,46 @@ def change_of(model: nn.Module, batch: Inputs) -> Callable[[], Tensor]:
     """Remember the outputs on a batch; what is returned tells by how much they have changed since."""
     before = outputs(model, batch)
     return lambda: relative_change(before, outputs(model, batch))
+
+
+def on_step(optimizer: Optimizer, after: Callable[..., None], before: Callable[..., None] | None = None) -> list[Any]:
+    """Hooks that fire once for each step.
+
+    PyTorch's own fire twice where a subclass's ``step`` calls its parent's, if the parent class has ever been used by
+    itself in this process: the inner call, too, runs all hooks.
+
+    Args:
+        optimizer: The optimizer.
+        after: Called after each step with the arguments of PyTorch's hooks.
+        before: Called before it.
+
+    Returns:
+        Handles to remove the hooks.
+    """
+    depth = 0
+
+    def enter(item: Optimizer, args: Any, kwargs: Any) -> None:
+        nonlocal depth
+        if depth and not _is_nested(item):
+            depth = 0  # an earlier step has raised, and never came to its end
+        depth += 1
+        if depth == 1 and before is not None:
+            before(item, args, kwargs)
+
+    def leave(item: Optimizer, args: Any, kwargs: Any) -> None:
+        nonlocal depth
+        depth = max(depth - 1, 0)
+        if not depth:
+            after(item, args, kwargs)
+
+    return [optimizer.register_step_pre_hook(enter), optimizer.register_step_post_hook(leave)]
+
+
+def _is_nested(optimizer: Optimizer) -> bool:
+    """Whether a step of this optimizer is running inside another one: PyTorch's wrapper is on the stack twice."""
+    frame, found = sys._getframe(1), 0
+    while frame is not None and found < 2:
+        if frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer:
+            found += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    return found == 2
