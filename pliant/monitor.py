@@ -22,6 +22,7 @@ from pliant.stats.reader import TapReader
 from pliant.units import UnitGraph, find_units
 from pliant.units.export import refuse_wrapped
 from pliant.units.several import Models, as_module
+from pliant.wiring import on_step
 
 __all__ = ["METRICS", "Monitor", "Reading", "monitor"]
 
@@ -139,7 +140,7 @@ class Monitor:
             raise NoEffect("the model has no weight matrices, so weight_magnitude would measure nothing.")
         self._listener = Listener(model, self._rows.values())
         self._listener.enabled = every == 1
-        self._hook = optimizer.register_step_post_hook(self._after_step)
+        self._hooks = on_step(optimizer, self._after_step)
 
     @property
     def latest(self) -> Reading:
@@ -190,7 +191,8 @@ class Monitor:
 
     def detach(self) -> None:
         """Remove every hook; the history stays."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         self._listener.remove()
 
     def __repr__(self) -> str:
