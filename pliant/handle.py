@@ -161,10 +161,10 @@ class Handle:
             "real_clocks": [torch.as_tensor(clock.now()) for clock in self._clocks],
             "acted": [[torch.as_tensor(step) for step in row] for row in self._acted],
             "num_boundaries": self._num_boundaries,
-            "state": [
-                {name: {key: value.clone() for key, value in entries.items()} for name, entries in per_group.items()}
-                for per_group in self._state
-            ],
+            "state": {
+                index: {name: {k: value.clone() for k, value in kept.items()} for name, kept in per_group.items()}
+                for index, per_group in enumerate(self._state)
+            },
             "random": self._editor.random_state(),
             "num_resets": self._no_resets() | self.events.state_dict(),
         }
@@ -207,10 +207,10 @@ class Handle:
                 clock.real = state["real_clocks"][index].clone().to(self._device)
                 self._acted[index] = [acted.clone().to(self._device) for acted in state["acted"][index]]
         self._num_boundaries = state["num_boundaries"]
-        for per_group, saved in zip(self._state, state["state"], strict=True):
+        for index, per_group in enumerate(self._state):
             for name, entries in per_group.items():
                 for key, value in entries.items():
-                    value.copy_(saved[name][key])
+                    value.copy_(state["state"][index][name][key])
         self._editor.load_random_state(state["random"])
         self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items() if v.any()})
         for index in range(len(self._clocks)):
