@@ -12,7 +12,7 @@ from pliant.errors import IllegalConfiguration
 from pliant.handle import Handle
 from pliant.interventions.base import Intervention
 from pliant.optimizer_state import check_optimizer
-from pliant.sharded import process_group_of
+from pliant.sharded import process_group_of, refuse_join
 from pliant.units import UnitGraph, find_units
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
@@ -74,14 +74,14 @@ def attach(
         {'0': tensor(6)}
         >>> handle.detach()
     """
-    process_group = None
+    process_group = wrapped = None
     if isinstance(model, nn.parallel.DistributedDataParallel):
         if units is None:
             raise IllegalConfiguration(
                 "the model is wrapped in DistributedDataParallel: find the units of the plain model before wrapping "
                 "it, and pass units=..."
             )
-        process_group = model.process_group
+        process_group, wrapped = model.process_group, model
         model = model.module
     refuse_wrapped(model, sharded=units is not None)
     process_group = process_group or process_group_of(model)
@@ -101,7 +101,7 @@ def attach(
             raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
         units = find_units(model, example_inputs)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-    return Handle(
+    handle = Handle(
         model,
         optimizers,
         chosen,
@@ -112,6 +112,9 @@ def attach(
         dry_run=dry_run,
         process_group=process_group,
     )
+    if wrapped is not None:
+        handle.also_remove([item.register_step_pre_hook(refuse_join(wrapped)) for item in optimizers])
+    return handle
 
 
 def _as_list(optimizer: Any) -> list[Optimizer]:

@@ -145,6 +145,10 @@ class Handle:
         self._hooks.clear()
         self._collector.remove()
 
+    def also_remove(self, hooks: Sequence[Any]) -> None:
+        """Take over hooks that others put on the optimizers: :meth:`detach` removes them."""
+        self._hooks.extend(hooks)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit by bit: plain tensors, numbers and strings.
 
