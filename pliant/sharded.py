@@ -304,20 +304,21 @@ def process_group_of(model: nn.Module) -> Any:
     raise NotYetSupported(f"the model is sharded over {mesh}, which is not the whole world of processes.")
 
 
-def refuse_join(model: nn.Module) -> Callable[..., None]:
-    """A hook before the step of a model's optimizer, which refuses ``DistributedDataParallel.join()``.
+def refuse_join(wrappers: Sequence[nn.Module]) -> Callable[..., None]:
+    """A hook before an optimizer's step, which refuses ``DistributedDataParallel.join()``.
 
     Under it, processes that ran out of data go on without steps; the others would wait for their statistics for ever.
     """
 
     def hook(*_: Any) -> None:
-        config = getattr(model, "_join_config", None)
-        if config is not None and config.enable and not config.throw_on_early_termination:
-            raise IllegalConfiguration(
-                "inside DistributedDataParallel.join(), processes may stop at different steps, but statistics are "
-                "averaged over all of them. Give every process the same number of batches (drop_last=True), or use "
-                "join(throw_on_early_termination=True)."
-            )
+        for wrapper in wrappers:
+            config: Any = getattr(wrapper, "_join_config", None)
+            if config is not None and config.enable and not config.throw_on_early_termination:
+                raise IllegalConfiguration(
+                    "inside DistributedDataParallel.join(), processes may stop at different steps, but statistics are "
+                    "averaged over all of them. Give every process the same number of batches (drop_last=True), or "
+                    "use join(throw_on_early_termination=True)."
+                )
 
     return hook
 

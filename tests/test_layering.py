@@ -17,10 +17,11 @@ PACKAGE = Path(pliant.__file__).parent
 # layer do not know each other.
 LAYERS: list[set[str]] = [
     {"errors", "devices"},
-    {"records", "units", "optimizer_state", "sharded", "checkpoint"},
+    {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery"},
     {"metrics", "stats", "events", "write"},
-    {"edit"},
+    {"edit", "forward"},
     {"interventions"},
+    {"schedule"},
     {"handle"},
     {"attach", "monitor"},
     {"bench", "report"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration, UnsupportedOp
+from pliant.units.call import call_with, distinct
 
 __all__ = [
     "Exported",
@@ -24,6 +26,7 @@ __all__ = [
     "canonical_names",
     "export",
     "is_exporting",
+    "model_outputs",
     "plain_attention",
     "refuse_wrapped",
     "training_mode",
@@ -143,6 +146,89 @@ def _no_distribution_checks() -> Iterator[None]:
         torch.distributions.Distribution.set_default_validate_args(before)
 
 
+_STATE = frozenset(["past_key_values", "mems", "encoder_last_hidden_state", "router_logits", "encoder_router_logits"])
+
+
+def model_outputs(output: Any) -> list[Tensor]:
+    """The tensors of a model's output that are its function, in order.
+
+    Left out is what a model hands back for its own later use: caches of keys and values, and the entries
+    ``past_key_values``, ``mems``, ``encoder_last_hidden_state`` and ``router_logits`` of a Hugging Face output. They
+    follow a permutation of hidden units as the units themselves do. Hidden states and attention maps are only in an
+    output that was asked for them, so they count.
+
+    Args:
+        output: A tensor, or any nesting of tuples, lists, mappings and output dataclasses.
+
+    Example:
+        >>> model_outputs({"logits": torch.zeros(2), "past_key_values": (torch.ones(3),)})
+        [tensor([0., 0.])]
+    """
+    if isinstance(output, Mapping):
+        output = [value for key, value in output.items() if key not in _STATE]
+    leaves = pytree.tree_leaves(output, is_leaf=_is_cache)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _is_cache(item: Any) -> bool:
+    return any(cls.__name__ == "Cache" and cls.__module__.startswith("transformers.") for cls in type(item).__mro__)
+
+
+@contextlib.contextmanager
+def _outputs_only(model: nn.Module) -> Iterator[None]:
+    """Reduce the output to :func:`model_outputs` for a while: export refuses objects that it does not know."""
+    handle = model.register_forward_hook(lambda _, __, output: tuple(model_outputs(output)))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _inline(graph_module: torch.fx.GraphModule) -> None:
+    """Put the bodies of ``with torch.no_grad():`` and ``with torch.autocast(...):`` back where they were.
+
+    Export wraps them in higher-order operations over a subgraph; what they say about gradients and precision does
+    not matter to the axes, and a flat graph is all that the rules, taps and replays have to understand.
+    """
+    graph, changed = graph_module.graph, False
+    for node in list(graph.nodes):
+        if node.op != "call_function" or str(getattr(node.target, "__name__", "")) not in _WRAPPED:
+            continue
+        at = next(i for i, item in enumerate(node.args) if _subgraph(graph_module, item) is not None)
+        body = _subgraph(graph_module, node.args[at])
+        _inline(body)
+        inside: dict[Node, Any] = {}
+        inputs = iter(node.args[at + 1 :])
+        with graph.inserting_before(node):
+            for inner in body.graph.nodes:
+                if inner.op == "placeholder":
+                    inside[inner] = next(inputs)
+                elif inner.op != "output":
+                    inside[inner] = graph.node_copy(inner, inside.__getitem__)
+        results = torch.fx.node.map_arg(next(iter(reversed(body.graph.nodes))).args[0], inside.__getitem__)
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+        changed = True
+    if changed:
+        for node in list(graph.nodes):
+            if node.op == "get_attr" and not node.users:
+                graph.erase_node(node)
+        graph.lint()
+        graph_module.recompile()
+
+
+_WRAPPED = frozenset(["wrap_with_set_grad_enabled", "wrap_with_autocast"])
+
+
+def _subgraph(owner: torch.fx.GraphModule, item: Any) -> Any:
+    if not isinstance(item, Node) or item.op != "get_attr":
+        return None
+    found = getattr(owner, str(item.target), None)
+    return found if isinstance(found, torch.fx.GraphModule) else None
+
+
 _exporting = False
 
 
@@ -172,7 +258,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
         UnsupportedOp: When ``torch.export`` cannot follow the model (data-dependent control flow).
     """
     refuse_wrapped(model)
-    args, kwargs = as_call(example_inputs)
+    args, kwargs = distinct(as_call(example_inputs))
     _check_runs(model, args, kwargs)
     dynamic = (
         tuple(_dynamic(item) for item in args),
@@ -181,8 +267,10 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
     with (
         training_mode(model),
         plain_attention(),
+        _outputs_only(model),
         _no_distribution_checks(),
         _marked_as_exporting(),
+        _quiet(),
         torch.random.fork_rng(),
         warnings.catch_warnings(),
     ):
@@ -195,6 +283,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
                 "A forward pass that branches on the data is the usual reason; rewrite the branch with torch.where "
                 "or torch.cond, or find the units of the submodules that can be exported."
             ) from error
+    _inline(program.graph_module)
     return _describe(model, program, args, kwargs)
 
 
@@ -203,7 +292,7 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     try:
         with training_mode(model), torch.no_grad(), torch.random.fork_rng():
-            torch.func.functional_call(model, buffers, copy.copy(args), kwargs)
+            call_with(model, buffers, copy.copy(args), kwargs)
     except Exception as error:
         shapes = [tuple(item.shape) for item in pytree.tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
         raise IllegalConfiguration(
@@ -211,6 +300,18 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             f"{_first_line(error)}. Pass one small batch exactly as your training loop passes it, for example "
             "example_inputs=(x,), with at least two examples where the model has batch norm."
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Export logs a warning for every size that it cannot make dynamic, which no user can do anything about."""
+    logger = logging.getLogger("torch._export.non_strict_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _export(model: nn.Module, args: Any, kwargs: Any, dynamic: tuple[Any, Any]) -> ExportedProgram:

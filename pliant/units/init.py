@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration
 from pliant.units.export import canonical_names
+from pliant.units.recorded_init import recorded_fills
 
 __all__ = ["NAMED", "Init", "InitSpec", "initialisers"]
 
@@ -77,9 +78,11 @@ def initialisers(
 
     Args:
         model: The model.
-        init: ``None``: what PyTorch's own ``reset_parameters`` draws for the module that owns the tensor. A name of
-            :data:`NAMED`: that distribution for every matrix and kernel, zero for their biases. A mapping from
-            patterns of tensor names to names: the first that matches.
+        init: ``None``: what PyTorch's own ``reset_parameters`` draws for the module that owns the tensor, and in a
+            Hugging Face model what its ``_init_weights`` draws (``initializer_range``, scaled residual projections,
+            T5's factors), see :mod:`pliant.units.recorded_init`. A name of :data:`NAMED`: that distribution for every
+            matrix and kernel, zero for their biases. A mapping from patterns of tensor names to names: the first that
+            matches.
         members: The tensors carry a leading dimension of ensemble members, which no fan counts.
         inputs_first: Matrices stored as inputs x outputs (``x @ W``), whose fans are exchanged.
 
@@ -93,9 +96,13 @@ def initialisers(
     canonical = canonical_names(model)
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     result: dict[str, Init | None] = {}
+    recorded = recorded_fills(model)
     for name in dict.fromkeys(canonical.values()):
         path, _, leaf = name.rpartition(".")
         result[name] = _of_module(model.get_submodule(path), leaf, tensors[name], members)
+        if name in recorded:
+            fill = recorded[name]
+            result[name] = None if fill is None else Init(*fill)
     if init is None:
         return result
     rules = {"*": init} if isinstance(init, str) else dict(init)

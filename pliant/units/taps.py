@@ -22,10 +22,12 @@ from torch.utils import _pytree as pytree
 
 from pliant.units import axes as ax
 from pliant.units.axes import Atom, Axis
+from pliant.units.call import call_with
 from pliant.units.export import Exported, plain_attention, training_mode
 from pliant.units.group import Tap, UnitGroup
 from pliant.units.jitter import jittered
 from pliant.units.replay import Hit, Replay, extract_replay, tensor_leaves
+from pliant.units.several import Several
 from pliant.units.trace import Trace, op_name
 
 __all__ = ["find_taps"]
@@ -66,6 +68,7 @@ def find_taps(
         if located is None:
             continue
         dim, table = located
+        found = Sites(_alike(trace, found.nodes, atoms[group.name], located), found.direct)
         hit = _choose(found, values, calls, group)
         if hit is not None:
             taps[group.name] = Tap(hit.kind, hit.module, hit.slot, dim, table)
@@ -85,6 +88,7 @@ def _sites(trace: Trace, group: UnitGroup, atom: Atom) -> Sites:
             continue
         node = _before_dropout(trace, consumer.source, atom)
         result.direct &= node is consumer.source
+        node = _before_view(trace, node, atom)
         if node.op == "call_function" and _carries(trace.of(node), atom) and node not in result.nodes:
             result.nodes.append(node)
     return result
@@ -101,6 +105,26 @@ def _before_dropout(trace: Trace, source: Node, atom: Atom) -> Node:
             site = before
         node = before
     return site
+
+
+def _before_view(trace: Trace, node: Node, atom: Atom) -> Node:
+    """The input of a view that only joins samples (batch and time) and leaves the units where they are."""
+    while node.op == "call_function" and op_name(node) in ("view", "reshape", "_unsafe_view"):
+        before = node.args[0]
+        if not isinstance(before, Node) or _locate(trace.of(before), atom) != _locate(trace.of(node), atom):
+            break
+        node = before
+    return node
+
+
+def _alike(trace: Trace, nodes: Sequence[Node], atom: Atom, located: Any) -> list[Node]:
+    """The nodes that hold the units at the same place as the first one; a concatenation stands for its operand, too."""
+    wider = list(nodes)
+    for node in nodes:
+        if op_name(node) in ("cat", "concat", "concatenate"):
+            operands = [item for item in node.args[0] if item.op == "call_function"]  # type: ignore[union-attr]
+            wider.extend(item for item in operands if _carries(trace.of(item), atom))
+    return [node for node in dict.fromkeys(wider) if _locate(trace.of(node), atom) == located]
 
 
 def _carries(axes: Sequence[Axis], atom: Atom) -> bool:
@@ -217,13 +241,13 @@ def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, v
         return hook
 
     for name, module in model.named_modules():
+        if isinstance(module, Several):  # nobody calls the container itself in training
+            continue
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name)))
     try:
         with training_mode(model), plain_attention():
-            torch.func.functional_call(
-                model, {k: v.clone() for k, v in state.items()}, args, kwargs, tie_weights=False
-            )  # every name of a tied tensor is given
+            call_with(model, {name: tensor.clone() for name, tensor in state.items()}, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -240,6 +264,9 @@ def _choose(found: Sites, values: dict[Node, Tensor], calls: Calls, group: UnitG
     valid = [hit for hit, sets in calls.seen.items() if nodes and all(seen & nodes for seen in sets)]
     if not valid:
         return None
+    # of several models, each may run without the other: a hook inside what they share hears both
+    covered = {hit: len(nodes & set().union(*calls.seen[hit])) for hit in valid}
+    valid = [hit for hit in valid if covered[hit] == max(covered.values())]
     if found.direct:
         owners = {piece.name.rpartition(".")[0] for piece in group.role("outgoing")}
         for hit in valid:

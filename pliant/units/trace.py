@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from pliant.units import axes as ax
-from pliant.units.axes import Axis
+from pliant.units.axes import Atom, Axis
 from pliant.units.group import Role
 
-__all__ = ["RULES", "Consumer", "Trace", "arg", "rule"]
+__all__ = ["RULES", "Consumer", "Key", "Trace", "View", "arg", "rule"]
 
 Rule = Callable[["Trace", Node], Any]
 RULES: dict[str, Rule] = {}
@@ -47,8 +47,14 @@ def op_name(node: Node) -> str:
     if packet is None:
         return str(getattr(target, "__name__", target))
     namespace, name = str(packet).split(".", 1)
+    if name.startswith("__"):
+        return name  # `__and__` is no in-place op
     name = name.rstrip("_") if not name.startswith("_") else "_" + name[1:].rstrip("_")
     return name if namespace == "aten" else f"{namespace}.{name}"
+
+
+Key = tuple[str, int]
+View = tuple[frozenset[Key], ...]
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,10 @@ class Trace:
     Attributes:
         values: Node to its axes (one per dimension), or a tuple of such for several results.
         parameter_axes: Name of each parameter and buffer to its axes.
-        roles: ``(name, dim from the end)`` to the roles that rules gave it.
+        views: Nodes that are computed from parameters alone (views, cuts, joins, element-wise combinations), and for
+            each of their dimensions the parameter dimensions ``(name, dim from the end)`` that it came from.
+        uses: ``(name, dim from the end)`` to the roles that rules gave it, each with the axis that was used so: of
+            a fused weight that is cut or viewed, every part has its own role.
         consumers: Where units are consumed by weights, in graph order.
         unknown: Ops met that no rule explains, with the number of times.
         used: Parameters and buffers that the graph reads.
@@ -76,11 +85,14 @@ class Trace:
 
     parameter_axes: dict[str, tuple[Axis, ...]]
     values: dict[Node, Any] = field(default_factory=dict)
-    views: dict[Node, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
-    roles: dict[tuple[str, int], set[Role]] = field(default_factory=dict)
+    views: dict[Node, View] = field(default_factory=dict)
+    uses: dict[Key, list[tuple[Role, Axis]]] = field(default_factory=dict)
     consumers: list[Consumer] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    _place: dict[Node, int] = field(default_factory=dict)
+    _past: dict[Node, int] = field(default_factory=dict)  # bit i of an entry: the node depends on the i-th one
+    _branch: dict[Node, int] = field(default_factory=dict)  # the same, with a contraction in between
 
     # ---- reading ----
     def of(self, node: Any) -> tuple[Axis, ...]:
@@ -92,27 +104,53 @@ class Trace:
         return shape_of(node.meta["val"])
 
     def is_parameter(self, node: Any) -> bool:
-        """Whether the node is a parameter or buffer, or a plain view of one."""
+        """Whether the node is a parameter or buffer, or computed from such alone."""
         return node in self.views
+
+    def branches(self, newer: Node, older: Node) -> bool:
+        """Whether ``newer`` was computed from ``older`` by way of a matrix product, convolution or attention."""
+        return bool(self._branch.get(newer, 0) >> self._place[older] & 1)
+
+    def roles_of(self, name: str, dim: int, atom: Atom) -> set[Role]:
+        """The roles in which the units of ``atom`` were used on one dimension of a parameter."""
+        top = atom.root()
+        return {role for role, axis in self.uses.get((name, dim), ()) if any(top is leaf for leaf in ax.leaves(axis))}
 
     # ---- writing ----
     def role(self, node: Any, dim: int, role: Role) -> None:
-        """Say how a parameter's dimension is used; ignored where the node is no view of a parameter."""
+        """Say how a parameter's dimension is used; ignored where the node is not computed from parameters alone."""
         if node not in self.views:
             return
-        name, dims = self.views[node]
-        original = dims[dim]
-        if original is not None:
-            self.roles.setdefault((name, original), set()).add(role)
+        axis = self.of(node)[dim]
+        for key in self.views[node][dim]:
+            self.uses.setdefault(key, []).append((role, axis))
 
     def consume(self, node: Node, source: Any, weight: Any, dim: int) -> None:
         """Record that ``weight`` contracts its dimension ``dim`` with the activation ``source``."""
         self.role(weight, dim, "outgoing")
         if weight in self.views:
-            name, dims = self.views[weight]
-            original = dims[dim]
-            if original is not None:
+            for name, original in sorted(self.views[weight][dim]):
                 self.consumers.append(Consumer(name, original, node, source))
+
+    def derive(self, node: Node, *sources: Any) -> None:
+        """Note that ``node`` is an element-wise combination of ``sources``, if those are parameters, all of them."""
+        if not sources or not all(source in self.views for source in sources):
+            return
+        rank = max(len(self.views[source]) for source in sources)
+        dims: list[frozenset[Key]] = [frozenset()] * rank
+        for source in sources:
+            for back, keys in enumerate(reversed(self.views[source]), start=1):
+                dims[-back] |= keys
+        self.views[node] = tuple(dims)
+
+    def freeze_unused(self) -> None:
+        """Freeze every part of every parameter that no rule gave a role."""
+        for name, axes in self.parameter_axes.items():
+            reason = "no rule says how it is used" if name in self.used else "it is not used in the forward pass"
+            for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
+                for atom in ax.leaves(axis):
+                    if atom.size > 1 and not self.roles_of(name, dim, atom):
+                        atom.freeze(reason)
 
     def opaque(self, node: Node, reason: str) -> Any:
         """Axes of a result that nothing is known about: every dimension frozen."""
@@ -127,13 +165,20 @@ class Trace:
     # ---- walking ----
     def run(self, nodes: Iterable[Node]) -> None:
         """Apply the rules to the graph's calls, in order."""
-        for node in nodes:
+        for place, node in enumerate(nodes):
+            self._place[node] = place
+            past = branch = 0
+            for source in node.all_input_nodes:
+                past |= self._past.get(source, 0) | (1 << self._place[source])
+                branch |= self._branch.get(source, 0)
+            self._past[node] = past
+            self._branch[node] = branch | (past if op_name(node) in _CONTRACTIONS else 0)
             if node.op == "call_function":
                 self.values[node] = self._call(node)
 
     def _call(self, node: Node) -> Any:
         name = op_name(node)
-        if not _has_tensor(node.meta.get("val")) and name not in ("getitem", "wrap_with_set_grad_enabled"):
+        if not _has_tensor(node.meta.get("val")) and name != "getitem":
             return None  # sizes, guards and other scalars
         if name in RULES:
             return RULES[name](self, node)
@@ -141,6 +186,14 @@ class Trace:
         reason = f"the operation {name!r} has no rule"
         self.freeze_inputs(node, reason)
         return self.opaque(node, reason)
+
+
+_CONTRACTIONS = frozenset(
+    [
+        *("linear", "addmm", "baddbmm", "mm", "bmm", "matmul", "einsum", "scaled_dot_product_attention"),
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
+    ]
+)
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
@@ -186,11 +239,12 @@ def _is_axes(value: Sequence[Any]) -> bool:
     return isinstance(probe, ax.Atom)
 
 
-def parameter_views(
-    names: Mapping[Node, str], parameter_axes: Mapping[str, tuple[Axis, ...]]
-) -> dict[Node, tuple[str, tuple[int | None, ...]]]:
+def parameter_views(names: Mapping[Node, str], parameter_axes: Mapping[str, tuple[Axis, ...]]) -> dict[Node, View]:
     """The identity views of the graph's parameter placeholders; dims are counted from the end."""
-    return {node: (name, tuple(range(-len(parameter_axes[name]), 0))) for node, name in names.items()}
+    return {
+        node: tuple(frozenset([(name, dim)]) for dim in range(-len(parameter_axes[name]), 0))
+        for node, name in names.items()
+    }
 
 
 def dtype_is_float(node: Node) -> bool:

@@ -107,14 +107,13 @@ class Run:
             )
 
     def batch(self, step: int, size: int = 4) -> Any:
-        x = self.case.batch(size, seed=step)
-        return x.to(self.dtype) if x.is_floating_point() else x
+        return zoo.cast(self.case.batch(size, seed=step), self.dtype)
 
     def train(self, start: int = 0, stop: int = STEPS) -> Run:
         for step in range(start, stop):
             torch.manual_seed(step)  # for dropout
             self.optimizer.zero_grad()
-            zoo.loss_of(self.model(self.batch(step))).backward()
+            zoo.loss_of(zoo.call(self.model, self.batch(step))).backward()
             self.optimizer.step()
             if self.handle is not None and step + 1 in BOUNDARIES:
                 self.handle.task_boundary()

@@ -28,8 +28,7 @@ def unary(trace: Trace, node: Node) -> Any:
     """The same axes come out."""
     source = node.args[0]
     axes = trace.of(source)
-    if source in trace.views:  # a cast or copy of a parameter is still that parameter
-        trace.views[node] = trace.views[source]  # type: ignore[index]
+    trace.derive(node, source)  # a function of a parameter's entries is used where the parameter is
     value = node.meta["val"]
     return tuple(axes for _ in value) if isinstance(value, (tuple, list)) else axes
 
@@ -41,10 +40,13 @@ def unary(trace: Trace, node: Node) -> Any:
     "__and__", "__or__", "xlogy", "hypot",
 )  # fmt: skip
 def broadcast(trace: Trace, node: Node) -> Any:
-    """Equal dimensions are tied after broadcasting; a sum with one of its own ancestors is a residual stream."""
+    """Equal dimensions are tied after broadcasting; a sum of a tensor and a branch of it is a residual stream."""
     operands = [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), Tensor)]
     name = str(node.target)
     shape = trace.shape(node)
+    alone = all(trace.is_parameter(operand) for operand in operands)  # parameters only: their use comes later
+    if alone:
+        trace.derive(node, *operands)
     result: list[Axis | None] = [None] * len(shape)
     for operand in operands:
         axes = trace.of(operand)
@@ -59,7 +61,7 @@ def broadcast(trace: Trace, node: Node) -> Any:
                 result[-back] = axes[-back]
             else:
                 ax.tie(current, axes[-back])
-        if trace.is_parameter(operand):
+        if trace.is_parameter(operand) and not alone:
             for back in range(1, len(trace.of(operand)) + 1):
                 trace.role(operand, -back, "carried")
     if ("add" in name or "sub" in name) and "addc" not in name:
@@ -75,21 +77,9 @@ def _at_channel(axes: tuple[Axis, ...], sizes: tuple[int, ...], rank: int) -> tu
 
 def _mark_residual(trace: Trace, operands: list[Node]) -> None:
     activations = [operand for operand in operands if not trace.is_parameter(operand)]
-    if len(activations) == 2 and (
-        _is_ancestor(activations[0], activations[1]) or _is_ancestor(activations[1], activations[0])
-    ):
-        for axis in trace.of(activations[0]):
-            ax.mark(axis, "residual")
-
-
-def _is_ancestor(older: Node, newer: Node) -> bool:
-    """Whether ``newer`` depends on ``older``."""
-    pending, seen = [newer], {newer}
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source is older:
-                return True
-            if source not in seen:
-                seen.add(source)
-                pending.append(source)
-    return False
+    if len(activations) != 2:
+        return
+    for older, newer in (activations, activations[::-1]):
+        if trace.branches(newer, older):  # not the other way round: a mask is added to every layer's scores
+            for axis in trace.of(older):
+                ax.mark(axis, "residual")
