@@ -15,6 +15,7 @@ else by processor time, and is otherwise measured again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -52,13 +53,19 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """As on the command line and in the results."""
         return f"{self.network}-batch{self.batch}-{self.optimizer}"
 
 
 CELLS = [
-    *(Cell(f"mlp-{width}", batch, kind) for width in (100, 512, 2000) for batch in (1, 16, 128) for kind in ("sgd", "adam")),
+    *(
+        Cell(f"mlp-{width}", batch, kind)
+        for width in (100, 512, 2000)
+        for batch in (1, 16, 128)
+        for kind in ("sgd", "adam")
+    ),
     *(Cell("convnet", 100, kind) for kind in ("sgd", "adam")),
-]  # fmt: skip
+]
 
 
 def build(network: str) -> tuple[Any, Callable[[int], Any], int]:
@@ -75,7 +82,7 @@ def build(network: str) -> tuple[Any, Callable[[int], Any], int]:
     width = int(network.removeprefix("mlp-"))
     sizes = (784, width, width, width, 10)
     layers = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1]), lambda batch: torch.rand(batch, 784), 10
 
@@ -118,6 +125,7 @@ class Arm:
 
     @property
     def num_resets(self) -> int:
+        """Units replaced since the beginning."""
         return sum(int(count) for count in self.handle.num_resets.values()) if self.handle else 0
 
 

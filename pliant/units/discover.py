@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,14 +16,17 @@ from pliant.units.export import Exported, Inputs, export, refuse_wrapped
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
 from pliant.units.inputs import check_inputs
+from pliant.units.rules.parametrized import freeze_coupled
 from pliant.units.several import Models, Several, joined
 from pliant.units.taps import find_taps
-from pliant.units.trace import Trace, flat_axes, opaque_like, parameter_views
+from pliant.units.trace import Trace, flat_axes, live_nodes, opaque_like, parameter_views
 
 __all__ = ["find_units"]
 
 Key = tuple[str, int]
-_OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[ih]h_l\d+(_reverse)?)?")
+OUTPUT = "it is the model's output"
+_OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[gv]|_[ih]h(_(?P<layer>l\d+(_reverse)?))?)?")
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*")
 
 
 def find_units(model: Models, example_inputs: Any) -> UnitGraph:
@@ -125,7 +128,7 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
     trace = Trace(parameter_axes)
     known = {node: name for node, name in exported.parameters.items() if name in parameter_axes}
     trace.views.update(parameter_views(known, parameter_axes))
-    trace.used.update(name for node, name in known.items() if node.users)
+    trace.used.update(known[node] for node in live_nodes(exported.nodes) if node in known)
     for node in exported.nodes:
         if node.op != "placeholder":
             continue
@@ -138,13 +141,14 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
                 else "it is tied to a constant of the model"
             )
             trace.values[node] = opaque_like(node.meta.get("val"), reason)
+    freeze_coupled(trace)
     trace.run(exported.nodes)
     for node in exported.nodes:
         if node.op == "output":
             for source in node.all_input_nodes:
                 if source not in exported.parameters:  # mutated buffers are outputs of the program, not of the model
                     for axis in flat_axes(trace.values.get(source)):
-                        ax.freeze(axis, "it is the model's output")
+                        ax.freeze(axis, OUTPUT)
     return trace
 
 
@@ -158,7 +162,7 @@ def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
     for name, axes in trace.parameter_axes.items():
         for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
             reason = next((atom.frozen for atom in ax.leaves(axis) if atom.frozen), None)
-            if tensors[name].shape[dim] == 1:
+            if tensors[name].shape[dim] == 1 and reason != OUTPUT:
                 reason = "it has a single entry"
             if reason is not None:
                 excluded[name, dim] = reason
@@ -194,26 +198,44 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
         roles = trace.roles_of(name, dim, atom)
         ambiguous |= len(roles) > 1
         role: Role = next(kind for kind in ("incoming", "outgoing", "carried") if kind in roles)
+        if {"incoming", "outgoing"} <= roles:
+            role = "both"
         try:
             table = ax.positions(axis, atom)
         except ValueError as error:
             return str(error)
         slices.append(TensorSlice(name, dim, role, tuple(tuple(row) for row in table)))
-    incoming = [piece for piece in slices if piece.role == "incoming"]
+    incoming = [piece for piece in slices if piece.role in ("incoming", "both")]
     if not incoming:
         return "nothing in the model produces it (it has no incoming weights)"
     site: Site = next((kind for kind in ("heads", "residual", "head_dims") if kind in atom.marks), "hidden")
-    outgoing = [piece for piece in slices if piece.role == "outgoing"]
+    outgoing = [piece for piece in slices if piece.role in ("outgoing", "both")]
     if "token" in atom.marks and not outgoing:
         return "it is a learned token at a position of its own, which no weights consume"
+    produced = [axis for (name, dim), axis in found if "incoming" in trace.roles_of(name, dim, atom)]
+    if site == "hidden" and not outgoing and all(_is_part(axis, atom) for axis in produced):
+        return "it numbers the parts that other units consist of, and nothing reads it by itself"
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
-    name = _name(incoming[0].name, site, set(taken))
+    matrix = next((piece for piece in incoming if len(trace.parameter_axes[piece.name]) > 1), incoming[0])
+    name = _name(matrix.name, site, set(taken), trace.parameter_axes)
     return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)
 
 
-def _name(tensor: str, site: Site, taken: set[str]) -> str:
-    module, _, leaf = tensor.rpartition(".")
-    base = module if module and _OF_MODULE.fullmatch(leaf) else tensor
+def _is_part(axis: Axis, atom: Atom) -> bool:
+    """Whether an atom is a factor beside another free one wherever it occurs (the pieces of a maxout unit)."""
+    return all(
+        any(other is not atom and other.frozen is None and other.size > 1 for other in segment)
+        for segment in ax.resolve(axis)
+        if atom in segment
+    )
+
+
+def _name(tensor: str, site: Site, taken: set[str], known: Container[str]) -> str:
+    module, _, leaf = _PARAMETRIZED.sub(r"\1", tensor).rpartition(".")
+    found = _OF_MODULE.fullmatch(leaf)
+    base = module if module and found else tensor
+    if found and any(f"{module}.weight_ih_{other}" in known for other in ("l1", "l0_reverse")):
+        base = f"{module}.{found['layer']}"
     suffix = "" if site == "hidden" else f":{site}"
     name, count = base + suffix, 1
     while name in taken:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration, UnsupportedOp
 from pliant.units.call import call_with, distinct
+from pliant.units.layers import expose_layers, refusing_packed
 
 __all__ = [
     "Exported",
@@ -259,7 +260,8 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
     """
     refuse_wrapped(model)
     args, kwargs = distinct(as_call(example_inputs))
-    _check_runs(model, args, kwargs)
+    with refusing_packed(model):
+        _check_runs(model, args, kwargs)
     dynamic = (
         tuple(_dynamic(item) for item in args),
         {name: _dynamic(item) for name, item in kwargs.items()},
@@ -284,6 +286,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
                 "or torch.cond, or find the units of the submodules that can be exported."
             ) from error
     _inline(program.graph_module)
+    expose_layers(program.graph)
     return _describe(model, program, args, kwargs)
 
 

@@ -10,7 +10,10 @@ equals the exported graph's value at one of the group's sites. Where no hook qua
 
 from __future__ import annotations
 
+import math
+import operator
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +29,7 @@ from pliant.units.call import call_with
 from pliant.units.export import Exported, plain_attention, training_mode
 from pliant.units.group import Tap, UnitGroup
 from pliant.units.jitter import jittered
+from pliant.units.layers import RECURRENT
 from pliant.units.replay import Hit, Replay, extract_replay, tensor_leaves
 from pliant.units.several import Several
 from pliant.units.trace import Trace, op_name
@@ -39,6 +43,7 @@ _TRANSPARENT = _DROPOUT | frozenset(
         *("clone", "unsqueeze", "squeeze", "expand", "detach", "alias", "_to_copy", "to"),
         *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
         *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d"),
+        *("constant_pad_nd", "pad", "reflection_pad1d", "replication_pad1d", "reflection_pad2d", "replication_pad2d"),
     ]
 )
 
@@ -91,7 +96,39 @@ def _sites(trace: Trace, group: UnitGroup, atom: Atom) -> Sites:
         node = _before_view(trace, node, atom)
         if node.op == "call_function" and _carries(trace.of(node), atom) and node not in result.nodes:
             result.nodes.append(node)
-    return result
+    if any(_is_step(node) for node in result.nodes):  # a cell in a loop: every step counts, not only those fed back
+        steps = [node for node in trace.values if _is_step(node) and _carries(trace.of(node), atom)]
+        return Sites(steps, direct=False)
+    sequences = [node for node in result.nodes if _is_sequence(node)]
+    nodes = sequences or result.nodes
+    counts = {node: _samples(trace, node, atom) for node in nodes}  # not what a squeeze-and-excite gate has averaged
+    return Sites([node for node in nodes if counts[node] == max(counts.values())], result.direct)
+
+
+def _samples(trace: Trace, node: Node, atom: Atom) -> int:
+    """How many values per unit a node holds."""
+    located = _locate(trace.of(node), atom)
+    if located is None:
+        return 0
+    dim, table = located
+    shape = trace.shape(node)
+    return math.prod(shape) // shape[dim] * len(table[0])
+
+
+def _is_sequence(node: Node) -> bool:
+    """Whether a node is a recurrent layer's output at every time step; a head may read the last step only."""
+    return _is_first(node) and op_name(node.args[0]) in RECURRENT  # type: ignore[arg-type]
+
+
+def _is_step(node: Node) -> bool:
+    """Whether a node is the hidden state that a recurrent cell returns."""
+    if _is_first(node):
+        return op_name(node.args[0]) == "lstm_cell"  # type: ignore[arg-type]
+    return op_name(node) in ("gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+
+
+def _is_first(node: Node) -> bool:
+    return node.target is operator.getitem and node.args[1] == 0
 
 
 def _before_dropout(trace: Trace, source: Node, atom: Atom) -> Node:
@@ -146,13 +183,23 @@ class Calls:
 
     Attributes:
         seen: Hit to the nodes of equal value, one set per call of the module, in the order of first calls.
+        counts: Module name to its number of calls. A hit may have fewer: an optional argument is not always given.
     """
 
     seen: dict[Hit, list[set[Node]]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def always(self, nodes: set[Node]) -> list[Hit]:
+        """The hits that see one of the nodes in every call of their module."""
+        return [
+            hit
+            for hit, sets in self.seen.items()
+            if len(sets) == self.counts[hit.module] and all(seen & nodes for seen in sets)
+        ]
 
     def unique(self) -> dict[Hit, set[Node]]:
         """The hits of modules that are called exactly once per forward."""
-        return {hit: sets[0] for hit, sets in self.seen.items() if len(sets) == 1}
+        return {hit: sets[0] for hit, sets in self.seen.items() if self.counts[hit.module] == 1}
 
 
 def _observe(model: nn.Module, exported: Exported) -> tuple[dict[Node, Tensor], Calls]:
@@ -228,6 +275,7 @@ def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, v
 
     def before(name: str) -> Any:
         def hook(_: nn.Module, inputs: Any, keywords: Any) -> None:
+            calls.counts[name] += 1
             for slot, leaf in enumerate(tensor_leaves((inputs, keywords))):
                 look(Hit(name, "input", slot), leaf)
 
@@ -261,7 +309,7 @@ def _fingerprint(tensor: Tensor) -> tuple[torch.Size, float]:
 def _choose(found: Sites, values: dict[Node, Tensor], calls: Calls, group: UnitGroup) -> Hit | None:
     """The consumer's own input where the site is one, else the earliest hook that always sees a site."""
     nodes = {node for node in found.nodes if node in values}
-    valid = [hit for hit, sets in calls.seen.items() if nodes and all(seen & nodes for seen in sets)]
+    valid = calls.always(nodes) if nodes else []
     if not valid:
         return None
     # of several models, each may run without the other: a hook inside what they share hears both

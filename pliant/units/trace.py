@@ -14,7 +14,7 @@ from pliant.units import axes as ax
 from pliant.units.axes import Atom, Axis
 from pliant.units.group import Role
 
-__all__ = ["RULES", "Consumer", "Key", "Trace", "View", "arg", "rule"]
+__all__ = ["RULES", "Consumer", "Key", "Trace", "View", "arg", "live_nodes", "rule"]
 
 Rule = Callable[["Trace", Node], Any]
 RULES: dict[str, Rule] = {}
@@ -81,6 +81,7 @@ class Trace:
         consumers: Where units are consumed by weights, in graph order.
         unknown: Ops met that no rule explains, with the number of times.
         used: Parameters and buffers that the graph reads.
+        moving: Nodes that depend on more than parameters and buffers.
     """
 
     parameter_axes: dict[str, tuple[Axis, ...]]
@@ -90,6 +91,7 @@ class Trace:
     consumers: list[Consumer] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    moving: set[Node] = field(default_factory=set)
     _place: dict[Node, int] = field(default_factory=dict)
     _past: dict[Node, int] = field(default_factory=dict)  # bit i of an entry: the node depends on the i-th one
     _branch: dict[Node, int] = field(default_factory=dict)  # the same, with a contraction in between
@@ -165,7 +167,9 @@ class Trace:
     # ---- walking ----
     def run(self, nodes: Iterable[Node]) -> None:
         """Apply the rules to the graph's calls, in order."""
-        for place, node in enumerate(nodes):
+        order = list(nodes)
+        live = live_nodes(order)
+        for place, node in enumerate(order):
             self._place[node] = place
             past = branch = 0
             for source in node.all_input_nodes:
@@ -173,7 +177,12 @@ class Trace:
                 branch |= self._branch.get(source, 0)
             self._past[node] = past
             self._branch[node] = branch | (past if op_name(node) in _CONTRACTIONS else 0)
-            if node.op == "call_function":
+            if node not in live:  # attention weights that were averaged for nobody must not mark the heads
+                continue
+            if node.op == "placeholder" and node not in self.views:
+                self.moving.add(node)
+            self.moving.update([node] if self.moving.intersection(node.all_input_nodes) else ())
+            if node.op == "call_function" and node not in self.values:  # a rule may know what an item of its result is
                 self.values[node] = self._call(node)
 
     def _call(self, node: Node) -> Any:
@@ -194,6 +203,17 @@ _CONTRACTIONS = frozenset(
         *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
     ]
 )
+
+
+def live_nodes(nodes: Iterable[Node]) -> set[Node]:
+    """The nodes that the model's output, a written tensor, or a reading of the units (``meta["read"]``) depends on."""
+    live: set[Node] = set()
+    for node in reversed(list(nodes)):
+        schema = getattr(node.target, "_schema", None)
+        if node in live or node.op == "output" or node.meta.get("read") or (schema is not None and schema.is_mutable):
+            live.add(node)
+            live.update(node.all_input_nodes)
+    return live
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

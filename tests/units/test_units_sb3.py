@@ -70,7 +70,6 @@ def test_finding_units_leaves_a_policy_as_it_was():
         assert torch.equal(after[name], value)
 
 
-@pytest.mark.xfail(reason="features are computed under torch.set_grad_enabled, which is not looked into", strict=False)
 def test_a_features_extractor_that_actor_and_critic_share_is_one_set_of_groups():
     case = zoo_sb3.Sb3Case(
         "SAC",

@@ -44,9 +44,9 @@ def broadcast(trace: Trace, node: Node) -> Any:
     operands = [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), Tensor)]
     name = str(node.target)
     shape = trace.shape(node)
-    alone = all(trace.is_parameter(operand) for operand in operands)  # parameters only: their use comes later
+    alone = node not in trace.moving  # a weight computed from parameters: what consumes it says how they are used
     if alone:
-        trace.derive(node, *operands)
+        trace.derive(node, *(item for item in operands if trace.is_parameter(item)))
     result: list[Axis | None] = [None] * len(shape)
     for operand in operands:
         axes = trace.of(operand)

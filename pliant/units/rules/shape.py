@@ -197,7 +197,10 @@ def stack(trace: Trace, node: Node) -> Any:
     return tuple(axes)
 
 
-@rule("split", "split_with_sizes", "chunk", "unsafe_chunk", "unsafe_split", "tensor_split")
+_SPLITS = ("split", "split_with_sizes", "chunk", "unsafe_chunk", "unsafe_split", "tensor_split")
+
+
+@rule(*_SPLITS)
 def split(trace: Trace, node: Node) -> Any:
     """Cuts along one dimension."""
     source = trace.of(node.args[0])
