@@ -17,6 +17,7 @@ from pliant.surgery import operate
 from pliant.units import UnitGraph, find_units
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
+from pliant.units.rename import as_named_in
 from pliant.units.several import Models, as_module
 
 __all__ = ["attach"]
@@ -108,6 +109,7 @@ def attach(
         if example_inputs is None:
             raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
         units = find_units(model, example_inputs)
+    units = as_named_in(units, model)
     _check_one_owner(model, optimizers, chosen, units)
     handle = Handle(
         model,
