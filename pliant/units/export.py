@@ -294,7 +294,8 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     """A clear error for inputs that the model rejects, before export says it in its own words."""
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     try:
-        with training_mode(model), torch.no_grad(), torch.random.fork_rng():
+        with training_mode(model), torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # reentrant checkpoints
             call_with(model, buffers, copy.copy(args), kwargs)
     except Exception as error:
         shapes = [tuple(item.shape) for item in pytree.tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
