@@ -191,8 +191,8 @@ def stack(trace: Trace, node: Node) -> Any:
         trace.views[node] = (*trace.views[node][:dim], _NOTHING, *trace.views[node][dim:])
     else:
         for item in items:
-            for other in range(len(axes)):
-                trace.role(item, other, "incoming")
+            for place in range(len(axes)):
+                trace.role(item, place, "incoming")
     axes.insert(dim, ax.fresh(len(items), "its entries are different tensors, stacked"))
     return tuple(axes)
 
