@@ -13,6 +13,7 @@ import zoo_dense  # noqa: F401
 import zoo_hf  # noqa: F401
 import zoo_hf_more  # noqa: F401
 import zoo_tokens  # noqa: F401
+import zoo_views  # noqa: F401
 from torch import Tensor
 from zoo_base import ZOO, Case, Group, call, cast
 

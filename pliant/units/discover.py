@@ -164,10 +164,11 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
         return "nothing in the model produces it (it has no incoming weights)"
     site: Site = next((kind for kind in ("heads", "residual", "head_dims") if kind in atom.marks), "hidden")
     outgoing = [piece for piece in slices if piece.role == "outgoing"]
-    if "token" in atom.marks and not outgoing:
-        return "it is a learned token at a position of its own, which no weights consume"
+    computed = [piece for piece in incoming if (piece.name, piece.dim) not in trace.learned]
+    if not computed:
+        return "its values are learned constants, which are not computed from the data"
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
-    name = _name(incoming[0].name, site, set(taken))
+    name = _name(computed[0].name, site, set(taken))
     return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)
 
 

@@ -81,6 +81,7 @@ class Trace:
         consumers: Where units are consumed by weights, in graph order.
         unknown: Ops met that no rule explains, with the number of times.
         used: Parameters and buffers that the graph reads.
+        learned: Dimensions of parameters that stand where activations do.
     """
 
     parameter_axes: dict[str, tuple[Axis, ...]]
@@ -90,6 +91,7 @@ class Trace:
     consumers: list[Consumer] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    learned: set[Key] = field(default_factory=set)
     _place: dict[Node, int] = field(default_factory=dict)
     _past: dict[Node, int] = field(default_factory=dict)  # bit i of an entry: the node depends on the i-th one
     _branch: dict[Node, int] = field(default_factory=dict)  # the same, with a contraction in between
@@ -124,6 +126,12 @@ class Trace:
         axis = self.of(node)[dim]
         for key in self.views[node][dim]:
             self.uses.setdefault(key, []).append((role, axis))
+
+    def learn(self, node: Any) -> None:
+        """Say that a parameter stands where activations do (a class token, learned queries): it produces its entries."""
+        for dim, keys in enumerate(self.views.get(node, ())):
+            self.role(node, dim, "incoming")
+            self.learned |= keys
 
     def consume(self, node: Node, source: Any, weight: Any, dim: int) -> None:
         """Record that ``weight`` contracts its dimension ``dim`` with the activation ``source``."""

@@ -160,21 +160,17 @@ def cat(trace: Trace, node: Node) -> Any:
                 ax.tie(trace.of(items[0])[other], trace.of(item)[other])
     result = list(trace.of(items[0]))
     result[dim] = ax.concat([trace.of(item)[dim] for item in items])
-    _join(trace, node, items, dim)
+    _join(trace, node, items)
     return tuple(result)
 
 
-def _join(trace: Trace, node: Node, items: list[Any], dim: int) -> None:
+def _join(trace: Trace, node: Node, items: list[Any]) -> None:
     """Joined parameters are derived from all of them; among activations, a parameter produces its entries."""
     if all(item in trace.views for item in items):
         trace.derive(node, *items)
         return
     for item in items:
-        if item in trace.views:
-            for other, axis in enumerate(trace.of(item)):
-                trace.role(item, other, "incoming")
-                if other == dim:
-                    ax.mark(axis, "token")
+        trace.learn(item)
 
 
 @rule("stack")
@@ -191,8 +187,7 @@ def stack(trace: Trace, node: Node) -> Any:
         trace.views[node] = (*trace.views[node][:dim], _NOTHING, *trace.views[node][dim:])
     else:
         for item in items:
-            for place in range(len(axes)):
-                trace.role(item, place, "incoming")
+            trace.learn(item)
     axes.insert(dim, ax.fresh(len(items), "its entries are different tensors, stacked"))
     return tuple(axes)
 
