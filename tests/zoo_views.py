@@ -91,7 +91,6 @@ class Tokens(nn.Module):
             "embed.weight[-2] embed.bias[-1] registers[-1] positions[-1] hidden.weight[-1] back.weight[-2]"
             " back.bias[-1] key.weight[-1] head.weight[-1]",
             site="residual",
-            preserves=False,
             tap="any",
         ),
         "hidden": Group(7, "hidden.weight[-2] hidden.bias[-1] back.weight[-1]", tap="any"),
