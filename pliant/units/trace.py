@@ -128,7 +128,7 @@ class Trace:
             self.uses.setdefault(key, []).append((role, axis))
 
     def learn(self, node: Any) -> None:
-        """Say that a parameter stands where activations do (a class token, learned queries): it produces its entries."""
+        """Say that a parameter stands where activations do (class token, learned queries): it produces its entries."""
         for dim, keys in enumerate(self.views.get(node, ())):
             self.role(node, dim, "incoming")
             self.learned |= keys
@@ -173,6 +173,8 @@ class Trace:
     # ---- walking ----
     def run(self, nodes: Iterable[Node]) -> None:
         """Apply the rules to the graph's calls, in order."""
+        nodes = list(nodes)
+        live = _live(nodes)
         for place, node in enumerate(nodes):
             self._place[node] = place
             past = branch = 0
@@ -182,7 +184,7 @@ class Trace:
             self._past[node] = past
             self._branch[node] = branch | (past if op_name(node) in _CONTRACTIONS else 0)
             if node.op == "call_function":
-                self.values[node] = self._call(node)
+                self.values[node] = self._call(node) if node in live else self.opaque(node, "it is not used")
 
     def _call(self, node: Node) -> Any:
         name = op_name(node)
@@ -194,6 +196,21 @@ class Trace:
         reason = f"the operation {name!r} has no rule"
         self.freeze_inputs(node, reason)
         return self.opaque(node, reason)
+
+
+_SIZES = frozenset(["sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "_assert_tensor_metadata"])
+
+
+def _live(nodes: Sequence[Node]) -> set[Node]:
+    """The nodes whose values reach the output or are written in place; reading a tensor's size is no use of it."""
+    live: set[Node] = set()
+    for node in reversed(nodes):
+        schema = getattr(node.target, "_schema", None)
+        if node.op == "output" or node in live or (schema is not None and schema.is_mutable):
+            live.add(node)
+            if op_name(node) not in _SIZES:
+                live.update(node.all_input_nodes)
+    return live
 
 
 _CONTRACTIONS = frozenset(

@@ -78,8 +78,10 @@ def glu(trace: Trace, node: Node) -> Any:
 def ordered(trace: Trace, node: Node) -> Any:
     """Anything that depends on the order along a dimension freezes it."""
     source = trace.of(node.args[0])
-    dims = node.args[2:3] if "topk" in str(node.target) else node.args[1:2]
     name = str(node.target)
+    at = 2 if "topk" in name or "roll" in name else 1  # after the number of entries, or the shifts
+    given = arg(node, at, "dim")
+    dims = [] if given is None else [given]
     reason = f"its order matters to {name.removeprefix('aten.').split('.')[0]!r}"
     flat = [d for item in dims for d in (item if isinstance(item, (list, tuple)) else [item])]
     chosen = [int(d) % len(source) for d in flat if isinstance(d, int)] or list(range(len(source)))
