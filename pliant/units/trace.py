@@ -227,7 +227,17 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def _hint(size: Any) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
+    if isinstance(size, int):
+        return size
+    if size.node.hint is not None:
+        return int(size.node.hint)
+    # how many entries a mask selects depends on the data: each such number stands for a size of its own
+    symbols = {symbol: _SELECTED + sum(map(ord, str(symbol))) for symbol in size.node.expr.free_symbols}
+    backed = {symbol: size.node.shape_env.size_hint(symbol) for symbol in symbols if not str(symbol).startswith("u")}
+    return int(size.node.expr.subs({**symbols, **backed}))
+
+
+_SELECTED = 1_000_003
 
 
 def _has_tensor(value: Any) -> bool:

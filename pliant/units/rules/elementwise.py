@@ -78,7 +78,18 @@ def _at_channel(axes: tuple[Axis, ...], sizes: tuple[int, ...], rank: int) -> tu
 _SAME = frozenset(
     [
         *("to", "_to_copy", "clone", "contiguous", "detach", "alias", "dropout", "native_dropout"),
-        *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "t", "unsqueeze", "squeeze"),
+        *(
+            "view",
+            "reshape",
+            "_unsafe_view",
+            "flatten",
+            "unflatten",
+            "transpose",
+            "permute",
+            "t",
+            "unsqueeze",
+            "squeeze",
+        ),
     ]
 )
 

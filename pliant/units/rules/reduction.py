@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from pliant.units import axes as ax
 from pliant.units.axes import Axis
-from pliant.units.trace import Trace, arg, rule
+from pliant.units.trace import Trace, arg, rule, shape_of
 
 
 def _dims(node: Node, rank: int, index: int = 1, name: str = "dim") -> list[int]:
@@ -94,13 +94,9 @@ def ordered(trace: Trace, node: Node) -> Any:
         if value.ndim == len(source):
             return tuple(
                 ax.fresh(size, reason) if i in chosen else axis
-                for i, (axis, size) in enumerate(zip(source, _sizes(value), strict=True))
+                for i, (axis, size) in enumerate(zip(source, shape_of(value), strict=True))
             )
         return tuple(axis for i, axis in enumerate(source) if i not in chosen)
 
     value = node.meta["val"]
     return tuple(result(item) for item in value) if isinstance(value, (tuple, list)) else result(value)
-
-
-def _sizes(value: Any) -> list[int]:
-    return [size if isinstance(size, int) else int(size.node.hint) for size in value.shape]

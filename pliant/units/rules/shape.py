@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from pliant.units import axes as ax
@@ -268,7 +269,11 @@ def index(trace: Trace, node: Node) -> Any:
 
 def _looked_up(trace: Trace, node: Node, source: tuple[Axis, ...], indices: list[Any], reason: str) -> Any:
     """``x[i, :, j]``: indexed dimensions are frozen, the others stay; those of a table of parameters are produced."""
-    given = [index for index, item in enumerate(indices) if item is not None]
+    given, at = [], 0
+    for item in indices:
+        covered = 1 if item is None or item.meta["val"].dtype != torch.bool else item.meta["val"].ndim
+        given += [] if item is None else range(at, at + covered)
+        at += covered
     kept = [index for index in range(len(source)) if index not in given]
     for index in given:
         ax.freeze(source[index], reason)
@@ -300,7 +305,7 @@ def pad(trace: Trace, node: Node) -> Any:
     return tuple(result)
 
 
-@rule("tril", "triu", "diagonal", "unfold", "im2col")
+@rule("tril", "triu", "diagonal", "unfold", "im2col", "nonzero", "masked_select")
 def fixed(trace: Trace, node: Node) -> Any:
     """Operations whose result depends on the order of every dimension they touch."""
     reason = f"its order matters to {str(node.target).removeprefix('aten.').split('.')[0]!r}"
