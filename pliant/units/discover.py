@@ -210,13 +210,14 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
         return "nothing in the model produces it (it has no incoming weights)"
     site: Site = next((kind for kind in ("heads", "residual", "head_dims") if kind in atom.marks), "hidden")
     outgoing = [piece for piece in slices if piece.role in ("outgoing", "both")]
-    if "token" in atom.marks and not outgoing:
-        return "it is a learned token at a position of its own, which no weights consume"
+    computed = [piece for piece in incoming if (piece.name, piece.dim) not in trace.learned]
+    if not computed:
+        return "its values are learned constants, which are not computed from the data"
     produced = [axis for (name, dim), axis in found if "incoming" in trace.roles_of(name, dim, atom)]
     if site == "hidden" and not outgoing and all(_is_part(axis, atom) for axis in produced):
         return "it numbers the parts that other units consist of, and nothing reads it by itself"
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
-    matrix = next((piece for piece in incoming if len(trace.parameter_axes[piece.name]) > 1), incoming[0])
+    matrix = next((piece for piece in computed if len(trace.parameter_axes[piece.name]) > 1), computed[0])
     name = _name(matrix.name, site, set(taken), trace.parameter_axes)
     return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)
 
