@@ -19,7 +19,7 @@ from pliant.units.several import Models, Several, joined
 from pliant.units.taps import find_taps
 from pliant.units.trace import Trace, flat_axes, opaque_like, parameter_views
 
-__all__ = ["find_units"]
+__all__ = ["check_call", "find_units"]
 
 Key = tuple[str, int]
 _OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[ih]h_l\d+(_reverse)?)?")
@@ -60,7 +60,7 @@ def find_units(model: Models, example_inputs: Any) -> UnitGraph:
     """
     model, inputs = joined(model, example_inputs)
     refuse_wrapped(model)
-    _check(model, inputs)
+    check_call(model, inputs)
     exported = _export(model, inputs)
     tensors = _tensors(model)
     trace = _trace(exported, tensors)
@@ -87,7 +87,16 @@ def _title(model: nn.Module) -> str:
     return " and ".join(type(part).__name__ for part in parts)
 
 
-def _check(model: nn.Module, inputs: Inputs) -> None:
+def check_call(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse example inputs that cannot be those of the model, or of one of several.
+
+    Args:
+        model: The module, or several as one.
+        inputs: Its inputs, as :func:`~pliant.units.several.joined` gives them.
+
+    Raises:
+        IllegalConfiguration: See :func:`~pliant.units.inputs.check_inputs`.
+    """
     if isinstance(model, Several):
         (calls,) = inputs
         for name, (args, kwargs) in calls.items():

@@ -1,0 +1,469 @@
+"""Units declared by hand: models with data-dependent control flow, proofs, and refusals that name the culprit."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import zoo
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pliant
+from pliant import IllegalConfiguration, NoEffect, UnsupportedOp
+from pliant.stats.capture import capture
+
+
+class EarlyExit(nn.Module):
+    """Confident examples leave after the first stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.norm, self.act, self.drop = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5)
+        self.exit, self.fc2, self.out = nn.Linear(8, 3), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(self.act(self.norm(self.fc1(x))))
+        early = self.exit(h)
+        if early.softmax(-1).amax(-1).mean() > 0.7:
+            return early
+        return early + self.out(torch.relu(self.fc2(h)))
+
+
+class Loop(nn.Module):
+    """Refines its state until it stops moving."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.step, self.write = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        with torch.no_grad():
+            self.step.weight.mul_(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.read(x))
+        change = torch.ones(())
+        while change > 1e-2:
+            new = torch.tanh(h + self.step(h)) * 0.5
+            change, h = (new - h).abs().max(), new
+        return self.write(h)
+
+
+class Router(nn.Module):
+    """One of two experts, by the sign of the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(4, 8), nn.GELU())
+        self.left = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        self.right = nn.Sequential(nn.Linear(8, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        return self.left(h) if x.mean() > 0 else self.right(h)
+
+
+ROUTER = {
+    "stem.0": ["left.0", "right.0"],
+    "left.0": "left.2",
+    "right.0": {"carried": "right.1", "outgoing": "right.3"},
+}
+EXIT = {"fc1": {"carried": "norm", "outgoing": ["exit", "fc2"], "tap": "output of act"}, "fc2": "out"}
+
+
+def made(cls: type[nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    return cls()
+
+
+def members(units: pliant.UnitGraph) -> dict[str, str]:
+    return {group.name: " ".join(f"{piece.name}[{piece.dim}]" for piece in group.slices) for group in units}
+
+
+def batch(size: int = 5) -> Tensor:
+    return torch.randn(6, size, generator=torch.Generator().manual_seed(2))
+
+
+# ---- the three models ----
+def test_early_exit():
+    model = made(EarlyExit)
+    with pytest.raises(UnsupportedOp):
+        pliant.find_units(model, batch())
+    units = pliant.declare_units(model, batch(), EXIT, more_inputs=[20 * batch()])
+    assert members(units) == {
+        "fc1": "fc1.weight[-2] fc1.bias[-1] norm.weight[-1] norm.bias[-1] norm.running_mean[-1] norm.running_var[-1] "
+        "exit.weight[-1] fc2.weight[-1]",
+        "fc2": "fc2.weight[-2] fc2.bias[-1] out.weight[-1]",
+    }
+    assert [piece.role for piece in units["fc1"].slices] == 2 * ["incoming"] + 4 * ["carried"] + 2 * ["outgoing"]
+    assert [group.reset_preserves_function for group in units] == [True, True]
+    short = pliant.declare_units(model, batch(), {"fc1": {"carried": "norm", "outgoing": ["exit", "fc2"]}})
+    assert str(short["fc1"].tap) == "output of act"  # before the dropout, although the consumers come after it
+    assert [str(group.tap) for group in units] == ["output of act", "input of out"]
+    assert units.excluded["exit.weight", -2] == "it was not declared"
+    assert ("fc1.bias", -1) not in units.excluded
+    model.eval()
+    seen = capture(model, units, batch())["fc1"]
+    assert torch.allclose(seen, torch.relu(model.norm(model.fc1(batch()))), atol=1e-6)
+
+
+def test_a_loop_that_ends_by_itself():
+    """The state of the loop is one set of units: three layers read and write it."""
+    units = pliant.declare_units(
+        made(Loop), batch(4), {"read": {"incoming": ["read", "step"], "outgoing": ["step.weight[1]", "write"]}}
+    )
+    assert members(units) == {
+        "read": "read.weight[-2] read.bias[-1] step.weight[-2] step.bias[-1] step.weight[-1] write.weight[-1]"
+    }
+    assert str(units["read"].tap) == "input of step"
+    assert not units["read"].reset_preserves_function  # every unit, read or not, decides when the loop ends
+
+
+def test_routing_by_the_data():
+    model, x = made(Router), batch(4)
+    units = pliant.declare_units(model, x, ROUTER, more_inputs=[x.abs(), -x.abs()])
+    assert {group.name: group.size for group in units} == {"stem.0": 8, "left.0": 6, "right.0": 5}
+    assert {group.name: group.reset_preserves_function for group in units} == {
+        "stem.0": True,
+        "left.0": True,
+        "right.0": False,  # a LayerNorm mixes the units
+    }
+
+
+def test_a_branch_that_no_run_takes_is_an_error():
+    model, x = made(Router), batch(4).abs() + 5
+    with pytest.raises(IllegalConfiguration, match=r"reads 'right\.0\.weight' of 'stem\.0'.*more_inputs"):
+        pliant.declare_units(model, x, ROUTER)
+    with pytest.raises(IllegalConfiguration, match=r"reads 'right\.0\.weight', where units of 'stem\.0' would fit"):
+        pliant.declare_units(model, x, {"stem.0": "left.0"})
+    units = pliant.declare_units(model, x, {"stem.0": "left.0"}, ignore="right.*")
+    assert members(units) == {"stem.0": "stem.0.weight[-2] stem.0.bias[-1] left.0.weight[-1]"}
+
+
+@pytest.mark.parametrize("cls", [EarlyExit, Loop, Router])
+def test_declaring_changes_nothing(cls):
+    model, x = made(cls), batch(5 if cls is EarlyExit else 4)
+    model.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    groups = {EarlyExit: EXIT, Router: ROUTER, Loop: {"read": {"incoming": ["read", "step"], "outgoing": "write"}}}[cls]
+    if cls is Loop:
+        with pytest.raises(IllegalConfiguration, match=r"'step\.weight\[-1\]' is missing.*outgoing"):
+            pliant.declare_units(model, x, groups)
+    else:
+        pliant.declare_units(model, x, groups, more_inputs=[x.abs(), -x.abs()])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_default_dtype() == torch.float32
+    assert not model.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_training_on_a_declared_model_is_protected():
+    model = made(EarlyExit)
+    units = pliant.declare_units(model, batch(), EXIT, more_inputs=[20 * batch()])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    method = pliant.ContinualBackprop(replacement_rate=0.05, maturity_threshold=3)
+    handle = pliant.attach(model, optimizer, method, units=units)
+    for step in range(30):
+        optimizer.zero_grad()
+        F.mse_loss(model(torch.randn(8, 5, generator=torch.Generator().manual_seed(step))), torch.ones(8, 3)).backward()
+        optimizer.step()
+    assert int(handle.num_resets["fc1"]) > 3
+    handle.detach()
+
+
+# ---- layouts ----
+class Layouts(nn.Module):
+    """A flattened convolution, fused heads and hand-written gates; a branch keeps export away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4 * 4, 6)
+        self.qkv, self.proj = nn.Linear(6, 3 * 8), nn.Linear(8, 6)
+        self.gates, self.out = nn.Parameter(torch.randn(6, 10)), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.fc(torch.relu(self.conv(x)).flatten(1)))
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(0, 1) for part in self.qkv(h).chunk(3, -1))
+        mixed = (torch.softmax(q @ k.mT / 2, -1) @ v).transpose(0, 1).flatten(1)
+        h = h + self.proj(mixed)
+        if h.isnan().any():
+            raise ValueError
+        gate, value = (h @ self.gates).chunk(2, -1)
+        return self.out(torch.sigmoid(gate) * value)
+
+
+LAYOUTS = {
+    "conv": {"outgoing": "fc", "tap": "output of conv"},
+    "qkv:heads": {
+        "size": 2,
+        "site": "heads",
+        "incoming": [
+            {"tensor": "qkv.weight", "dim": 0, "blocks": 3},
+            {"tensor": "qkv.bias", "blocks": 3},
+        ],
+        "outgoing": "proj",
+    },
+    "gates": {"size": 5, "incoming": {"tensor": "gates", "dim": 1, "blocks": 2}, "outgoing": "out"},
+}
+
+
+def test_layouts():
+    torch.manual_seed(0)
+    model, x = Layouts(), torch.randn(3, 1, 4, 4)
+    units = pliant.declare_units(model, x, LAYOUTS)
+    assert units["conv"].slices[-1].table == ((0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11), (12, 13, 14, 15))
+    heads = {piece.name: piece.table for piece in units["qkv:heads"].slices}
+    first = tuple(block + inner for block in (0, 8, 16) for inner in range(4))
+    assert heads["qkv.weight"] == heads["qkv.bias"] == (first, tuple(place + 4 for place in first))
+    assert heads["proj.weight"] == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert units["gates"].slices[0].table == ((0, 5), (1, 6), (2, 7), (3, 8), (4, 9))
+    assert (units["conv"].tap.dim, units["qkv:heads"].tap.table) == (-3, ((0, 1, 2, 3), (4, 5, 6, 7)))
+    assert units["qkv:heads"].site == "heads"
+    assert units["qkv:heads"].reset_preserves_function
+
+    table = torch.arange(10).view(2, 5).T
+    same = dict(LAYOUTS, gates={"incoming": {"tensor": "gates", "dim": 1, "positions": table}, "outgoing": "out"})
+    assert pliant.declare_units(model, x, same)["gates"].slices == units["gates"].slices
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("gates", {"incoming": {"tensor": "gates", "dim": 1}}, "'gates[-1]' is not where the units are. With {'tensor': "
+         "'gates', 'dim': -1, 'blocks': 2}"),
+        ("gates", {"incoming": {"tensor": "gates", "dim": 1, "blocks": 3}}, "5 units in 3 blocks do not fill"),
+        ("conv", {"outgoing": {"tensor": "fc.weight", "blocks": 4}}, "With {'tensor': 'fc.weight', 'dim': -1, 'each': 4}"),
+        ("qkv:heads", {"incoming": {"tensor": "qkv.weight", "dim": 0, "blocks": 3}}, "'qkv.bias[-1]' is missing"),
+    ],
+)  # fmt: skip
+def test_wrong_layouts_are_refused_with_the_right_one(name, change, message):
+    torch.manual_seed(0)
+    with pytest.raises(IllegalConfiguration, match=re.escape(message)):
+        pliant.declare_units(Layouts(), torch.randn(3, 1, 4, 4), {name: {**LAYOUTS[name], **change}})
+
+
+# ---- wrong declarations ----
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({"fc1": ["exit", "fc2"]}, "'norm.weight[-1]', 'norm.bias[-1]', 'norm.running_mean[-1]', "
+         "'norm.running_var[-1]' are missing"),
+        ({"fc1": {"carried": "norm", "outgoing": "exit"}}, "'fc2.weight[-1]' is missing. Add 'outgoing'"),
+        ({"fc1": {"incoming": "fc1.weight", "carried": "norm", "outgoing": ["exit", "fc2"]}},
+         "'fc1.bias[-1]' is missing. Add 'incoming'"),
+        ({"fc1": {"carried": ["norm.weight", "norm.bias"], "outgoing": ["exit", "fc2"]}},
+         "'norm.running_mean[-1]', 'norm.running_var[-1]' are missing"),
+        ({"fc1": {"carried": ["norm.running_mean", "norm.weight"], "outgoing": ["fc2"]}}, "are missing"),
+        ({"fc2": {"incoming": ["fc2", "fc1"], "outgoing": "out"}}, "which 6 units do not fill"),
+        ({"fc1": {"carried": "norm", "outgoing": ["exit", "fc2[0]"]}}, "'fc2' is a module"),
+        ({"fc1": {"carried": "norm", "outgoing": ["exit", "fc3"]}}, "there is no module 'fc3'. There are: fc2, fc1"),
+        ({"fc1": {"carried": "norm", "outgoing": ["exit", "fc2.wieght[1]"]}}, "no floating-point tensor 'fc2.wieght'"),
+        ({"fc1": {"carried": "act", "outgoing": "exit"}}, "has no tensors of its own"),
+        ({"fc1": {"carried": "fc2.weight", "outgoing": "exit"}}, "say along which dimension"),
+        ({"fc1": {"outgoing": ["exit", "exit"]}}, "'exit.weight[-1]' is named twice"),
+        ({"fc1": {"outgiong": "exit"}}, "unknown 'outgiong'"),
+        ({"fc1": {"outgoing": "exit", "site": "neck"}}, "site='neck' is none of"),
+        ({"fc1": {"incoming": [], "outgoing": "exit"}}, "nothing produces its units"),
+        ({"fc1": {"outgoing": {"tensor": "exit.weight", "dims": 1}}}, "is no reference to a tensor"),
+        ({"fc1": {"outgoing": "exit.weight[2]"}}, "has no dimension 2"),
+        ({"units": "exit"}, "there is no module 'units'"),
+    ],
+)  # fmt: skip
+def test_wrong_declarations_name_the_member(groups, message):
+    with pytest.raises(IllegalConfiguration, match=re.escape(message)):
+        pliant.declare_units(made(EarlyExit), batch(), groups, more_inputs=[20 * batch()])
+
+
+class TwoTowers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a1, self.a2, self.b1, self.b2 = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.isnan().any():
+            raise ValueError
+        return self.a2(torch.relu(self.a1(x))) + self.b2(torch.tanh(self.b1(x)))
+
+
+def test_a_member_of_another_group_is_said_not_to_belong():
+    with pytest.raises(IllegalConfiguration, match=r"'b1\.bias\[-1\]' does not belong"):
+        pliant.declare_units(made(TwoTowers), batch(4), {"a1": {"incoming": ["a1", "b1.bias"], "outgoing": "a2"}})
+
+
+def test_two_groups_declared_as_one_are_told_apart():
+    both = {"a1": {"incoming": ["a1", "b1"], "outgoing": ["a2", "b2"]}}
+    with pytest.raises(IllegalConfiguration, match=r"'a1' is two groups: .*Declare them apart"):
+        pliant.declare_units(made(TwoTowers), batch(4), both)
+    assert len(pliant.declare_units(made(TwoTowers), batch(4), {"a1": "a2", "b1": "b2"})) == 2
+
+
+def test_a_wrong_dimension_of_a_square_matrix_is_found():
+    loop = {"read": {"incoming": ["read", "step.bias", "step.weight[0]"], "outgoing": ["write"]}}
+    with pytest.raises(IllegalConfiguration, match=r"'step\.weight\[-1\]' is missing"):
+        pliant.declare_units(made(Loop), batch(4), loop)
+
+
+@pytest.mark.parametrize(
+    ("tap", "message"),
+    [
+        ("output of fc2", r"do not permute with the units\. They can be read at: 'output of fc1', .*'output of act'"),
+        ("output of softmax", "no such hook fires"),
+        ("output of act[0]", "do not permute"),
+        ("act", "write 'output of act1'"),
+        (3, "write 'output of act1'"),
+    ],
+)
+def test_wrong_taps_are_refused(tap, message):
+    with pytest.raises(IllegalConfiguration, match=message):
+        pliant.declare_units(made(EarlyExit), batch(), {"fc1": {**EXIT["fc1"], "tap": tap}}, more_inputs=[20 * batch()])
+
+
+def test_a_group_may_have_no_tap():
+    units = pliant.declare_units(
+        made(EarlyExit), batch(), {"fc1": {**EXIT["fc1"], "tap": None}}, more_inputs=[20 * batch()]
+    )
+    assert units["fc1"].tap is None
+
+    class Functional(TwoTowers):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.isnan().any():
+                raise ValueError
+            h = F.relu(F.linear(x, self.a1.weight, self.a1.bias))
+            return F.linear(h, self.a2.weight, self.a2.bias) + self.b2(torch.tanh(self.b1(x)))
+
+    units = pliant.declare_units(made(Functional), batch(4), {"a1": "a2", "b1": "b2"})
+    assert [str(group.tap) for group in units] == ["None", "input of b2"]
+
+
+# ---- together with what is found ----
+class EncoderAndRouter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4), nn.Tanh())
+        self.router = Router()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.router(self.encoder(x))
+
+
+def test_found_units_of_a_part_and_declared_ones_of_the_rest():
+    model, x = made(EncoderAndRouter), batch()
+    found = pliant.find_units(model.encoder, x).prefixed("encoder")
+    declared = {
+        "router.stem.0": ["router.left.0", "router.right.0"],
+        "encoder.2": "router.stem.0",  # the encoder's output: only the whole shows that it is hidden
+    }
+    units = pliant.declare_units(model, x, declared, base=found, more_inputs=[20 * x, -20 * x])
+    assert {group.name: str(group.tap) for group in units} == {
+        "encoder.0": "input of encoder.2",
+        "router.stem.0": "output of router.stem.1",  # heard on both roads
+        "encoder.2": "output of encoder.3",
+    }
+    assert ("encoder.2.weight", -2) not in units.excluded
+    assert "input" in units.excluded["encoder.0.weight", -1]
+    assert set(capture(model, units, x)) == {"encoder.0", "router.stem.0", "encoder.2"}
+
+
+def test_found_units_that_are_none_in_the_whole_model_are_refused():
+    class Peeks(EncoderAndRouter):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.encoder[0](x)[:, :2]
+
+    model, x = made(Peeks), batch()
+    found = pliant.find_units(model.encoder, x).prefixed("encoder")
+    with pytest.raises(IllegalConfiguration, match=r"units of 'encoder\.0'.*changes the output"):
+        pliant.declare_units(model, x, {"router.left.0": "router.left.2"}, base=found, more_inputs=[20 * x, -20 * x])
+
+
+def test_graphs_that_share_positions_cannot_be_joined():
+    model, x = zoo.ZOO["mlp"].model(), zoo.ZOO["mlp"].batch()
+    units = pliant.find_units(model, x)
+    with pytest.raises(IllegalConfiguration, match=r"belongs to '0' and to '0'"):
+        units | units
+    one = pliant.declare_units(model, x, {"0": "2"})
+    two = pliant.declare_units(model, x, {"2": "4"})
+    both = one | two
+    assert [group.name for group in both] == ["0", "2"]
+    assert both.verify(model, x).ok
+    assert set(both.excluded) == {("0.weight", -1), ("4.weight", -2), ("4.bias", -1)}
+    assert members(both) == members(units)
+
+
+def test_prefixed_replays_are_fed_from_the_part():
+    model = nn.ModuleDict({"net": zoo.ZOO["mlp_raw"].model()})
+    x = zoo.ZOO["mlp_raw"].batch()
+    units = pliant.find_units(model["net"], x).prefixed("net.")
+    assert str(units["net.w1"].tap) == "replayed from input of net"
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model["net"]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    net = model["net"]
+    assert torch.allclose(capture(Whole(), units, x)["net.w1"], torch.relu(x @ net.w1 + net.b1), atol=1e-6)
+
+
+# ---- what is found can be declared ----
+@pytest.mark.parametrize("name", ["mlp", "mlp_reused", "swiglu", "conv_bn_flatten", "actor_critic"])
+def test_a_declaration_of_what_is_found_is_the_same(name):
+    case = zoo.ZOO[name]
+    model, x = case.model(), case.batch()
+    found = pliant.find_units(model, x)
+    declared = {
+        group.name: {
+            "size": group.size,
+            "tap": str(group.tap),
+            **{
+                role: [
+                    {"tensor": piece.name, "dim": piece.dim, "positions": piece.positions()}
+                    for piece in group.role(role)
+                ]
+                for role in ("incoming", "carried", "outgoing")
+            },
+        }
+        for group in found
+    }
+    units = pliant.declare_units(model, x, declared)
+    for group in found:
+        assert set(units[group.name].slices) == set(group.slices)
+        assert units[group.name].reset_preserves_function == group.reset_preserves_function
+        assert units[group.name].tap == group.tap
+
+
+def test_several_modules_can_be_declared():
+    models = {"actor": made(Router), "critic": nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 1))}
+    x = batch(4)
+    inputs = [{"actor": sign * x.abs(), "critic": x} for sign in (1, -1)]
+    units = pliant.declare_units(
+        models, inputs[0], {"actor.stem.0": ["actor.left.0", "actor.right.0"], "critic.0": "critic.2"},
+        more_inputs=inputs[1:],
+    )  # fmt: skip
+    assert str(units["actor.stem.0"].tap) == "output of actor.stem.1"
+    assert units["critic.0"].tensors == ("critic.0.weight", "critic.0.bias", "critic.2.weight")
+
+
+def test_nothing_declared_and_models_that_cannot_be_run():
+    with pytest.raises(NoEffect, match="no unit group is declared"):
+        pliant.declare_units(made(Router), batch(4), {})
+    with pytest.raises(IllegalConfiguration, match="fails on the example inputs"):
+        pliant.declare_units(made(Router), batch(5), ROUTER)
+    with pytest.raises(IllegalConfiguration, match="compiled"):
+        pliant.declare_units(torch.compile(made(Router), backend="eager"), batch(4), ROUTER)
+
+
+def test_a_loop_without_end_is_stopped(monkeypatch):
+    class Endless(Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            while x.abs().max() > 0:  # ends only for the zeros that it is called with
+                x = x * -1.0
+            return super().forward(x)
+
+    monkeypatch.setattr("pliant.units.proof._MOST_OPERATIONS", 5_000)
+    with pytest.raises(IllegalConfiguration, match="did not end within 5000 operations"):
+        pliant.declare_units(made(Endless), torch.zeros(3, 4), {"read": "write"})
