@@ -15,7 +15,7 @@ from zoo_sb3 import SB3
 
 import pliant
 from pliant import IllegalConfiguration, NoEffect, NotYetSupported
-from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
+from pliant.interventions import L2, ContinualBackprop, ReDo, ShrinkAndPerturb
 
 EAGER = ContinualBackprop(replacement_rate=0.05, maturity_threshold=3)
 

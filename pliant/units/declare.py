@@ -83,7 +83,8 @@ def declare_units(
         >>> class Route(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.fc1, self.left, self.right = torch.nn.Linear(4, 8), torch.nn.Linear(8, 2), torch.nn.Linear(8, 2)
+        ...         self.fc1 = torch.nn.Linear(4, 8)
+        ...         self.left, self.right = torch.nn.Linear(8, 2), torch.nn.Linear(8, 2)
         ...     def forward(self, x):
         ...         h = torch.relu(self.fc1(x))
         ...         return self.left(h) if x.mean() > 0 else self.right(h)

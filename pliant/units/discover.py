@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from pliant.errors import IllegalConfiguration, NoEffect, UnsupportedOp
 from pliant.units import axes as ax
 from pliant.units import rules as _rules  # noqa: F401  (importing it registers the rules)
 from pliant.units.axes import Atom, Axis
-from pliant.units.export import Exported, Inputs, export, refuse_wrapped
+from pliant.units.export import Exported, Inputs, as_call, export, refuse_wrapped
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
 from pliant.units.inputs import check_inputs
@@ -98,8 +99,7 @@ def check_call(model: nn.Module, inputs: Inputs) -> None:
         IllegalConfiguration: See :func:`~pliant.units.inputs.check_inputs`.
     """
     if isinstance(model, Several):
-        (calls,) = inputs
-        for name, (args, kwargs) in calls.items():
+        for name, (args, kwargs) in as_call(inputs)[0][0].items():
             check_inputs(model.get_submodule(name), kwargs or args, f" of {name!r}")
     else:
         check_inputs(model, inputs)
@@ -112,8 +112,7 @@ def _export(model: nn.Module, inputs: Inputs) -> Exported:
     try:
         return export(model, inputs)
     except (IllegalConfiguration, UnsupportedOp):
-        (calls,) = inputs
-        for name, (args, kwargs) in calls.items():
+        for name, (args, kwargs) in as_call(inputs)[0][0].items():
             try:
                 export(model.get_submodule(name), kwargs or args)
             except (IllegalConfiguration, UnsupportedOp) as error:

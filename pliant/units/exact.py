@@ -30,11 +30,12 @@ class FullPrecision(TorchFunctionMode):
         """Make float64 the default, too."""
         self._before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
-        return super().__enter__()  # type: ignore[no-any-return]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __exit__(self, *error: Any) -> None:
         """Restore the default."""
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         torch.set_default_dtype(self._before)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -75,15 +76,24 @@ class NoNoise(TorchFunctionMode):
         kwargs = kwargs or {}
         constant = _CONSTANTS.get(func)
         result = func(*args, **kwargs)
-        return constant(result, *args) if constant is not None else result
+        return result if constant is None else constant(result, *args, **kwargs)
 
 
-def _half(result: Tensor, *_: Any) -> Tensor:
+def _half(result: Tensor, *_: Any, **__: Any) -> Tensor:
     return torch.full_like(result, 0.5)
 
 
-def _likelier(result: Tensor, probability: Any, *_: Any) -> Tensor:
+def _half_(result: Tensor, *_: Any, **__: Any) -> Tensor:
+    return result.fill_(0.5)
+
+
+def _ones_(result: Tensor, *_: Any, **__: Any) -> Tensor:
+    return result.fill_(1)
+
+
+def _likelier(result: Tensor, input: Any, *_: Any, **__: Any) -> Tensor:
     """The likelier outcome of each entry; all kept where every entry has the same probability (a dropout mask)."""
+    probability = input
     if not isinstance(probability, Tensor) or probability.shape != result.shape:
         return torch.ones_like(result)
     if bool((probability == probability.flatten()[:1]).all()):
@@ -91,8 +101,8 @@ def _likelier(result: Tensor, probability: Any, *_: Any) -> Tensor:
     return (probability > 0.5).to(result.dtype)
 
 
-def _shifted(result: Tensor, mean: Any = 0.0, deviation: Any = 1.0, *_: Any) -> Tensor:
-    return torch.zeros_like(result) + mean + 0.5 * deviation
+def _shifted(result: Tensor, mean: Any = 0.0, std: Any = 1.0, *_: Any, **__: Any) -> Tensor:
+    return torch.zeros_like(result).add(mean).add(0.5 * std)
 
 
 _CONSTANTS: dict[Any, Callable[..., Tensor]] = {
@@ -101,5 +111,8 @@ _CONSTANTS: dict[Any, Callable[..., Tensor]] = {
     torch.randn: _half,
     torch.rand: _half,
     torch.bernoulli: _likelier,
+    Tensor.bernoulli_: _ones_,
+    Tensor.uniform_: _half_,
+    Tensor.normal_: _half_,
     torch.normal: _shifted,
 }

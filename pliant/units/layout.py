@@ -98,7 +98,8 @@ class Names:
         """
         if name not in self.modules:
             raise IllegalConfiguration(f"{what}: there is no module {name!r}. {self._near(name, self.modules)}")
-        return self.modules[name]
+        found: nn.Module = self.modules[name]
+        return found
 
     def pieces(self, reference: Any, role: Role, size: int | None, what: str) -> list[TensorSlice]:
         """The slices that a reference means.
@@ -171,7 +172,12 @@ class Names:
             table = torch.as_tensor(given["positions"])
             table = table.unsqueeze(-1) if table.ndim == 1 else table
             wrong = table.ndim != 2 or (size is not None and len(table) != size)
-            if wrong or int(table.min()) < 0 or int(table.max()) >= length or table.unique().numel() != table.numel():
+            if (
+                wrong
+                or int(table.min()) < 0
+                or int(table.max()) >= length
+                or len(set(table.flatten().tolist())) != table.numel()
+            ):
                 raise IllegalConfiguration(
                     f"{what}: the positions of {name!r} are a table [{size or 'units'}, positions of each unit] of "
                     f"different numbers below {length}; given: shape {tuple(table.shape)}."

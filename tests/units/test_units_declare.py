@@ -231,10 +231,11 @@ def test_layouts():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("gates", {"incoming": {"tensor": "gates", "dim": 1}}, "'gates[-1]' is not where the units are. With {'tensor': "
-         "'gates', 'dim': -1, 'blocks': 2}"),
+        ("gates", {"incoming": {"tensor": "gates", "dim": 1}},
+         "'gates[-1]' is not where the units are. With {'tensor': 'gates', 'dim': -1, 'blocks': 2}"),
         ("gates", {"incoming": {"tensor": "gates", "dim": 1, "blocks": 3}}, "5 units in 3 blocks do not fill"),
-        ("conv", {"outgoing": {"tensor": "fc.weight", "blocks": 4}}, "With {'tensor': 'fc.weight', 'dim': -1, 'each': 4}"),
+        ("conv", {"outgoing": {"tensor": "fc.weight", "blocks": 4}},
+         "With {'tensor': 'fc.weight', 'dim': -1, 'each': 4}"),
         ("qkv:heads", {"incoming": {"tensor": "qkv.weight", "dim": 0, "blocks": 3}}, "'qkv.bias[-1]' is missing"),
     ],
 )  # fmt: skip
