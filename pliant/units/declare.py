@@ -119,9 +119,21 @@ def declare_units(
     declared = UnitGraph(tuple(done), _remaining(done, names))
     if base is None:
         return declared
+    base = _in_whole(base, names)
     for group in base:
         _check(group, names, proof, ignore)
     return base | declared
+
+
+def _in_whole(base: UnitGraph, names: Names) -> UnitGraph:
+    """Groups of a part, by the names that the whole model gives its tensors."""
+    unknown = [name for group in base for name in group.tensors if name not in names.canonical]
+    if unknown:
+        raise IllegalConfiguration(
+            f"base names {unknown[0]!r}, which {type(names.model).__name__} does not have. Units found in a submodule "
+            "need its name in front: find_units(model.encoder, x).prefixed('encoder')."
+        )
+    return base.renamed(names.canonical)
 
 
 class _Wish:

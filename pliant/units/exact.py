@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["FullPrecision", "NoNoise"]
+from pliant.errors import IllegalConfiguration
+
+__all__ = ["MOST_OPERATIONS", "FullPrecision", "NoNoise"]
+
+MOST_OPERATIONS = 1_000_000
 
 _SHORT = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -63,7 +67,11 @@ class NoNoise(TorchFunctionMode):
 
     Noise does not prefer one unit to another, so a network with noise on its units has the symmetry in law; two runs
     can only be compared when the noise is permuted with the units, and a constant is. Samples from categories
-    (``multinomial``) stay as they are: the checks use the same seed for every run.
+    (``multinomial``) stay as they are: the checks use the same seed for every run. A run that does not end, because a
+    loop waits for values that random parameters never give, is stopped.
+
+    Raises:
+        IllegalConfiguration: After a million operations.
 
     Example:
         >>> with NoNoise():
@@ -71,8 +79,18 @@ class NoNoise(TorchFunctionMode):
         ([0.5, 0.5], [0.0, 1.0])
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace one call that draws."""
+        self.count += 1
+        if self.count > MOST_OPERATIONS:
+            raise IllegalConfiguration(
+                f"the model did not end within {MOST_OPERATIONS} operations on random parameters: a loop waits for "
+                "values that they never give. pliant.declare_units checks near the model's own parameters instead."
+            )
         kwargs = kwargs or {}
         constant = _CONSTANTS.get(func)
         result = func(*args, **kwargs)

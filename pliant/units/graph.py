@@ -132,6 +132,24 @@ class UnitGraph:
         excluded = {(start + name, dim): reason for (name, dim), reason in self.excluded.items()}
         return UnitGraph(groups, excluded, dict(self.unknown_ops), replays)
 
+    def renamed(self, names: Mapping[str, str]) -> UnitGraph:
+        """The same groups over tensors of other names.
+
+        Args:
+            names: Old name to new name; tensors that are not in it keep theirs.
+        """
+
+        def new(name: str) -> str:
+            return names.get(name, name)
+
+        groups = tuple(
+            replace(group, slices=tuple(replace(piece, name=new(piece.name)) for piece in group.slices))
+            for group in self.groups
+        )
+        replays = {name: replace(replay, names=tuple(map(new, replay.names))) for name, replay in self.replays.items()}
+        excluded = {(new(name), dim): reason for (name, dim), reason in self.excluded.items()}
+        return UnitGraph(groups, excluded, dict(self.unknown_ops), replays)
+
     def __or__(self, other: UnitGraph) -> UnitGraph:
         """The groups of both graphs, of one model.
 

@@ -378,6 +378,21 @@ def test_found_units_that_are_none_in_the_whole_model_are_refused():
         pliant.declare_units(model, x, {"router.left.0": "router.left.2"}, base=found, more_inputs=[20 * x, -20 * x])
 
 
+def test_a_part_needs_its_prefix_and_tied_tensors_their_first_name():
+    class Tied(EncoderAndRouter):
+        def __init__(self) -> None:
+            super().__init__()
+            self.copy = self.encoder  # registered twice: its tensors are called by the first name
+
+    model, x = made(Tied), batch()
+    declared, more = {"router.left.0": "router.left.2"}, [20 * x, -20 * x]
+    with pytest.raises(IllegalConfiguration, match=r"base names '0\.weight'.*prefixed\('encoder'\)"):
+        pliant.declare_units(model, x, declared, base=pliant.find_units(model.encoder, x), more_inputs=more)
+    found = pliant.find_units(model.copy, x).prefixed("copy")
+    units = pliant.declare_units(model, x, declared, base=found, more_inputs=more)
+    assert units["copy.0"].tensors == ("encoder.0.weight", "encoder.0.bias", "encoder.2.weight")
+
+
 def test_graphs_that_share_positions_cannot_be_joined():
     model, x = zoo.ZOO["mlp"].model(), zoo.ZOO["mlp"].batch()
     units = pliant.find_units(model, x)
@@ -456,6 +471,22 @@ def test_nothing_declared_and_models_that_cannot_be_run():
         pliant.declare_units(made(Router), batch(5), ROUTER)
     with pytest.raises(IllegalConfiguration, match="compiled"):
         pliant.declare_units(torch.compile(made(Router), backend="eager"), batch(4), ROUTER)
+
+
+def test_a_check_on_random_parameters_that_does_not_end_is_stopped(monkeypatch):
+    class Stubborn(Loop):
+        def forward(self, x: Tensor) -> Tensor:
+            while not torch.equal(self.write.bias, self.write.bias.round()):  # true of zeros only
+                x = x * 0.5
+            return super().forward(x)
+
+    model = made(Stubborn)
+    nn.init.zeros_(model.write.bias)
+    units = pliant.declare_units(made(Loop), batch(4), {"read": {"incoming": ["read", "step"], "outgoing": [
+        "step.weight[1]", "write"]}})  # fmt: skip
+    monkeypatch.setattr("pliant.units.exact.MOST_OPERATIONS", 3_000)
+    with pytest.raises(IllegalConfiguration, match="did not end within 3000 operations on random parameters"):
+        units.verify(model, batch(4))
 
 
 def test_a_loop_without_end_is_stopped(monkeypatch):
