@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -182,6 +184,33 @@ def test_dict_observations(how):
 def test_a_dict_that_was_meant_as_one_input_is_explained():
     with pytest.raises(IllegalConfiguration, match=r"do not fit Robot\.forward.*example_inputs=\(the_dict,\)"):
         pliant.find_units(Robot(), robot_inputs())
+
+
+@dataclasses.dataclass
+class Sight:
+    left: Tensor
+    right: Tensor
+
+
+class Eyes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, sight: Sight, gain: float = 1.0) -> Tensor:
+        return self.out(torch.relu(self.fc(sight.left) + self.fc(sight.right)) * gain)
+
+
+def test_dataclasses_are_inputs_once_they_are_registered():
+    sight = Sight(torch.randn(4, 3), torch.randn(4, 3))
+    with pytest.raises(IllegalConfiguration, match=r"input 0 is a Sight.*register_dataclass\(Sight\)"):
+        pliant.find_units(Eyes(), (sight,))
+    torch.export.register_dataclass(Sight)
+    units = pliant.find_units(Eyes(), (sight, 2.0))
+    assert [group.name for group in units] == ["fc"]
+    model = Eyes()
+    assert units.verify(model, (sight, 2.0)).ok
+    assert capture(model, units, (sight, 2.0))["fc"].shape == (4, 8)
 
 
 # ---- what cannot be right ----
