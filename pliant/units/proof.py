@@ -155,7 +155,7 @@ class Proof:
         inputs: Example inputs, one or more.
 
     Raises:
-        IllegalConfiguration: If the model returns nothing to compare, or does not end near its own parameters.
+        IllegalConfiguration: If the model fails, returns nothing to compare, or does not end near its own parameters.
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Inputs]) -> None:
@@ -172,6 +172,18 @@ class Proof:
                         f"{type(model).__name__} did not end within {limit} operations on parameters near its own; a "
                         "loop whose end depends on the data cannot be checked. Declare the units of its submodules."
                     ) from error
+                except IllegalConfiguration:
+                    raise
+                except Exception as error:
+                    raise IllegalConfiguration(
+                        f"{type(model).__name__} fails on the example inputs, in float64 and on parameters near its "
+                        f"own: {type(error).__name__}: {error}"
+                    ) from error
+                if not all(bool(torch.isfinite(output).all()) for output in run.reference):
+                    raise IllegalConfiguration(
+                        f"{type(model).__name__} returns numbers that are not finite on parameters near its own, so "
+                        "nothing can be compared."
+                    )
                 limit = min(limit, 10_000 + 100 * run.count)
                 self.runs.append(run)
         self.read = set().union(*(run.read for run in self.runs))
@@ -190,7 +202,7 @@ class Proof:
     def _change(self, run: _Run, pieces: tuple[TensorSlice, ...], size: int) -> float:
         try:
             return run.change(permute(run.state, pieces, order_of(size)))
-        except (RuntimeError, ValueError, _TooLong):  # broken parameters sent it down another road
+        except Exception:  # permuted in part, the parameters sent it down a road where it fails
             return math.inf
 
     def permuted(self, run: _Run, group: UnitGroup) -> dict[str, Tensor]:
@@ -245,7 +257,7 @@ class Proof:
                     state[piece.name] = _filled(state[piece.name], piece, chosen, None)
                 try:
                     outcomes.append(run.run(state))
-                except (RuntimeError, ValueError, _TooLong):
+                except Exception:  # without these units it takes a road where it fails
                     return False
             changes = [_relative(a, b) for a, b in zip(*outcomes, strict=True)]
             if not all(change <= TOLERANCE for change in changes):

@@ -2,86 +2,29 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 import zoo
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo_declared import (
+    EXIT,
+    LAYOUTS,
+    ROUTER,
+    EarlyExit,
+    EncoderAndRouter,
+    Layouts,
+    Loop,
+    Router,
+    TwoTowers,
+    batch,
+    made,
+    members,
+)
 
 import pliant
-from pliant import IllegalConfiguration, NoEffect, UnsupportedOp
+from pliant import IllegalConfiguration, UnsupportedOp
 from pliant.stats.capture import capture
-
-
-class EarlyExit(nn.Module):
-    """Confident examples leave after the first stage."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.norm, self.act, self.drop = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5)
-        self.exit, self.fc2, self.out = nn.Linear(8, 3), nn.Linear(8, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.drop(self.act(self.norm(self.fc1(x))))
-        early = self.exit(h)
-        if early.softmax(-1).amax(-1).mean() > 0.7:
-            return early
-        return early + self.out(torch.relu(self.fc2(h)))
-
-
-class Loop(nn.Module):
-    """Refines its state until it stops moving."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read, self.step, self.write = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
-        with torch.no_grad():
-            self.step.weight.mul_(0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.read(x))
-        change = torch.ones(())
-        while change > 1e-2:
-            new = torch.tanh(h + self.step(h)) * 0.5
-            change, h = (new - h).abs().max(), new
-        return self.write(h)
-
-
-class Router(nn.Module):
-    """One of two experts, by the sign of the data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Linear(4, 8), nn.GELU())
-        self.left = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
-        self.right = nn.Sequential(nn.Linear(8, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.stem(x)
-        return self.left(h) if x.mean() > 0 else self.right(h)
-
-
-ROUTER = {
-    "stem.0": ["left.0", "right.0"],
-    "left.0": "left.2",
-    "right.0": {"carried": "right.1", "outgoing": "right.3"},
-}
-EXIT = {"fc1": {"carried": "norm", "outgoing": ["exit", "fc2"], "tap": "output of act"}, "fc2": "out"}
-
-
-def made(cls: type[nn.Module]) -> nn.Module:
-    torch.manual_seed(0)
-    return cls()
-
-
-def members(units: pliant.UnitGraph) -> dict[str, str]:
-    return {group.name: " ".join(f"{piece.name}[{piece.dim}]" for piece in group.slices) for group in units}
-
-
-def batch(size: int = 5) -> Tensor:
-    return torch.randn(6, size, generator=torch.Generator().manual_seed(2))
 
 
 # ---- the three models ----
@@ -174,41 +117,6 @@ def test_training_on_a_declared_model_is_protected():
 
 
 # ---- layouts ----
-class Layouts(nn.Module):
-    """A flattened convolution, fused heads and hand-written gates; a branch keeps export away."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(4 * 4, 6)
-        self.qkv, self.proj = nn.Linear(6, 3 * 8), nn.Linear(8, 6)
-        self.gates, self.out = nn.Parameter(torch.randn(6, 10)), nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = torch.tanh(self.fc(torch.relu(self.conv(x)).flatten(1)))
-        q, k, v = (part.unflatten(-1, (2, 4)).transpose(0, 1) for part in self.qkv(h).chunk(3, -1))
-        mixed = (torch.softmax(q @ k.mT / 2, -1) @ v).transpose(0, 1).flatten(1)
-        h = h + self.proj(mixed)
-        if h.isnan().any():
-            raise ValueError
-        gate, value = (h @ self.gates).chunk(2, -1)
-        return self.out(torch.sigmoid(gate) * value)
-
-
-LAYOUTS = {
-    "conv": {"outgoing": "fc", "tap": "output of conv"},
-    "qkv:heads": {
-        "size": 2,
-        "site": "heads",
-        "incoming": [
-            {"tensor": "qkv.weight", "dim": 0, "blocks": 3},
-            {"tensor": "qkv.bias", "blocks": 3},
-        ],
-        "outgoing": "proj",
-    },
-    "gates": {"size": 5, "incoming": {"tensor": "gates", "dim": 1, "blocks": 2}, "outgoing": "out"},
-}
-
-
 def test_layouts():
     torch.manual_seed(0)
     model, x = Layouts(), torch.randn(3, 1, 4, 4)
@@ -226,99 +134,6 @@ def test_layouts():
     table = torch.arange(10).view(2, 5).T
     same = dict(LAYOUTS, gates={"incoming": {"tensor": "gates", "dim": 1, "positions": table}, "outgoing": "out"})
     assert pliant.declare_units(model, x, same)["gates"].slices == units["gates"].slices
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("gates", {"incoming": {"tensor": "gates", "dim": 1}},
-         "'gates[-1]' is not where the units are. With {'tensor': 'gates', 'dim': -1, 'blocks': 2}"),
-        ("gates", {"incoming": {"tensor": "gates", "dim": 1, "blocks": 3}}, "5 units in 3 blocks do not fill"),
-        ("conv", {"outgoing": {"tensor": "fc.weight", "blocks": 4}},
-         "With {'tensor': 'fc.weight', 'dim': -1, 'each': 4}"),
-        ("qkv:heads", {"incoming": {"tensor": "qkv.weight", "dim": 0, "blocks": 3}}, "'qkv.bias[-1]' is missing"),
-    ],
-)  # fmt: skip
-def test_wrong_layouts_are_refused_with_the_right_one(name, change, message):
-    torch.manual_seed(0)
-    with pytest.raises(IllegalConfiguration, match=re.escape(message)):
-        pliant.declare_units(Layouts(), torch.randn(3, 1, 4, 4), {name: {**LAYOUTS[name], **change}})
-
-
-# ---- wrong declarations ----
-@pytest.mark.parametrize(
-    ("groups", "message"),
-    [
-        ({"fc1": ["exit", "fc2"]}, "'norm.weight[-1]', 'norm.bias[-1]', 'norm.running_mean[-1]', "
-         "'norm.running_var[-1]' are missing"),
-        ({"fc1": {"carried": "norm", "outgoing": "exit"}}, "'fc2.weight[-1]' is missing. Add 'outgoing'"),
-        ({"fc1": {"incoming": "fc1.weight", "carried": "norm", "outgoing": ["exit", "fc2"]}},
-         "'fc1.bias[-1]' is missing. Add 'incoming'"),
-        ({"fc1": {"carried": ["norm.weight", "norm.bias"], "outgoing": ["exit", "fc2"]}},
-         "'norm.running_mean[-1]', 'norm.running_var[-1]' are missing"),
-        ({"fc1": {"carried": ["norm.running_mean", "norm.weight"], "outgoing": ["fc2"]}}, "are missing"),
-        ({"fc2": {"incoming": ["fc2", "fc1"], "outgoing": "out"}}, "which 6 units do not fill"),
-        ({"fc1": {"carried": "norm", "outgoing": ["exit", "fc2[0]"]}}, "'fc2' is a module"),
-        ({"fc1": {"carried": "norm", "outgoing": ["exit", "fc3"]}}, "there is no module 'fc3'. There are: fc2, fc1"),
-        ({"fc1": {"carried": "norm", "outgoing": ["exit", "fc2.wieght[1]"]}}, "no floating-point tensor 'fc2.wieght'"),
-        ({"fc1": {"carried": "act", "outgoing": "exit"}}, "has no tensors of its own"),
-        ({"fc1": {"carried": "fc2.weight", "outgoing": "exit"}}, "say along which dimension"),
-        ({"fc1": {"outgoing": ["exit", "exit"]}}, "'exit.weight[-1]' is named twice"),
-        ({"fc1": {"outgiong": "exit"}}, "unknown 'outgiong'"),
-        ({"fc1": {"outgoing": "exit", "site": "neck"}}, "site='neck' is none of"),
-        ({"fc1": {"incoming": [], "outgoing": "exit"}}, "nothing produces its units"),
-        ({"fc1": {"outgoing": {"tensor": "exit.weight", "dims": 1}}}, "is no reference to a tensor"),
-        ({"fc1": {"outgoing": "exit.weight[2]"}}, "has no dimension 2"),
-        ({"units": "exit"}, "there is no module 'units'"),
-    ],
-)  # fmt: skip
-def test_wrong_declarations_name_the_member(groups, message):
-    with pytest.raises(IllegalConfiguration, match=re.escape(message)):
-        pliant.declare_units(made(EarlyExit), batch(), groups, more_inputs=[20 * batch()])
-
-
-class TwoTowers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a1, self.a2, self.b1, self.b2 = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(4, 6), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.isnan().any():
-            raise ValueError
-        return self.a2(torch.relu(self.a1(x))) + self.b2(torch.tanh(self.b1(x)))
-
-
-def test_a_member_of_another_group_is_said_not_to_belong():
-    with pytest.raises(IllegalConfiguration, match=r"'b1\.bias\[-1\]' does not belong"):
-        pliant.declare_units(made(TwoTowers), batch(4), {"a1": {"incoming": ["a1", "b1.bias"], "outgoing": "a2"}})
-
-
-def test_two_groups_declared_as_one_are_told_apart():
-    both = {"a1": {"incoming": ["a1", "b1"], "outgoing": ["a2", "b2"]}}
-    with pytest.raises(IllegalConfiguration, match=r"'a1' is two groups: .*Declare them apart"):
-        pliant.declare_units(made(TwoTowers), batch(4), both)
-    assert len(pliant.declare_units(made(TwoTowers), batch(4), {"a1": "a2", "b1": "b2"})) == 2
-
-
-def test_a_wrong_dimension_of_a_square_matrix_is_found():
-    loop = {"read": {"incoming": ["read", "step.bias", "step.weight[0]"], "outgoing": ["write"]}}
-    with pytest.raises(IllegalConfiguration, match=r"'step\.weight\[-1\]' is missing"):
-        pliant.declare_units(made(Loop), batch(4), loop)
-
-
-@pytest.mark.parametrize(
-    ("tap", "message"),
-    [
-        ("output of fc2", r"do not permute with the units\. They can be read at: 'output of fc1', .*'output of act'"),
-        ("output of softmax", "no such hook fires"),
-        ("output of act[0]", "do not permute"),
-        ("act", "write 'output of act1'"),
-        (3, "write 'output of act1'"),
-    ],
-)
-def test_wrong_taps_are_refused(tap, message):
-    with pytest.raises(IllegalConfiguration, match=message):
-        pliant.declare_units(made(EarlyExit), batch(), {"fc1": {**EXIT["fc1"], "tap": tap}}, more_inputs=[20 * batch()])
 
 
 def test_a_group_may_have_no_tap():
@@ -339,16 +154,6 @@ def test_a_group_may_have_no_tap():
 
 
 # ---- together with what is found ----
-class EncoderAndRouter(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4), nn.Tanh())
-        self.router = Router()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.router(self.encoder(x))
-
-
 def test_found_units_of_a_part_and_declared_ones_of_the_rest():
     model, x = made(EncoderAndRouter), batch()
     found = pliant.find_units(model.encoder, x).prefixed("encoder")
@@ -462,40 +267,3 @@ def test_several_modules_can_be_declared():
     )  # fmt: skip
     assert str(units["actor.stem.0"].tap) == "output of actor.stem.1"
     assert units["critic.0"].tensors == ("critic.0.weight", "critic.0.bias", "critic.2.weight")
-
-
-def test_nothing_declared_and_models_that_cannot_be_run():
-    with pytest.raises(NoEffect, match="no unit group is declared"):
-        pliant.declare_units(made(Router), batch(4), {})
-    with pytest.raises(IllegalConfiguration, match="fails on the example inputs"):
-        pliant.declare_units(made(Router), batch(5), ROUTER)
-    with pytest.raises(IllegalConfiguration, match="compiled"):
-        pliant.declare_units(torch.compile(made(Router), backend="eager"), batch(4), ROUTER)
-
-
-def test_a_check_on_random_parameters_that_does_not_end_is_stopped(monkeypatch):
-    class Stubborn(Loop):
-        def forward(self, x: Tensor) -> Tensor:
-            while not torch.equal(self.write.bias, self.write.bias.round()):  # true of zeros only
-                x = x * 0.5
-            return super().forward(x)
-
-    model = made(Stubborn)
-    nn.init.zeros_(model.write.bias)
-    units = pliant.declare_units(made(Loop), batch(4), {"read": {"incoming": ["read", "step"], "outgoing": [
-        "step.weight[1]", "write"]}})  # fmt: skip
-    monkeypatch.setattr("pliant.units.exact.MOST_OPERATIONS", 3_000)
-    with pytest.raises(IllegalConfiguration, match="did not end within 3000 operations on random parameters"):
-        units.verify(model, batch(4))
-
-
-def test_a_loop_without_end_is_stopped(monkeypatch):
-    class Endless(Loop):
-        def forward(self, x: Tensor) -> Tensor:
-            while x.abs().max() > 0:  # ends only for the zeros that it is called with
-                x = x * -1.0
-            return super().forward(x)
-
-    monkeypatch.setattr("pliant.units.proof._MOST_OPERATIONS", 5_000)
-    with pytest.raises(IllegalConfiguration, match="did not end within 5000 operations"):
-        pliant.declare_units(made(Endless), torch.zeros(3, 4), {"read": "write"})
