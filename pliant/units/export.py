@@ -282,7 +282,8 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
             raise UnsupportedOp(
                 f"torch.export cannot follow {type(model).__name__}: {_first_line(error)}. "
                 "A forward pass that branches on the data is the usual reason; rewrite the branch with torch.where "
-                "or torch.cond, or find the units of the submodules that can be exported."
+                "or torch.cond, or state the units by hand with pliant.declare_units (those of submodules that can be "
+                "exported are found as before)."
             ) from error
     _inline(program.graph_module)
     expose_layers(program.graph)
