@@ -161,16 +161,16 @@ class DeepTiedAutoencoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         code = torch.tanh(self.inner(torch.tanh(self.outer(x))))
-        return F.linear(torch.tanh(F.linear(code, self.inner.weight.t(), self.bias1)), self.outer.weight.t(), self.bias2)
+        return F.linear(
+            torch.tanh(F.linear(code, self.inner.weight.t(), self.bias1)), self.outer.weight.t(), self.bias2
+        )
 
 
 @case(
     "tied_autoencoder_deep",
     features(5),
     {
-        "outer": Group(
-            8, "outer.weight[-2] outer.bias[-1] inner.weight[-1] bias1[-1]", preserves=False, tap="hook"
-        ),
+        "outer": Group(8, "outer.weight[-2] outer.bias[-1] inner.weight[-1] bias1[-1]", preserves=False, tap="hook"),
         "inner": Group(3, "inner.weight[-2] inner.bias[-1]", preserves=False, tap="replay"),
     },
     excluded={"outer.weight[-1]": "input", "bias2[-1]": "input"},
@@ -259,6 +259,42 @@ class DuelingNetwork(nn.Module):
 )
 def dueling_dqn() -> nn.Module:
     return DuelingNetwork()
+
+
+class NoisyLinear(nn.Module):
+    """Weights and biases with learned noise, as exploration in Rainbow."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight_mu = nn.Parameter(torch.randn(outputs, inputs) * inputs**-0.5)
+        self.weight_sigma = nn.Parameter(torch.rand(outputs, inputs) * 0.1)
+        self.bias_mu, self.bias_sigma = nn.Parameter(torch.zeros(outputs)), nn.Parameter(torch.rand(outputs) * 0.1)
+        self.register_buffer("weight_noise", torch.randn(outputs, inputs))
+        self.register_buffer("bias_noise", torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight_mu + self.weight_sigma * self.weight_noise
+        return F.linear(x, weight, self.bias_mu + self.bias_sigma * self.bias_noise)
+
+
+def _noisy(at: str, dims: str) -> str:
+    return " ".join(f"{at}.{part}[{dims}]" for part in ("weight_mu", "weight_sigma", "weight_noise"))
+
+
+@case(
+    "noisy_network",
+    features(5),
+    {
+        "0.weight_mu": Group(
+            8,
+            f"{_noisy('0', '-2')} 0.bias_mu[-1] 0.bias_sigma[-1] 0.bias_noise[-1] {_noisy('2', '-1')}",
+        ),
+        "2.weight_mu": Group(6, f"{_noisy('2', '-2')} 2.bias_mu[-1] 2.bias_sigma[-1] 2.bias_noise[-1] 4.weight[-1]"),
+    },
+    init={"*.weight_mu": "torch_default", "*_sigma": "ones", "*.bias_mu": "zeros"},
+)
+def noisy_network() -> nn.Module:
+    return nn.Sequential(NoisyLinear(5, 8), nn.ReLU(), NoisyLinear(8, 6), nn.ReLU(), nn.Linear(6, 3))
 
 
 class SwiGLU(nn.Module):

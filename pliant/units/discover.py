@@ -21,7 +21,7 @@ from pliant.units.trace import Trace, flat_axes, live_nodes, opaque_like, parame
 __all__ = ["find_units"]
 
 Key = tuple[str, int]
-_OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[gv]|_[ih]h(_(?P<layer>l\d+(_reverse)?))?)?")
+_OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[gv]|_orig|_[ih]h(_(?P<layer>l\d+(_reverse)?))?)?")
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*")
 
 
@@ -84,7 +84,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
     parameter_axes = {name: tuple(ax.fresh(size) for size in tensor.shape) for name, tensor in tensors.items()}
-    trace = Trace(parameter_axes)
+    buffers = frozenset(name for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter))
+    trace = Trace(parameter_axes, buffers=buffers)
     known = {node: name for node, name in exported.parameters.items() if name in parameter_axes}
     trace.views.update(parameter_views(known, parameter_axes))
     trace.used.update(known[node] for node in live_nodes(exported.nodes) if node in known)

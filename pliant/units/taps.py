@@ -30,6 +30,7 @@ from pliant.units.group import Tap, UnitGroup
 from pliant.units.jitter import jittered
 from pliant.units.layers import RECURRENT
 from pliant.units.replay import Hit, Replay, extract_replay, tensor_leaves
+from pliant.units.rules.shape import is_uniform
 from pliant.units.trace import Trace, op_name
 
 __all__ = ["find_taps"]
@@ -92,6 +93,7 @@ def _sites(trace: Trace, group: UnitGroup, atom: Atom) -> Sites:
         result.direct &= node is consumer.source
         if node.op == "call_function" and _carries(trace.of(node), atom) and node not in result.nodes:
             result.nodes.append(node)
+    result.nodes.sort(key=is_uniform)  # the zeros that a loop starts from are seen by its hook, but never replayed
     if any(_is_step(node) for node in result.nodes):  # a cell in a loop: every step counts, not only those fed back
         steps = [node for node in trace.values if _is_step(node) and _carries(trace.of(node), atom)]
         return Sites(steps, direct=False)
@@ -124,7 +126,7 @@ def _is_step(node: Node) -> bool:
 
 
 def _is_first(node: Node) -> bool:
-    return node.target is operator.getitem and node.args[1] == 0
+    return node.target is operator.getitem and bool(node.args[1] == 0)
 
 
 def _before_dropout(trace: Trace, source: Node, atom: Atom) -> Node:

@@ -75,6 +75,9 @@ class Trace:
         blends: Nodes computed entry by entry from parameters alone (a standardised or noisy weight), with those
             operands that have the shape of the result: what happens to the result happens to them.
         moving: Nodes that depend on more than parameters and buffers.
+        shifted: Blends that are not zero where their operands are (``exp(w)``, ``1 + w``): zeroed outgoing weights
+            do not silence what they consume.
+        buffers: Names of the buffers among the tensors.
     """
 
     parameter_axes: dict[str, tuple[Axis, ...]]
@@ -86,6 +89,8 @@ class Trace:
     used: set[str] = field(default_factory=set)
     blends: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     moving: set[Node] = field(default_factory=set)
+    shifted: set[Node] = field(default_factory=set)
+    buffers: frozenset[str] = frozenset()
 
     # ---- reading ----
     def of(self, node: Any) -> tuple[Axis, ...]:
@@ -109,18 +114,24 @@ class Trace:
             return
         name, dims = self.views[node]
         original = dims[dim]
+        if name in self.buffers:  # whatever a buffer does, nobody draws it anew
+            role = "carried"
         if original is not None:
             self.roles.setdefault((name, original), set()).add(role)
 
     def consume(self, node: Node, source: Any, weight: Any, dim: int) -> None:
         """Record that ``weight`` contracts its dimension ``dim`` with the activation ``source``."""
         self.role(weight, dim, "outgoing")
+        if weight in self.shifted:
+            ax.mark(self.of(weight)[dim], "mixed")
         for part in self.blends.get(weight, ()):
             self.consume(node, source, part, dim)
         if weight in self.views:
             name, dims = self.views[weight]
             original = dims[dim]
-            if original is not None:
+            if name in self.buffers:  # a fixed matrix cannot be zeroed
+                ax.mark(self.of(weight)[dim], "mixed")
+            elif original is not None:
                 self.consumers.append(Consumer(name, original, node, source))
 
     def opaque(self, node: Node, reason: str) -> Any:

@@ -248,13 +248,20 @@ def _is_rate(module: nn.Module, key: str) -> bool:
 
 
 class _NoFunctionalDropout(torch.overrides.TorchFunctionMode):
-    """Turns functional dropout into the identity, so that training mode is deterministic."""
+    """Turns functional dropout into the identity and noise of a tensor's shape into a constant.
+
+    Noise has the same distribution for every unit, but not the same values, so that a right group (the latent
+    variables of an autoencoder) would look wrong.
+    """
 
     _NAMES = frozenset({"dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
+    _NOISE = frozenset({"randn_like", "rand_like"})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in self._NAMES and args:
             return args[0]
+        if getattr(func, "__name__", "") in self._NOISE:
+            return torch.full_like(args[0], 0.5, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         if getattr(func, "__name__", "") == "scaled_dot_product_attention":
             kwargs["dropout_p"] = 0.0

@@ -9,7 +9,18 @@ from torch.fx import Node
 
 from pliant.units import axes as ax
 from pliant.units.axes import Axis
-from pliant.units.trace import Trace, rule, shape_of
+from pliant.units.trace import Trace, op_name, rule, shape_of
+
+_COPIES = frozenset(
+    ["detach", "clone", "contiguous", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy", "lift_fresh", "identity"]
+)
+_ZERO_AT_ZERO = frozenset(
+    (
+        "relu relu6 gelu silu tanh elu selu celu leaky_relu mish hardtanh hardswish softsign hardshrink softshrink abs"
+        " neg expm1 log1p sqrt square sin tan atan erf sign floor ceil round trunc dropout native_dropout nan_to_num"
+    ).split()
+)
+_BLANK = frozenset({"zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like"})
 
 
 @rule(
@@ -28,10 +39,12 @@ def unary(trace: Trace, node: Node) -> Any:
     """The same axes come out."""
     source = node.args[0]
     axes = trace.of(source)
-    if source in trace.views:  # a cast or copy of a parameter is still that parameter
+    if source in trace.views and op_name(node) in _COPIES:  # a cast or copy of a parameter is still that parameter
         trace.views[node] = trace.views[source]  # type: ignore[index]
-    elif source in trace.blends:
+    elif trace.is_parameter(source):
         trace.blends[node] = (source,)  # type: ignore[assignment]
+        if op_name(node) not in _COPIES | _ZERO_AT_ZERO:
+            trace.shifted.add(node)
     value = node.meta["val"]
     return tuple(axes for _ in value) if isinstance(value, (tuple, list)) else axes
 
@@ -50,8 +63,7 @@ def broadcast(trace: Trace, node: Node) -> Any:
     result: list[Axis | None] = [None] * len(shape)
     blended: tuple[Node, ...] = ()
     if node not in trace.moving:  # a weight computed from parameters: what consumes it says how they are used
-        blended = tuple(item for item in operands if trace.is_parameter(item) and trace.shape(item) == shape)
-        trace.blends.update({node: blended} if blended else {})
+        blended = _blend(trace, node, operands)
     for operand in operands:
         axes = trace.of(operand)
         sizes = shape_of(operand.meta["val"])
@@ -75,6 +87,25 @@ def broadcast(trace: Trace, node: Node) -> Any:
     return tuple(axis if axis is not None else ax.fresh(size) for axis, size in zip(result, shape, strict=True))
 
 
+def _blend(trace: Trace, node: Node, operands: list[Node]) -> tuple[Node, ...]:
+    """The operands that are, entry by entry, the weight that is being computed; masks and noise only scale it."""
+    whole = [item for item in operands if trace.is_parameter(item) and trace.shape(item) == trace.shape(node)]
+    name, first = op_name(node), node.args[0]
+    if name in ("mul", "div"):
+        whole = [item for item in whole if not _is_buffer(trace, item) and (name == "mul" or item is first)]
+        is_shifted = False
+    else:
+        is_shifted = name not in ("add", "sub") or len(whole) < 2 or any(_is_buffer(trace, item) for item in whole)
+    if whole:
+        trace.blends[node] = tuple(whole)
+        trace.shifted.update([node] if is_shifted else [])
+    return tuple(whole)
+
+
+def _is_buffer(trace: Trace, node: Node) -> bool:
+    return node in trace.views and trace.views[node][0] in trace.buffers
+
+
 def _at_channel(axes: tuple[Axis, ...], sizes: tuple[int, ...], rank: int) -> tuple[Any, tuple[int, ...]]:
     """PReLU's weight belongs to dimension 1, not to the last."""
     pad = rank - 2
@@ -94,7 +125,10 @@ def _is_ancestor(older: Node, newer: Node) -> bool:
     """Whether ``newer`` depends on ``older``."""
     pending, seen = [newer], {newer}
     while pending:
-        for source in pending.pop().all_input_nodes:
+        node = pending.pop()
+        if op_name(node) in _BLANK:  # a tensor of the same shape is no descendant
+            continue
+        for source in node.all_input_nodes:
             if source is older:
                 return True
             if source not in seen:

@@ -16,14 +16,12 @@ from torch.fx import Node
 
 from pliant.units import axes as ax
 from pliant.units.axes import Axis
+from pliant.units.rules.shape import COPIES, VIEWS, is_uniform
 from pliant.units.trace import Trace, op_name, rule
 
 _TIME = "a recurrent layer walks through it in order"
 _GIVEN = "the state that its units start from is given from outside, unit by unit"
 _LAYERS = "its entries are the layers and directions of a recurrent network"
-_CONSTANT = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like"})
-_VIEWS = frozenset({"expand", "unsqueeze", "squeeze", "view", "reshape", "slice", "select", "alias"})
-_COPIES = frozenset({"to", "_to_copy", "contiguous", "clone", "repeat", "detach"})
 
 
 # ---- layers ----
@@ -186,34 +184,14 @@ def _length(axis: Axis) -> int:
 
 
 def _is_item(node: Node, index: int) -> bool:
-    return node.target is operator.getitem and node.args[1] == index
+    return node.target is operator.getitem and bool(node.args[1] == index)
 
 
 def carry(trace: Trace, state: Node) -> None:
     """A learned initial state is carried by the units, whatever copies and broadcasts lie in between."""
     node: Any = state
-    while node not in trace.views and op_name(node) in _VIEWS | _COPIES:
+    while node not in trace.views and op_name(node) in VIEWS | COPIES:
         node = node.args[0]
     if node in trace.views:
         for back in range(1, len(trace.of(node)) + 1):
             trace.role(node, -back, "carried")
-
-
-def is_uniform(state: Node) -> bool:
-    """Whether all entries of a tensor are equal, as those of a zero initial state: every order of them is the same."""
-    node: Any = state
-    while op_name(node) in _VIEWS | _COPIES:
-        node = node.args[0]
-    return node.op == "call_function" and op_name(node) in _CONSTANT and not _is_written(node)
-
-
-def _is_written(node: Node) -> bool:
-    """Whether an operation writes into a tensor or a view of it."""
-    for user in node.users:
-        schema = getattr(user.target, "_schema", None)
-        if schema is None or schema.is_mutable:
-            return True
-        if op_name(user) in _VIEWS | {"to", "contiguous", "detach"} and _is_written(user):
-            return True
-    return False
-

@@ -221,7 +221,20 @@ def unbind(trace: Trace, node: Node) -> Any:
     return tuple(rest for _ in node.meta["val"])
 
 
-@rule("index_select", "gather", "index", "scatter", "scatter_add", "index_put", "index_add", "take_along_dim")
+@rule("index_add", "index_copy")
+def index_add(trace: Trace, node: Node) -> Any:
+    """Rows of one tensor are added to rows of another that the data choose; the other dimensions are shared."""
+    source, dim, other = trace.of(node.args[0]), int(node.args[1]), trace.of(node.args[3])  # type: ignore[arg-type]
+    for at, (axis, added) in enumerate(zip(source, other, strict=True)):
+        if at == dim % len(source):
+            ax.freeze(axis, "it is indexed by the data")
+            ax.freeze(added, "it is indexed by the data")
+        else:
+            ax.tie(axis, added)
+    return source
+
+
+@rule("index_select", "gather", "index", "scatter", "scatter_add", "index_put", "take_along_dim")
 def index(trace: Trace, node: Node) -> Any:
     """Data-dependent look-ups: the indexed dimensions are frozen, untouched trailing ones of ``index`` stay."""
     source_node = node.args[0]
@@ -272,8 +285,34 @@ def fixed(trace: Trace, node: Node) -> Any:
     "rand", "randn", "eye", "linspace", "randint", "randperm",
 )  # fmt: skip
 def constant(trace: Trace, node: Node) -> Any:
-    """Tensors made on the spot: their dimensions are data."""
+    """Tensors made on the spot: their dimensions are data, unless all entries are and stay equal."""
+    if is_uniform(node):
+        return tuple(ax.fresh(size) for size in trace.shape(node))
     return opaque_like(node.meta["val"], "it is tied to a tensor made inside the forward pass")
+
+
+_CONSTANT = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like"})
+VIEWS = frozenset({"expand", "unsqueeze", "squeeze", "view", "reshape", "slice", "select", "alias"})
+COPIES = frozenset({"to", "_to_copy", "contiguous", "clone", "repeat", "detach"})
+
+
+def is_uniform(state: Node) -> bool:
+    """Whether all entries of a tensor are equal, as those of a zero initial state: every order of them is the same."""
+    node: Any = state
+    while op_name(node) in VIEWS | COPIES:
+        node = node.args[0]
+    return node.op == "call_function" and op_name(node) in _CONSTANT and not _is_written(node)
+
+
+def _is_written(node: Node) -> bool:
+    """Whether an operation writes into a tensor or a view of it."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if schema is None or schema.is_mutable:
+            return True
+        if op_name(user) in VIEWS | {"to", "contiguous", "detach"} and _is_written(user):
+            return True
+    return False
 
 
 @rule("getitem")
