@@ -100,7 +100,8 @@ def _sites(trace: Trace, group: UnitGroup, atom: Atom) -> Sites:
     sequences = [node for node in result.nodes if _is_sequence(node)]
     nodes = sequences or result.nodes
     counts = {node: _samples(trace, node, atom) for node in nodes}  # not what a squeeze-and-excite gate has averaged
-    return Sites([node for node in nodes if counts[node] == max(counts.values())], result.direct)
+    best = [node for node in nodes if counts[node] == max(counts.values())]
+    return Sites(best, result.direct and not sequences)  # the layer's own output serves packed sequences too
 
 
 def _samples(trace: Trace, node: Node, atom: Atom) -> int:

@@ -14,12 +14,11 @@ from pliant.units.trace import Trace, op_name, rule, shape_of
 _COPIES = frozenset(
     ["detach", "clone", "contiguous", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy", "lift_fresh", "identity"]
 )
-_ZERO_AT_ZERO = frozenset(
-    (
-        "relu relu6 gelu silu tanh elu selu celu leaky_relu mish hardtanh hardswish softsign hardshrink softshrink abs"
-        " neg expm1 log1p sqrt square sin tan atan erf sign floor ceil round trunc dropout native_dropout nan_to_num"
-    ).split()
-)
+_ZERO_AT_ZERO = frozenset({
+    "relu", "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "leaky_relu", "mish", "hardtanh", "hardswish",
+    "softsign", "hardshrink", "softshrink", "abs", "neg", "expm1", "log1p", "sqrt", "square", "sin", "tan", "atan",
+    "erf", "sign", "floor", "ceil", "round", "trunc", "dropout", "native_dropout", "nan_to_num",
+})  # fmt: skip
 _BLANK = frozenset({"zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like"})
 
 
