@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from pliant.units.export import Exported, Inputs, export
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
 from pliant.units.rules.parametrized import freeze_coupled
+from pliant.units.rules.recurrent import FINAL, is_masked_start, is_state, state_slices
 from pliant.units.taps import find_taps
 from pliant.units.trace import Trace, flat_axes, live_nodes, opaque_like, parameter_views
 
@@ -59,6 +61,7 @@ def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
     trace = _trace(exported, tensors)
     excluded = _close(trace, tensors)
     groups, atoms = _collect(trace, tensors, excluded)
+    states = {group.name: state_slices(trace, exported, atoms[group.name]) for group in groups}
     if not groups:
         reasons = sorted(set(excluded.values()))
         raise NoEffect(
@@ -66,12 +69,7 @@ def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
             f"Its parameters are excluded because: {'; '.join(reasons) or 'it has no parameters'}."
         )
     taps, replays = find_taps(model, exported, trace, groups, atoms)
-    done = tuple(
-        UnitGroup(
-            group.name, group.size, group.slices, group.site, taps.get(group.name), group.reset_preserves_function
-        )
-        for group in groups
-    )
+    done = tuple(replace(group, tap=taps.get(group.name), state=states[group.name]) for group in groups)
     return UnitGraph(done, excluded, dict(trace.unknown), replays)
 
 
@@ -95,18 +93,28 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
         if node in known:
             trace.values[node] = parameter_axes[known[node]]
         else:
+            if node in exported.inputs and isinstance(node.meta.get("val"), Tensor):
+                trace.inputs[node] = len(trace.inputs)
             reason = (
                 "it is tied to the model's input (a batch, time, space or feature axis of the data)"
                 if node in exported.inputs
                 else "it is tied to a constant of the model"
             )
             trace.values[node] = opaque_like(node.meta.get("val"), reason)
+            if node in trace.inputs and is_masked_start(node):
+                units = ax.fresh(trace.shape(node)[-1])
+                trace.values[node] = (*trace.values[node][:-1], units)
+                trace.starts.append((trace.inputs[node], None, units))
     freeze_coupled(trace)
     trace.run(exported.nodes)
     for node in exported.nodes:
         if node.op == "output":
             for source in node.all_input_nodes:
-                if source not in exported.parameters:  # mutated buffers are outputs of the program, not of the model
+                if source in exported.parameters:  # mutated buffers are outputs of the program, not of the model
+                    continue
+                if not is_state(trace, source):
+                    for axis in trace.finals.get(source, []):
+                        ax.freeze(axis, FINAL)
                     for axis in flat_axes(trace.values.get(source)):
                         ax.freeze(axis, "it is the model's output")
     return trace

@@ -78,6 +78,9 @@ class Trace:
         shifted: Blends that are not zero where their operands are (``exp(w)``, ``1 + w``): zeroed outgoing weights
             do not silence what they consume.
         buffers: Names of the buffers among the tensors.
+        inputs: The model's input tensors, and their places in the flattened call.
+        starts: Inputs that recurrent units start from: place, row (layer and direction), axis of the units.
+        finals: States that recurrent layers end with: the units of each row.
     """
 
     parameter_axes: dict[str, tuple[Axis, ...]]
@@ -91,6 +94,9 @@ class Trace:
     moving: set[Node] = field(default_factory=set)
     shifted: set[Node] = field(default_factory=set)
     buffers: frozenset[str] = frozenset()
+    inputs: dict[Node, int] = field(default_factory=dict)
+    starts: list[tuple[int, int | None, Axis]] = field(default_factory=list)
+    finals: dict[Node, list[Axis]] = field(default_factory=dict)
 
     # ---- reading ----
     def of(self, node: Any) -> tuple[Axis, ...]:

@@ -182,8 +182,9 @@ class _Probe:
     def baseline(self) -> None:
         self.reference = self.run(self.state)
 
-    def run(self, state: dict[str, Tensor]) -> list[Tensor]:
-        """Outputs in evaluation mode, then in training mode."""
+    def run(self, state: dict[str, Tensor], group: UnitGroup | None = None, order: Tensor | None = None) -> Any:
+        """Outputs in evaluation mode, then in training mode; a group's recurrent state goes in permuted, and back."""
+        args, kwargs = _move_state((self.args, self.kwargs), group, order, "input")
         full = {alias: state[name].clone() for alias, name in self.names.items()}
         outputs: list[Tensor] = []
         flags = [(module, module.training) for module in self.model.modules()]
@@ -195,7 +196,9 @@ class _Probe:
                 self.model.train(mode)
                 with torch.no_grad(), torch.random.fork_rng(), plain_attention(), _NoFunctionalDropout():
                     torch.manual_seed(self.seed)
-                    result = torch.func.functional_call(self.model, full, self.args, self.kwargs, tie_weights=False)
+                    result = torch.func.functional_call(self.model, full, args, kwargs, tie_weights=False)
+                if order is not None:
+                    result = _move_state(result, group, order.argsort(), "output")
                 outputs.extend(leaf for leaf in tensor_leaves(result) if leaf.dtype.is_floating_point)
         finally:
             for module, flag in flags:
@@ -204,20 +207,20 @@ class _Probe:
                 setattr(module, key, rate)
         return outputs
 
-    def change(self, state: dict[str, Tensor]) -> float:
+    def change(self, state: dict[str, Tensor], group: UnitGroup | None = None, order: Tensor | None = None) -> float:
         """Largest relative difference to the baseline over all outputs and both modes."""
-        changes = [_relative(a, b) for a, b in zip(self.reference, self.run(state), strict=True)]
+        changes = [_relative(a, b) for a, b in zip(self.reference, self.run(state, group, order), strict=True)]
         return float("nan") if any(map(math.isnan, changes)) else max(changes, default=0.0)
 
     def check(self, group: UnitGroup) -> GroupCheck:
         order = self._order(group.size)
-        change = self.change(permute(self.state, group.slices, order))
+        change = self.change(permute(self.state, group.slices, order), group, order)
         omissions: dict[str, float] = {}
         inert: list[str] = []
         for index, piece in enumerate(group.slices):
             rest = (*group.slices[:index], *group.slices[index + 1 :])
             label = f"{piece.name}[{piece.dim}]"
-            omission = self.change(permute(self.state, rest, order))
+            omission = self.change(permute(self.state, rest, order), group, order)
             if omission < 1e-7 and self._is_inert(piece):
                 inert.append(label)
             else:
@@ -236,6 +239,22 @@ class _Probe:
         tensor = self.state[piece.name]
         other = tensor * (0.5 + torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64).to(tensor))
         return self.change({**self.state, piece.name: other}) < 1e-7
+
+
+def _move_state(tree: Any, group: UnitGroup | None, order: Tensor | None, kind: str) -> Any:
+    """A call or a result in which the units of a recurrent state are permuted."""
+    pieces = [piece for piece in (group.state if group else ()) if piece.kind == kind]
+    if not pieces or order is None:
+        return tree
+    leaves, spec = pytree.tree_flatten(tree)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    for piece in pieces:
+        tensor = leaves[places[piece.slot]].clone()
+        view = tensor if piece.row is None else tensor[piece.row]
+        where = torch.tensor(piece.table, device=tensor.device)
+        view[..., where.flatten()] = view[..., where[order.to(tensor.device)].flatten()]
+        leaves[places[piece.slot]] = tensor
+    return pytree.tree_unflatten(leaves, spec)
 
 
 _DROPOUT_RATES = ("p", "dropout", "dropout_p", "attention_dropout", "attn_dropout", "dropout_prob", "drop_prob")

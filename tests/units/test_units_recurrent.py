@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 
@@ -34,13 +35,74 @@ class Tagger(nn.Module):
         return (self.head(steps), state) if give else self.head(steps)
 
 
-def test_states_that_are_passed_in_fix_the_order_of_their_units():
+def state_of(layer: nn.Module, rows: int) -> object:
+    hidden = torch.zeros(rows, 2, 4)
+    return (hidden, torch.zeros(rows, 2, layer.hidden_size)) if isinstance(layer, nn.LSTM) else hidden
+
+
+@pytest.mark.parametrize("give", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "rows", "names"),
+    [
+        (nn.GRU(3, 4, batch_first=True), 1, ["layer"]),
+        (nn.LSTM(3, 4, 2, batch_first=True), 2, ["layer.l0", "layer.l1"]),
+        (nn.RNN(3, 4, 3, batch_first=True), 3, ["layer.l0", "layer.l1", "layer.l2"]),
+    ],
+)
+def test_a_state_that_is_carried_on_moves_with_its_units(layer, rows, names, give):
+    """As truncated backpropagation and recurrent policies use it: with the units, the state is permuted, row by row."""
+    model, x = Tagger(layer), torch.randn(2, 5, 3)
+    inputs = {"x": x, "state": state_of(layer, rows), "give": give}
+    units = pliant.find_units(model, inputs)
+    assert [group.name for group in units] == names
+    kinds = {"input", "output"} if give else {"input"}
+    for row, group in enumerate(units):
+        assert {piece.kind for piece in group.state} == kinds
+        assert {piece.row for piece in group.state} == {row}
+        assert group.reset_preserves_function
+        assert type(group).from_dict(group.to_dict()) == group
+    result = units.verify(model, inputs)
+    assert result.ok, str(result)
+    without = pliant.units.UnitGraph(tuple(dataclasses.replace(group, state=()) for group in units))
+    assert not without.verify(model, inputs).ok
+
+
+def test_a_state_that_is_cleared_between_episodes_is_still_a_state():
+    class Policy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.cell = nn.Linear(3, 5), nn.LSTMCell(5, 4)
+            self.action, self.value = nn.Linear(4, 2), nn.Linear(4, 1)
+
+        def forward(self, x, hidden, memory, done):
+            going = (1 - done).unsqueeze(-1)
+            hidden, memory = self.cell(torch.relu(self.embed(x)), (hidden * going, memory * going))
+            return self.action(hidden), self.value(hidden), hidden, memory
+
+    model, inputs = Policy(), (torch.randn(2, 3), torch.zeros(2, 4), torch.zeros(2, 4), torch.zeros(2))
+    units = pliant.find_units(model, inputs)
+    assert [(group.name, group.size) for group in units] == [("embed", 5), ("cell", 4)]
+    assert [(piece.kind, piece.slot) for piece in units["cell"].state] == [
+        ("input", 1), ("input", 2), ("output", 2), ("output", 3),
+    ]  # fmt: skip
+    assert units.verify(model, inputs).ok
+
+
+def test_a_state_that_is_only_returned_is_an_output():
     model, x = Tagger(nn.GRU(3, 4, batch_first=True)), torch.randn(2, 5, 3)
-    with pytest.raises(pliant.NoEffect, match="given from outside"):
-        pliant.find_units(model, (x, torch.zeros(1, 2, 4)))
-    with pytest.raises(pliant.NoEffect, match="output"):
+    with pytest.raises(pliant.NoEffect, match="initial state must be passed in"):
         pliant.find_units(model, {"x": x, "give": True})
-    assert pliant.find_units(model, x)["layer"].size == 4
+    assert pliant.find_units(model, x)["layer"].state == ()
+
+
+def test_a_state_that_also_serves_elsewhere_fixes_the_order_of_its_units():
+    class Skip(Tagger):
+        def forward(self, x, state):
+            return super().forward(x, state) + state.sum()
+
+    inputs = (torch.randn(2, 5, 3), torch.zeros(1, 2, 4))
+    with pytest.raises(pliant.NoEffect, match="given from outside"):
+        pliant.find_units(Skip(nn.GRU(3, 4, batch_first=True)), inputs)
 
 
 def test_packed_sequences_are_refused_with_the_way_that_works():
