@@ -223,6 +223,10 @@ class Handle:
         for memory in self._memory:
             memory.clear()
 
+    def also_remove(self, hooks: Sequence[Any]) -> None:
+        """Take over hooks that others put on the optimizers: :meth:`detach` removes them."""
+        self._hooks.extend(hooks)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit by bit: plain tensors, numbers and strings.
 
@@ -235,8 +239,8 @@ class Handle:
             "num_members": self.num_members,
             "schedules": [schedule.state_dict() for schedule in self._schedules],
             "num_boundaries": self._num_boundaries,
-            "state": [cloned(memory.units) for memory in self._memory],
-            "memory": [memory.state_dict() for memory in self._memory],
+            "state": {index: cloned(memory.units) for index, memory in enumerate(self._memory)},
+            "memory": {str(index): memory.state_dict() for index, memory in enumerate(self._memory)},
             "random": self._editor.random_state(),
             "num_resets": self._no_resets() | self.events.state_dict(),
         }
@@ -275,8 +279,8 @@ class Handle:
         for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved, self._device)
         self._num_boundaries = state["num_boundaries"]
-        for memory, units, saved in zip(self._memory, state["state"], state["memory"], strict=True):
-            memory.load_state_dict({"units": units, **saved})
+        for index, memory in enumerate(self._memory):
+            memory.load_state_dict({"units": state["state"][index], **state["memory"][str(index)]})
         self._editor.load_random_state(state["random"])
         self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items() if v.any()})
         for index in range(len(self._schedules)):

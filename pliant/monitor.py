@@ -201,7 +201,7 @@ class Monitor:
 
 def monitor(
     model: Models,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Sequence[Optimizer],
     metrics: Sequence[str] = METRICS,
     *,
     example_inputs: Any = None,
@@ -218,7 +218,7 @@ def monitor(
 
     Args:
         model: The model that is trained, before ``torch.compile``; or several by name.
-        optimizer: Its optimizer; its steps are the clock.
+        optimizer: Its optimizer; its steps are the clock. Of several, the first.
         metrics: Names out of :data:`METRICS`.
         example_inputs: One small batch, to find the unit groups.
         units: Or the unit groups, found before.
@@ -260,7 +260,7 @@ def monitor(
         units = find_units(model, example_inputs)
     return Monitor(
         model,
-        optimizer,
+        optimizer if isinstance(optimizer, Optimizer) else optimizer[0],
         tuple(metrics),
         units,
         every=every,
