@@ -8,7 +8,6 @@ to it. How a unit's entries are read and written is :mod:`pliant.write`'s busine
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -69,7 +68,6 @@ class Editor:
         self.stepped: Optimizer | None = None
         self.writer = Writer(tensors, seeds, num_members=num_members)
         self._declared, self._measure = declared, measure
-        self._ordered: dict[int, tuple[UnitGroup, tuple[TensorSlice, ...]]] = {}
 
     # ---- randomness ----
     def random_state(self) -> dict[str, list[Tensor]]:
@@ -96,8 +94,9 @@ class Editor:
     ) -> None:
         """Give some units of a group a new life.
 
-        Where one tensor's entries are incoming and outgoing weights of the same unit (a tied, transposed matrix), they
-        are redrawn: zeros would leave the unit dead. ``group.reset_preserves_function`` is false there.
+        Entries that are incoming and outgoing weights of the same unit (a tied, transposed matrix: the role
+        ``"both"``) count as incoming: zeros would leave the unit dead. ``group.reset_preserves_function`` is false
+        there.
 
         Args:
             group: The group.
@@ -125,7 +124,8 @@ class Editor:
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
-                for piece in self._in_order(group):
+                # outgoing last: where one matrix produces and consumes the units, what they send must end at zero
+                for piece in sorted(group.slices, key=lambda piece: piece.role == "outgoing"):
                     action = self._action(piece, incoming, bias, carried, outgoing)
                     if action != "keep":
                         self._write(piece, selection, action, share)
@@ -330,16 +330,6 @@ class Editor:
         return init
 
     # ---- internals ----
-    def _in_order(self, group: UnitGroup) -> tuple[TensorSlice, ...]:
-        """The slices in the order of writing, outgoing last: where one matrix produces and consumes the units along
-        different dimensions, what they send must end at zero. Along the same one, incoming weights are all there is.
-        """
-        if id(group) not in self._ordered:
-            first = [piece for piece in group.slices if piece.role != "outgoing"]
-            last = [left for piece in group.role("outgoing") if (left := _not_incoming(piece, group)) is not None]
-            self._ordered[id(group)] = (group, (*first, *last))
-        return self._ordered[id(group)][1]
-
     def _action(self, piece: TensorSlice, incoming: str, bias: str, carried: str, outgoing: str) -> str:
         if piece.role == "outgoing":
             return outgoing
@@ -400,19 +390,3 @@ def _source(moment: Moment, tensor: Tensor) -> Init | Tensor | None:
     if isinstance(moment.fresh, str):
         return tensor
     return Init("constant", moment.fresh) if moment.fresh else None  # type: ignore[arg-type]
-
-
-def _not_incoming(piece: TensorSlice, group: UnitGroup) -> TensorSlice | None:
-    """An outgoing slice without what is incoming, too; ``None`` if nothing is left."""
-    same = [other for other in group.role("incoming") if (other.name, other.dim) == (piece.name, piece.dim)]
-    if not same:
-        return piece
-    taken = [{position for other in same for position in other.table[unit]} for unit in range(group.size)]
-    rows = tuple(tuple(p for p in row if p not in taken[unit]) for unit, row in enumerate(piece.table))
-    widths = {len(row) for row in rows}
-    if len(widths) > 1:
-        raise NotYetSupported(
-            f"{piece.name!r} holds incoming and outgoing weights of the same units of {group.name!r}, and the units "
-            "differ in how many are both; leave the group out with where=..."
-        )
-    return replace(piece, table=rows) if widths != {0} else None

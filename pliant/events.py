@@ -31,7 +31,8 @@ class Event:
         last_step: For a run of edits at successive steps, when it was last continued; else ``step``.
         count: The number of steps at which the run edited; 1 for units.
         output_change: Largest relative change of the model's outputs on the batch given to
-            ``attach(..., measure_change=batch)``; ``None`` if that was not asked for.
+            ``attach(..., measure_change=batch)`` by one edit (of a run: by any of them); ``None`` if that was not
+            asked for.
     """
 
     step: int
@@ -170,8 +171,8 @@ class EventLog:
             run.count += run.last_step != self.step
             run.last_step, run.reason = self.step, reason
             run.tensors.update(dict.fromkeys(names))
-            if output_change is not None:
-                run.output_change = output_change
+            if output_change is not None and run.output_change is not None:
+                run.output_change = torch.maximum(run.output_change, output_change)
             return
         run = _Run(self.step, action, self.intervention, reason, dict.fromkeys(names), self.step, 1, output_change)
         self._open[key] = run

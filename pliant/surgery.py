@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Muon, Optimizer
+from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration
 
 __all__ = ["adopt", "operate", "replace_module"]
+
+_OF_MATRICES: tuple[type, ...] = (torch.optim.Muon,) if hasattr(torch.optim, "Muon") else ()  # PyTorch 2.9 and later
 
 
 def adopt(optimizers: Sequence[Optimizer], parameters: Sequence[nn.Parameter], like: nn.Parameter) -> None:
@@ -41,7 +43,7 @@ def adopt(optimizers: Sequence[Optimizer], parameters: Sequence[nn.Parameter], l
     for parameter in parameters:
         if id(parameter) in owned or not parameter.requires_grad:
             continue
-        if isinstance(optimizer, Muon) and parameter.ndim != 2:
+        if isinstance(optimizer, _OF_MATRICES) and parameter.ndim != 2:
             raise IllegalConfiguration(
                 f"a new parameter of shape {tuple(parameter.shape)} cannot join a parameter group of Muon, which "
                 "trains matrices only; choose one that another optimizer owns (like=...)."

@@ -190,6 +190,16 @@ def test_resetting_a_dead_unit_changes_no_output_and_under_a_layer_norm_it_does(
         assert event.output_change is not None
 
 
+def test_of_a_run_the_largest_change_is_shown():
+    log = EventLog()
+    for step, change in enumerate((0.1, 0.4, 0.2)):
+        log.step = step
+        log.add_tensors("shrink", ["a"], output_change=torch.tensor(change))
+    (event,) = log
+    assert event.count == 3
+    assert event.output_change == pytest.approx(0.4)
+
+
 def test_nothing_is_measured_unless_asked():
     model, optimizer, handle = attached([ContinualBackprop(0.3, maturity_threshold=0), L2(0.1)])
     train(model, optimizer, 0, 8)

@@ -37,7 +37,7 @@ def result(name: str, rank: int | None) -> dict[str, Any]:
     tensors = dict(model.state_dict())
     for key, parameter in model.named_parameters():
         tensors |= {f"{kind} of {key}": value for kind, value in optimizer.state[parameter].items()}
-    memory = handle.state_dict()["memory"][0]
+    memory = handle.state_dict()["memory"]["0"]
     for kind in ("parameters", "snapshots"):
         for state, values in memory[kind].items():
             tensors |= {f"{state} of {key}": value for key, value in values.items()}

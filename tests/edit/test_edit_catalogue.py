@@ -9,7 +9,6 @@ import pytest
 import torch
 import zoo
 from catalogue import METHODS, SURGEONS, HareAndTortoise
-from torch import nn
 from zoo import ZOO
 
 import pliant
@@ -24,24 +23,26 @@ ALL = {**METHODS, **SURGEONS}
 class Run:
     """A loop as a user writes it."""
 
-    def __init__(self, method=None, optimizer="adam", seed=0, **more) -> None:
-        torch.manual_seed(seed)
-        self.model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+    def __init__(self, method=None, optimizer="adam", seed=0, name="mlp", **more) -> None:
+        self.case = ZOO[name]
+        self.model = self.case.model(seed)
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.handle = None
         if method is not None:
-            self.handle = pliant.attach(self.model, self.optimizer, method, example_inputs=torch.ones(2, 5), **more)
+            more = {"example_inputs": self.case.batch(), "init": self.case.init, **more}
+            self.handle = pliant.attach(self.model, self.optimizer, method, **more)
 
     def train(self, start, stop):
         for step in range(start, stop):
+            torch.manual_seed(step)  # for dropout
             self.optimizer.zero_grad()
-            loss = zoo.loss_of(self.model(ZOO["mlp"].batch(8, seed=step)))
+            loss = zoo.loss_of(zoo.call(self.model, self.case.batch(8, seed=step)))
             if self.handle is not None:
                 loss = loss + self.handle.penalty()
             loss.backward()
             self.optimizer.step()
             if self.handle is not None and step == 4:
-                self.handle.task_boundary(ZOO["mlp"].batch(8, seed=100))
+                self.handle.task_boundary(self.case.batch(8, seed=100))
         return self
 
     def save(self):
@@ -79,6 +80,18 @@ def test_it_acts_and_resumes_bit_by_bit(name, optimizer):
     if name not in SURGEONS:
         plain = Run(None, optimizer).train(0, 8)
         assert not same(plain.model.state_dict(), run.model.state_dict())
+
+
+@pytest.mark.parametrize("architecture", ["conv_bn_flatten", "tied_autoencoder", "lstm", "vit"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("Churn", "Dash")])
+def test_it_resumes_on_other_architectures(name, architecture):
+    """Bit by bit; state per unit, per parameter and of whole networks is found again, whatever the tensors are."""
+    run = Run(METHODS[name], name=architecture).train(0, 3)
+    states = copy.deepcopy(run.save())
+    run.train(3, 6)
+    resumed = Run(METHODS[name], seed=99, name=architecture).load(states).train(3, 6)
+    assert same(run.save(), resumed.save())
+    assert len(run.handle.events) > 0 or name in ("PullBeforeTheStep", "SelfNormalisedResets")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -126,19 +126,19 @@ def test_everything_is_saved_and_restored_bit_by_bit():
     _, _, other = attached()
     other.load_state_dict(saved)
     again = other.state_dict()
-    assert again["memory"][0]["host"] == [{"count": 2, "rate": 0.5, "phase": "late", "is_on": True}]
+    assert again["memory"]["0"]["host"] == [{"count": 2, "rate": 0.5, "phase": "late", "is_on": True}]
     for kind in ("parameters", "snapshots"):
-        for key, tensors in saved["memory"][0][kind].items():
+        for key, tensors in saved["memory"]["0"][kind].items():
             for name, value in tensors.items():
-                assert torch.equal(again["memory"][0][kind][key][name], value)
-                assert value.dtype == again["memory"][0][kind][key][name].dtype
+                assert torch.equal(again["memory"]["0"][kind][key][name], value)
+                assert value.dtype == again["memory"]["0"][kind][key][name].dtype
     for group, tensors in saved["state"][0].items():
         for key, value in tensors.items():
             assert torch.equal(again["state"][0][group][key], value)
     assert (saved["state"][0]["0"]["age"] == 5).all()
     train(model, optimizer, 4, 6)  # what was saved does not change afterwards
     assert (saved["state"][0]["0"]["age"] == 5).all()
-    assert saved["memory"][0]["host"][0]["count"] == 2
+    assert saved["memory"]["0"]["host"][0]["count"] == 2
 
 
 def test_each_optimizer_has_its_own_host_state_and_parameters():
@@ -201,8 +201,8 @@ def test_parameters_that_join_later_get_their_state_then():
     file = handle.state_dict()
     fresh = pliant.attach(model, optimizer, Initial(every=1), example_inputs=torch.ones(2, 5))
     fresh.load_state_dict(file)
-    assert torch.equal(fresh.state_dict()["memory"][0]["parameters"]["initial"]["0.weight"],
-                       file["memory"][0]["parameters"]["initial"]["0.weight"])  # fmt: skip
+    assert torch.equal(fresh.state_dict()["memory"]["0"]["parameters"]["initial"]["0.weight"],
+                       file["memory"]["0"]["parameters"]["initial"]["0.weight"])  # fmt: skip
 
 
 def test_only_plain_values_live_on_the_host():

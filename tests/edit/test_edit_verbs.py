@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import ZOO
 
-from pliant import IllegalConfiguration, NotYetSupported, devices
+import pliant
+from pliant import IllegalConfiguration, devices
 from pliant.edit import Editor
 from pliant.events import EventLog
 from pliant.stats.capture import named_tensors
@@ -117,10 +118,14 @@ class Tied(nn.Module):
         return torch.relu(self.code(x)) @ self.code.weight
 
 
-def tied_group(**tables) -> UnitGroup:
-    places = [("code.weight", -2, "incoming"), ("code.bias", -1, "incoming"), ("code.weight", -2, "outgoing")]
-    slices = tuple(TensorSlice(n, d, r, tables.get(r, ROWS) if d == -2 else ROWS) for n, d, r in places)
-    return UnitGroup("code", 8, slices, "hidden", None, False)
+TIED_GROUP = UnitGroup(
+    "code",
+    8,
+    (TensorSlice("code.weight", -2, "both", ROWS), TensorSlice("code.bias", -1, "incoming", ROWS)),
+    "hidden",
+    None,
+    False,
+)
 
 
 def test_entries_that_are_incoming_and_outgoing_are_redrawn_and_not_zeroed():
@@ -130,35 +135,21 @@ def test_entries_that_are_incoming_and_outgoing_are_redrawn_and_not_zeroed():
     model(torch.randn(4, 5, dtype=torch.float64)).square().sum().backward()
     optimizer.step()
     before = tensors_of(model)
-    group = tied_group()
-    editor(model, optimizer).reset(group, mask_of(8))
+    editor(model, optimizer).reset(TIED_GROUP, mask_of(8))
     after = tensors_of(model)
     assert torch.equal(after["code.weight"][[0, 7]], draws((2, 5), 5**-0.5))
     assert not after["code.bias"][[0, 7]].any()
     assert torch.equal(after["code.weight"][1:7], before["code.weight"][1:7])
     assert not optimizer.state[model.code.weight]["exp_avg"][[0, 7]].any()
-    assert not group.reset_preserves_function
     halfway = copy.deepcopy(model)
-    editor(halfway, torch.optim.SGD(halfway.parameters()), seed=3).reset(group, torch.full((8,), 0.5).double())
+    editor(halfway, torch.optim.SGD(halfway.parameters()), seed=3).reset(TIED_GROUP, torch.full((8,), 0.5).double())
     want = 0.5 * after["code.weight"] + 0.5 * draws((8, 5), 5**-0.5, seed=3)
     assert torch.allclose(halfway.code.weight, want)  # once, and not once for each role
-
-
-def test_only_the_shared_part_of_a_tensor_is_redrawn():
-    class Stacked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.code = nn.Linear(5, 16)
-
-    wide = tuple((unit, unit + 8) for unit in range(8))
-    model = Stacked().double()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    editor(model, optimizer).reset(tied_group(outgoing=wide), mask_of(8))
-    assert model.code.weight[[0, 7]].all()
-    assert not model.code.weight[[8, 15]].any()
-    uneven = tuple((unit, unit + 8) if unit else (8, 9) for unit in range(8))
-    with pytest.raises(NotYetSupported, match=r"code\.weight.*incoming and outgoing"):
-        editor(model, optimizer).reset(tied_group(outgoing=uneven), mask_of(8))
+    units = pliant.find_units(Tied(), torch.randn(3, 5))
+    assert [(p.name, p.dim, p.role) for p in units["code"].slices] == [
+        (p.name, p.dim, p.role) for p in TIED_GROUP.slices
+    ]
+    assert not units["code"].reset_preserves_function
 
 
 # ---- factors and noise ----
