@@ -86,6 +86,18 @@ def attach(
         >>> handle.num_resets
         {'0': tensor(6)}
         >>> handle.detach()
+
+        Several modules and optimizers, for example the ``policy.actor`` and ``policy.critic`` of Stable-Baselines3's
+        SAC with ``[policy.actor.optimizer, policy.critic.optimizer]``, whose ``learn()`` stays as it is:
+
+        >>> actor = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> critic = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> optimizers = [torch.optim.Adam(net.parameters()) for net in (actor, critic)]
+        >>> inputs = {"actor": torch.randn(3, 4), "critic": torch.randn(3, 6)}
+        >>> handle = pliant.attach({"actor": actor, "critic": critic}, optimizers, method, example_inputs=inputs)
+        >>> [group.name for group in handle.units]
+        ['actor.0', 'critic.0']
+        >>> handle.detach()
     """
     given = model
     plain, process_group = _unwrapped(model, units)

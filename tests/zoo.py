@@ -15,6 +15,7 @@ import zoo_hf  # noqa: F401
 import zoo_hf_more  # noqa: F401
 import zoo_recurrent  # noqa: F401
 import zoo_tokens  # noqa: F401
+import zoo_views  # noqa: F401
 from torch import Tensor
 from zoo_base import ZOO, Case, Group, call, cast
 

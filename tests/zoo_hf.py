@@ -160,7 +160,7 @@ def vit_attention(at: str) -> dict[str, Group]:
 
 VIT_AT = "vit.layers.0"
 VIT = {
-    "vit.embeddings.cls_token:residual": Group(
+    "vit.embeddings.patch_embeddings.projection:residual": Group(
         8,
         "vit.embeddings.cls_token[-1] vit.embeddings.position_embeddings[-1] "
         + both("vit.embeddings", "patch_embeddings.projection", dim=-4)

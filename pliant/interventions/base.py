@@ -162,12 +162,22 @@ class Context:
         return self._forward(inputs, params, training=training)
 
     def parameters(self, where: str = "*") -> dict[str, Tensor]:
-        """The optimizer's parameters by name (shell-style pattern), without those that are frozen by now."""
+        """The optimizer's parameters by name (shell-style pattern), without those that are frozen by now.
+
+        See :meth:`whole` for their values.
+        """
         return {
             name: item
             for name, item in self._parameters.items()
             if item.requires_grad and fnmatch.fnmatchcase(name, where)
         }
+
+    def whole(self, name: str) -> Tensor:
+        """A parameter's or buffer's values, detached; of one that is sharded over processes, all of them.
+
+        Every process must ask at once, which they do: all run the same methods.
+        """
+        return self.edit.writer.whole(name)
 
     def set_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         """The handle tells that the optimizer has taken on further parameters."""

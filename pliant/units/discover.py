@@ -12,7 +12,7 @@ from pliant.errors import IllegalConfiguration, NoEffect, UnsupportedOp
 from pliant.units import axes as ax
 from pliant.units import rules as _rules  # noqa: F401  (importing it registers the rules)
 from pliant.units.axes import Atom, Axis
-from pliant.units.export import Exported, Inputs, export, refuse_wrapped
+from pliant.units.export import Exported, Inputs, as_call, export, refuse_wrapped
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
 from pliant.units.inputs import check_inputs
@@ -21,7 +21,7 @@ from pliant.units.several import Models, Several, joined
 from pliant.units.taps import find_taps
 from pliant.units.trace import Trace, flat_axes, live_nodes, opaque_like, parameter_views
 
-__all__ = ["find_units"]
+__all__ = ["check_call", "find_units"]
 
 Key = tuple[str, int]
 OUTPUT = "it is the model's output"
@@ -64,7 +64,7 @@ def find_units(model: Models, example_inputs: Any) -> UnitGraph:
     """
     model, inputs = joined(model, example_inputs)
     refuse_wrapped(model)
-    _check(model, inputs)
+    check_call(model, inputs)
     exported = _export(model, inputs)
     tensors = _tensors(model)
     trace = _trace(exported, tensors)
@@ -91,10 +91,18 @@ def _title(model: nn.Module) -> str:
     return " and ".join(type(part).__name__ for part in parts)
 
 
-def _check(model: nn.Module, inputs: Inputs) -> None:
+def check_call(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse example inputs that cannot be those of the model, or of one of several.
+
+    Args:
+        model: The module, or several as one.
+        inputs: Its inputs, as :func:`~pliant.units.several.joined` gives them.
+
+    Raises:
+        IllegalConfiguration: See :func:`~pliant.units.inputs.check_inputs`.
+    """
     if isinstance(model, Several):
-        (calls,) = inputs
-        for name, (args, kwargs) in calls.items():
+        for name, (args, kwargs) in as_call(inputs)[0][0].items():
             check_inputs(model.get_submodule(name), kwargs or args, f" of {name!r}")
     else:
         check_inputs(model, inputs)
@@ -107,8 +115,7 @@ def _export(model: nn.Module, inputs: Inputs) -> Exported:
     try:
         return export(model, inputs)
     except (IllegalConfiguration, UnsupportedOp):
-        (calls,) = inputs
-        for name, (args, kwargs) in calls.items():
+        for name, (args, kwargs) in as_call(inputs)[0][0].items():
             try:
                 export(model.get_submodule(name), kwargs or args)
             except (IllegalConfiguration, UnsupportedOp) as error:
@@ -210,13 +217,14 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
         return "nothing in the model produces it (it has no incoming weights)"
     site: Site = next((kind for kind in ("heads", "residual", "head_dims") if kind in atom.marks), "hidden")
     outgoing = [piece for piece in slices if piece.role in ("outgoing", "both")]
-    if "token" in atom.marks and not outgoing:
-        return "it is a learned token at a position of its own, which no weights consume"
+    computed = [piece for piece in incoming if (piece.name, piece.dim) not in trace.learned]
+    if not computed:
+        return "its values are learned constants, which are not computed from the data"
     produced = [axis for (name, dim), axis in found if "incoming" in trace.roles_of(name, dim, atom)]
     if site == "hidden" and not outgoing and all(_is_part(axis, atom) for axis in produced):
         return "it numbers the parts that other units consist of, and nothing reads it by itself"
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
-    matrix = next((piece for piece in incoming if len(trace.parameter_axes[piece.name]) > 1), incoming[0])
+    matrix = next((piece for piece in computed if len(trace.parameter_axes[piece.name]) > 1), computed[0])
     name = _name(matrix.name, site, set(taken), trace.parameter_axes)
     return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)
 

@@ -166,13 +166,12 @@ def model_outputs(output: Any) -> list[Tensor]:
         [tensor([0., 0.])]
     """
     if isinstance(output, Mapping):
-        output = [value for key, value in output.items() if key not in _STATE]
-    leaves = pytree.tree_leaves(output, is_leaf=_is_cache)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _is_cache(item: Any) -> bool:
-    return any(cls.__name__ == "Cache" and cls.__module__.startswith("transformers.") for cls in type(item).__mro__)
+        return model_outputs([value for key, value in output.items() if key not in _STATE])
+    if isinstance(output, (tuple, list)):
+        return [leaf for item in output for leaf in model_outputs(item)]
+    if any(cls.__name__ == "Cache" and cls.__module__.startswith("transformers.") for cls in type(output).__mro__):
+        return []
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 @contextlib.contextmanager
@@ -283,7 +282,8 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
             raise UnsupportedOp(
                 f"torch.export cannot follow {type(model).__name__}: {_first_line(error)}. "
                 "A forward pass that branches on the data is the usual reason; rewrite the branch with torch.where "
-                "or torch.cond, or find the units of the submodules that can be exported."
+                "or torch.cond, or state the units by hand with pliant.declare_units (those of submodules that can be "
+                "exported are found as before)."
             ) from error
     _inline(program.graph_module)
     expose_layers(program.graph)

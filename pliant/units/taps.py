@@ -14,12 +14,13 @@ import math
 import operator
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
@@ -61,7 +62,7 @@ def find_taps(
 ) -> tuple[dict[str, Tap], dict[str, Replay]]:
     """A tap for every group that can be read, and the replays that some of them need."""
     sites = {group.name: _sites(trace, group, atoms[group.name]) for group in groups}
-    values, calls = _observe(model, exported)
+    values, calls = _observe(model, exported, trace)
     taps: dict[str, Tap] = {}
     replays: dict[str, Replay] = {}
     for group in groups:
@@ -159,8 +160,8 @@ def _alike(trace: Trace, nodes: Sequence[Node], atom: Atom, located: Any) -> lis
     wider = list(nodes)
     for node in nodes:
         if op_name(node) in ("cat", "concat", "concatenate"):
-            operands = [item for item in node.args[0] if item.op == "call_function"]  # type: ignore[union-attr]
-            wider.extend(item for item in operands if _carries(trace.of(item), atom))
+            operands: Any = node.args[0]
+            wider.extend(o for o in operands if o.op == "call_function" and _carries(trace.of(o), atom))
     return [node for node in dict.fromkeys(wider) if _locate(trace.of(node), atom) == located]
 
 
@@ -202,14 +203,14 @@ class Calls:
         return {hit: sets[0] for hit, sets in self.seen.items() if self.counts[hit.module] == 1}
 
 
-def _observe(model: nn.Module, exported: Exported) -> tuple[dict[Node, Tensor], Calls]:
+def _observe(model: nn.Module, exported: Exported, trace: Trace) -> tuple[dict[Node, Tensor], Calls]:
     """Run graph and model on the same generic parameters and random state, and compare what they compute."""
     state = jittered(model, seed=0)
     args, kwargs = _generic_inputs(exported)
     with torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        values = _interpret(exported, state, args, kwargs)
+        values = _interpret(exported, state, args, kwargs, trace.views)
         torch.manual_seed(0)
         calls = _watch(model, state, args, kwargs, values)
     return values, calls
@@ -230,34 +231,38 @@ def _generic_inputs(exported: Exported) -> tuple[Any, Any]:
 
 
 class _Recorder(Interpreter):
-    """Runs the exported graph and keeps the value of every tensor in it, as it was when it was made."""
+    """Runs the exported graph and keeps the value of every activation in it, as it was when it was made."""
 
-    def __init__(self, exported: Exported) -> None:
+    def __init__(self, exported: Exported, parameters: Container[Node]) -> None:
         super().__init__(exported.program.graph_module)
+        self.parameters = parameters
         self.kept: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         """Run one node and keep a copy, since later in-place operations may change the original."""
         result = super().run_node(n)
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and n not in self.parameters:
             self.kept[n] = result.clone()
         return result
 
 
-def _interpret(exported: Exported, state: dict[str, Tensor], args: Any, kwargs: Any) -> dict[Node, Tensor]:
+def _interpret(
+    exported: Exported, state: dict[str, Tensor], args: Any, kwargs: Any, parameters: Container[Node]
+) -> dict[Node, Tensor]:
     leaves = iter(pytree.tree_leaves((args, kwargs)))
     feed: list[Any] = []
     program = exported.program
     placeholders = (node for node in exported.nodes if node.op == "placeholder")
     for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
         if node in exported.parameters:
-            feed.append(state[exported.parameters[node]].clone())
+            tensor = state[exported.parameters[node]]
+            feed.append(tensor.clone() if spec.kind is InputKind.BUFFER else tensor)  # a forward may update buffers
         elif node in exported.inputs:
             feed.append(next(leaves))
         else:
             held = program.constants if str(spec.target) in program.constants else program.state_dict
             feed.append(held[str(spec.target)])
-    recorder = _Recorder(exported)
+    recorder = _Recorder(exported, parameters)
     recorder.run(*feed)
     return recorder.kept
 
@@ -268,6 +273,7 @@ def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, v
         index.setdefault(_fingerprint(value), []).append(node)
     calls = Calls()
     handles = []
+    buffers = dict(model.named_buffers(remove_duplicate=False))
 
     def look(hit: Hit, tensor: Tensor) -> None:
         same = {node for node in index.get(_fingerprint(tensor), ()) if torch.equal(values[node], tensor)}
@@ -295,7 +301,7 @@ def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, v
         handles.append(module.register_forward_hook(after(name)))
     try:
         with training_mode(model), plain_attention():
-            call_with(model, {name: tensor.clone() for name, tensor in state.items()}, args, kwargs)
+            call_with(model, {k: v.clone() if k in buffers else v for k, v in state.items()}, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -82,6 +82,7 @@ class Trace:
         unknown: Ops met that no rule explains, with the number of times.
         used: Parameters and buffers that the graph reads.
         moving: Nodes that depend on more than parameters and buffers.
+        learned: Dimensions of parameters that stand where activations do.
     """
 
     parameter_axes: dict[str, tuple[Axis, ...]]
@@ -92,6 +93,7 @@ class Trace:
     unknown: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     moving: set[Node] = field(default_factory=set)
+    learned: set[Key] = field(default_factory=set)
     _place: dict[Node, int] = field(default_factory=dict)
     _past: dict[Node, int] = field(default_factory=dict)  # bit i of an entry: the node depends on the i-th one
     _branch: dict[Node, int] = field(default_factory=dict)  # the same, with a contraction in between
@@ -126,6 +128,12 @@ class Trace:
         axis = self.of(node)[dim]
         for key in self.views[node][dim]:
             self.uses.setdefault(key, []).append((role, axis))
+
+    def learn(self, node: Any) -> None:
+        """Say that a parameter stands where activations do (class token, learned queries): it produces its entries."""
+        for dim, keys in enumerate(self.views.get(node, ())):
+            self.role(node, dim, "incoming")
+            self.learned |= keys
 
     def consume(self, node: Node, source: Any, weight: Any, dim: int) -> None:
         """Record that ``weight`` contracts its dimension ``dim`` with the activation ``source``."""
@@ -177,13 +185,12 @@ class Trace:
                 branch |= self._branch.get(source, 0)
             self._past[node] = past
             self._branch[node] = branch | (past if op_name(node) in _CONTRACTIONS else 0)
-            if node not in live:  # attention weights that were averaged for nobody must not mark the heads
-                continue
             if node.op == "placeholder" and node not in self.views:
                 self.moving.add(node)
             self.moving.update([node] if self.moving.intersection(node.all_input_nodes) else ())
             if node.op == "call_function" and node not in self.values:  # a rule may know what an item of its result is
-                self.values[node] = self._call(node)
+                # attention weights that were averaged for nobody must not mark the heads
+                self.values[node] = self._call(node) if node in live else self.opaque(node, "it is not used")
 
     def _call(self, node: Node) -> Any:
         name = op_name(node)
@@ -197,6 +204,9 @@ class Trace:
         return self.opaque(node, reason)
 
 
+_SIZES = frozenset(["sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "_assert_tensor_metadata"])
+
+
 _CONTRACTIONS = frozenset(
     [
         *("linear", "addmm", "baddbmm", "mm", "bmm", "matmul", "einsum", "scaled_dot_product_attention"),
@@ -206,13 +216,17 @@ _CONTRACTIONS = frozenset(
 
 
 def live_nodes(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes that the model's output, a written tensor, or a reading of the units (``meta["read"]``) depends on."""
+    """The nodes that the model's output, a written tensor, or a reading of the units (``meta["read"]``) depends on.
+
+    Reading a tensor's size is no use of it.
+    """
     live: set[Node] = set()
     for node in reversed(list(nodes)):
         schema = getattr(node.target, "_schema", None)
         if node in live or node.op == "output" or node.meta.get("read") or (schema is not None and schema.is_mutable):
             live.add(node)
-            live.update(node.all_input_nodes)
+            if op_name(node) not in _SIZES:
+                live.update(node.all_input_nodes)
     return live
 
 
@@ -222,7 +236,17 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def _hint(size: Any) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
+    if isinstance(size, int):
+        return size
+    if size.node.hint is not None:
+        return int(size.node.hint)
+    # how many entries a mask selects depends on the data: each such number stands for a size of its own
+    symbols = {symbol: _SELECTED + sum(map(ord, str(symbol))) for symbol in size.node.expr.free_symbols}
+    backed = {symbol: size.node.shape_env.size_hint(symbol) for symbol in symbols if not str(symbol).startswith("u")}
+    return int(size.node.expr.subs({**symbols, **backed}))
+
+
+_SELECTED = 1_000_003
 
 
 def _has_tensor(value: Any) -> bool:

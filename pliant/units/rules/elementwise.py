@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from pliant.units import axes as ax
 from pliant.units.axes import Axis
-from pliant.units.trace import Trace, rule, shape_of
+from pliant.units.trace import Trace, op_name, rule, shape_of
 
 
 @rule(
@@ -75,11 +75,37 @@ def _at_channel(axes: tuple[Axis, ...], sizes: tuple[int, ...], rank: int) -> tu
     return (*axes, *(ax.fresh(1) for _ in range(pad))), (*sizes, *([1] * pad))
 
 
+_SAME = frozenset(
+    [
+        *("to", "_to_copy", "clone", "contiguous", "detach", "alias", "dropout", "native_dropout"),
+        *(
+            "view",
+            "reshape",
+            "_unsafe_view",
+            "flatten",
+            "unflatten",
+            "transpose",
+            "permute",
+            "t",
+            "unsqueeze",
+            "squeeze",
+        ),
+    ]
+)
+
+
+def _stem(node: Node) -> Node:
+    """The tensor that a cast, copy or view was made of."""
+    while node.op == "call_function" and op_name(node) in _SAME and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
 def _mark_residual(trace: Trace, operands: list[Node]) -> None:
     activations = [operand for operand in operands if not trace.is_parameter(operand)]
     if len(activations) != 2:
         return
     for older, newer in (activations, activations[::-1]):
-        if trace.branches(newer, older):  # not the other way round: a mask is added to every layer's scores
+        if trace.branches(newer, _stem(older)):  # not the other way round: a mask is added to every layer's scores
             for axis in trace.of(older):
                 ax.mark(axis, "residual")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from pliant.units import axes as ax
@@ -160,21 +161,17 @@ def cat(trace: Trace, node: Node) -> Any:
                 ax.tie(trace.of(items[0])[other], trace.of(item)[other])
     result = list(trace.of(items[0]))
     result[dim] = ax.concat([trace.of(item)[dim] for item in items])
-    _join(trace, node, items, dim)
+    _join(trace, node, items)
     return tuple(result)
 
 
-def _join(trace: Trace, node: Node, items: list[Any], dim: int) -> None:
+def _join(trace: Trace, node: Node, items: list[Any]) -> None:
     """Joined parameters are derived from all of them; among activations, a parameter produces its entries."""
     if all(item in trace.views for item in items):
         trace.derive(node, *items)
         return
     for item in items:
-        if item in trace.views:
-            for other, axis in enumerate(trace.of(item)):
-                trace.role(item, other, "incoming")
-                if other == dim:
-                    ax.mark(axis, "token")
+        trace.learn(item)
 
 
 @rule("stack")
@@ -191,8 +188,7 @@ def stack(trace: Trace, node: Node) -> Any:
         trace.views[node] = (*trace.views[node][:dim], _NOTHING, *trace.views[node][dim:])
     else:
         for item in items:
-            for other in range(len(axes)):
-                trace.role(item, other, "incoming")
+            trace.learn(item)
     axes.insert(dim, ax.fresh(len(items), "its entries are different tensors, stacked"))
     return tuple(axes)
 
@@ -276,7 +272,11 @@ def index(trace: Trace, node: Node) -> Any:
 
 def _looked_up(trace: Trace, node: Node, source: tuple[Axis, ...], indices: list[Any], reason: str) -> Any:
     """``x[i, :, j]``: indexed dimensions are frozen, the others stay; those of a table of parameters are produced."""
-    given = [index for index, item in enumerate(indices) if item is not None]
+    given, at = [], 0
+    for item in indices:
+        covered = 1 if item is None or item.meta["val"].dtype != torch.bool else item.meta["val"].ndim
+        given += [] if item is None else range(at, at + covered)
+        at += covered
     kept = [index for index in range(len(source)) if index not in given]
     for index in given:
         ax.freeze(source[index], reason)
@@ -308,7 +308,7 @@ def pad(trace: Trace, node: Node) -> Any:
     return tuple(result)
 
 
-@rule("tril", "triu", "diagonal", "unfold", "im2col")
+@rule("tril", "triu", "diagonal", "unfold", "im2col", "nonzero", "masked_select")
 def fixed(trace: Trace, node: Node) -> Any:
     """Operations whose result depends on the order of every dimension they touch."""
     reason = f"its order matters to {str(node.target).removeprefix('aten.').split('.')[0]!r}"
