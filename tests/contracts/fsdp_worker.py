@@ -137,11 +137,19 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor().detach().clone() if hasattr(tensor, "full_tensor") else tensor.detach().clone()
 
 
+def measured(rank: int | None) -> dict[str, Any]:
+    """What a monitor reads in a sharded run, whose samples stay those of each process."""
+    run = Run("transformer", L2(0.1), "adam", rank)
+    watch = pliant.monitor(run.model, run.optimizer, units=run.handle.units, every=4)
+    run.train(0, 4)
+    return watch.latest.values
+
+
 def equality(rank: int, folder: Path) -> dict[str, Any]:
     results = {key: Run(*arguments, rank).train().result() for key, arguments in RUNS.items()}
     results["mixed_precision"] = Run("transformer", REPLACE, "adam", rank, mixed=True).train().result()
     results["hybrid"] = Run(*RUNS["several"], rank, mesh_shape=(2, 1)).train().result()
-    results["refusals"] = refusals()
+    results["measured"], results["refusals"] = measured(rank), refusals()
     return results
 
 
