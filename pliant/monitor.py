@@ -16,11 +16,13 @@ from pliant import metrics as _metrics
 from pliant.checkpoint import is_dry_step
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect
+from pliant.sharded import Whole, process_group_of, whole
 from pliant.stats.capture import named_tensors
 from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
 from pliant.units import UnitGraph, find_units
 from pliant.units.export import refuse_wrapped
+from pliant.units.rename import as_named_in
 from pliant.units.several import Models, as_module
 from pliant.wiring import on_step
 
@@ -123,7 +125,7 @@ class Monitor:
     ) -> None:
         self.history: deque[Reading] = deque(maxlen=history)
         self._model, self._names, self._every, self._step = model, names, every, 0
-        tensors = named_tensors(model)
+        tensors = Whole(named_tensors(model), model)
         self._weights = [tensor for tensor in model.parameters() if tensor.ndim >= 2]
         self._rows: dict[str, _Rows] = {}
         if any(name in _OF_ACTIVATIONS for name in names):
@@ -182,7 +184,9 @@ class Monitor:
             if self._rows and not counts:
                 raise IllegalConfiguration(silence(self._model, (rows.tap for rows in self._rows.values())))
             if "weight_magnitude" in values:
-                values["weight_magnitude"]["model"] = float(_metrics.weight_magnitude(self._weights))
+                values["weight_magnitude"]["model"] = float(
+                    _metrics.weight_magnitude([whole(tensor) for tensor in self._weights])
+                )
         self.history.append(Reading(self._step, values, counts))
 
     def _clear(self) -> None:
@@ -247,7 +251,8 @@ def monitor(
         >>> watch.detach()
     """
     model = as_module(model)
-    refuse_wrapped(model)
+    refuse_wrapped(model, sharded=units is not None)
+    process_group_of(model)  # refuses what is sharded in another way
     for name in metrics:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=3) or METRICS
@@ -258,6 +263,7 @@ def monitor(
         if example_inputs is None:
             raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
         units = find_units(model, example_inputs)
+    units = as_named_in(units, model)
     return Monitor(
         model,
         optimizer if isinstance(optimizer, Optimizer) else optimizer[0],

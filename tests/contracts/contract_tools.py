@@ -12,6 +12,7 @@ import torch
 import zoo
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 from zoo import NAMES, ZOO, Case
 
 import pliant
@@ -108,7 +109,8 @@ class Run:
             )
 
     def batch(self, step: int, size: int = 4) -> Any:
-        return zoo.cast(self.case.batch(size, seed=step), self.dtype)
+        batch = zoo.cast(self.case.batch(size, seed=step), self.dtype)
+        return pytree.tree_map(lambda leaf: leaf.to(self.device), batch)
 
     def train(self, start: int = 0, stop: int = STEPS) -> Run:
         for step in range(start, stop):

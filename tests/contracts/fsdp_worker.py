@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 import pliant
 from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
 
-STEPS = 24
+STEPS = 18
 
 
 def mlp() -> nn.Module:
@@ -48,15 +48,24 @@ def transformer() -> nn.Module:
     return model
 
 
-MODELS = {"mlp": (mlp, (6,)), "conv": (conv, (1, 6, 6)), "transformer": (transformer, (3, 5))}
+def raw() -> nn.Module:
+    """Matrices stored as inputs x outputs: the units are columns, of which each process holds a part of the rows."""
+    return zoo.ZOO["mlp_raw"].model().double()
+
+
+MODELS = {"mlp": (mlp, (6,)), "conv": (conv, (1, 6, 6)), "transformer": (transformer, (3, 5)), "raw": (raw, (5,))}
 # what is sharded on its own, before the whole
-BLOCKS = {"mlp": ("0", "3"), "conv": ("0",), "transformer": ("encoder.layers.0", "encoder.layers.1.linear1")}
+BLOCKS = {
+    **{"mlp": ("0", "3"), "conv": ("0",), "raw": ()},
+    "transformer": ("encoder.layers.0", "encoder.layers.1.linear1"),
+}
 REPLACE = ContinualBackprop(0.1, maturity_threshold=2, decay_rate=0.9, decide_every=2)
 RUNS: dict[str, tuple[str, Any, str]] = {
     "continual_backprop": ("mlp", REPLACE, "adam"),
     "continual_backprop_exact": ("mlp", ContinualBackprop(0.1, maturity_threshold=2, exact=True), "sgd"),
     "continual_backprop_conv": ("conv", REPLACE, "adam"),
     "continual_backprop_heads": ("transformer", REPLACE, "adam"),
+    "continual_backprop_columns": ("raw", REPLACE, "adam"),
     "redo": ("mlp", ReDo(tau=0.6, every=4), "adam"),
     "redo_conv": ("conv", ReDo(tau=0.9, every=4), "sgd"),
     "shrink_and_perturb": ("mlp", ShrinkAndPerturb(0.9, 0.1, every=3), "adam"),
@@ -75,6 +84,10 @@ def batch(name: str, step: int, rank: int | None) -> tuple[Tensor, Tensor]:
     x = torch.randn(8, *MODELS[name][1], generator=generator, dtype=torch.float64)
     y = torch.randn(8, 1, generator=generator, dtype=torch.float64)
     return (x, y) if rank is None else (x[4 * rank : 4 * rank + 4], y[4 * rank : 4 * rank + 4])
+
+
+def _init(name: str) -> Any:
+    return zoo.ZOO["mlp_raw"].init if name == "raw" else None
 
 
 class Run:
@@ -103,7 +116,7 @@ class Run:
                 fully_shard(self.model.get_submodule(block), mesh=mesh, mp_policy=policy)
             fully_shard(self.model, mesh=mesh, mp_policy=policy)
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
-        self.handle = pliant.attach(self.model, self.optimizer, methods, units=units, seed=3)
+        self.handle = pliant.attach(self.model, self.optimizer, methods, units=units, seed=3, init=_init(name))
 
     def train(self, start: int = 0, stop: int = STEPS) -> Run:
         for step in range(start, stop):
@@ -111,7 +124,7 @@ class Run:
             self.optimizer.zero_grad()
             (self.model(x).flatten(1) - y).square().mean().backward()
             self.optimizer.step()
-            if step % 10 == 9:
+            if step % 6 == 5:
                 with torch.no_grad():
                     self.model(x)  # leaves unsharded copies of some parameters behind
                 self.handle.task_boundary()
@@ -137,11 +150,19 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor().detach().clone() if hasattr(tensor, "full_tensor") else tensor.detach().clone()
 
 
+def measured(rank: int | None) -> dict[str, Any]:
+    """What a monitor reads in a sharded run, whose samples stay those of each process."""
+    run = Run("transformer", L2(0.1), "adam", rank)
+    watch = pliant.monitor(run.model, run.optimizer, units=run.handle.units, every=4)
+    run.train(0, 4)
+    return watch.latest.values
+
+
 def equality(rank: int, folder: Path) -> dict[str, Any]:
     results = {key: Run(*arguments, rank).train().result() for key, arguments in RUNS.items()}
     results["mixed_precision"] = Run("transformer", REPLACE, "adam", rank, mixed=True).train().result()
     results["hybrid"] = Run(*RUNS["several"], rank, mesh_shape=(2, 1)).train().result()
-    results["refusals"] = refusals()
+    results["measured"], results["refusals"] = measured(rank), refusals()
     return results
 
 
@@ -175,7 +196,7 @@ def refusals() -> dict[str, str]:
     return found
 
 
-CUT = 11
+CUT = 9
 RESUMED = ("continual_backprop", "redo_conv", "fresh_start")
 
 

@@ -14,6 +14,10 @@ def test_sharded_training_equals_one_process(tmp_path):
     first, second = two_processes.run("fsdp_worker", "equality", tmp_path)
     refusals = first.pop("refusals")
     assert second.pop("refusals") == refusals
+    measured, alone = (first.pop("measured"), second.pop("measured")), fsdp_worker.measured(None)
+    assert all(values.keys() == alone.keys() for values in measured)
+    assert measured[0]["weight_magnitude"]["model"] == pytest.approx(alone["weight_magnitude"]["model"], abs=1e-12)
+    assert measured[0]["dormant_fraction"].keys() == alone["dormant_fraction"].keys()
     mixed, other = first.pop("mixed_precision"), second.pop("mixed_precision")
     assert mixed["events"] == other["events"]
     assert any("heads" in event[1] for event in mixed["events"])
