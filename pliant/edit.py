@@ -7,16 +7,18 @@ to it. How a unit's entries are read and written is :mod:`pliant.write`'s busine
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pliant.errors import IllegalConfiguration
+from pliant.devices import can_read
+from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.events import EventLog
-from pliant.optimizer_state import moments, restart
+from pliant.optimizer_state import Moment, MomentSpec, moments, restart
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.init import Init
 from pliant.write import Selection, Writer
@@ -27,6 +29,10 @@ __all__ = ["Editor"]
 class Editor:
     """Edits tensors and the optimizer state that belongs to them.
 
+    Units: :meth:`reset` (wholly, or by a share), :meth:`scale`, :meth:`perturb`. Whole tensors: :meth:`shrink` (to
+    the origin or towards other values), :meth:`add_noise`, :meth:`clamp`, :meth:`assign`. Single weights:
+    :meth:`reset_weights`. Every edit is logged; with ``dry_run`` nothing else happens.
+
     Args:
         tensors: Parameters and buffers by canonical name.
         owners: Parameter name to the optimizer that owns it.
@@ -35,6 +41,13 @@ class Editor:
         num_members: S for a stack of members, else ``None``.
         events: Where edits are logged.
         dry_run: Log, but change nothing.
+        declared: Moments that the user has declared, see :func:`pliant.optimizer_state.moments`.
+        measure: ``None``, or a function that gives the change of the outputs since it was last called; each edit is
+            then measured.
+
+    Attributes:
+        stepped: The optimizer that has just stepped, if any. What the units of another optimizer's parameters have
+            as a gradient belongs to the old units: a reset clears it.
     """
 
     def __init__(
@@ -47,11 +60,16 @@ class Editor:
         num_members: int | None,
         events: EventLog,
         dry_run: bool = False,
+        declared: MomentSpec = None,
+        measure: Callable[[], Callable[[], Tensor]] | None = None,
     ) -> None:
         self.tensors, self.owners, self.inits = tensors, owners, inits
         self.num_members, self.events, self.dry_run = num_members, events, dry_run
         self.live: Tensor | None = None
+        self.stepped: Optimizer | None = None
         self.writer = Writer(tensors, seeds, num_members=num_members)
+        self._declared, self._measure = declared, measure
+        self._ordered: dict[int, tuple[UnitGroup, tuple[TensorSlice, ...]]] = {}
 
     # ---- randomness ----
     def random_state(self) -> dict[str, list[Tensor]]:
@@ -62,7 +80,7 @@ class Editor:
         """Restore :meth:`random_state`."""
         self.writer.load_random_state(state)
 
-    # ---- per-unit edits ----
+    # ---- units ----
     def reset(
         self,
         group: UnitGroup,
@@ -78,43 +96,48 @@ class Editor:
     ) -> None:
         """Give some units of a group a new life.
 
+        Where one tensor's entries are incoming and outgoing weights of the same unit (a tied, transposed matrix), they
+        are redrawn: zeros would leave the unit dead. ``group.reset_preserves_function`` is false there.
+
         Args:
             group: The group.
-            mask: Which units, bool ``[U]`` or ``[S, U]``.
+            mask: Which units, bool ``[U]`` or ``[S, U]``; or how far each goes towards its new life, a number in
+                [0, 1]: every entry becomes ``(1 - share) * old + share * new``.
             incoming: Incoming weights: drawn from each layer's own initial distribution, zeroed, or kept.
             bias: The same for one-dimensional incoming tensors.
             carried: Norm affine parameters and running statistics: to their initial values, or kept.
             outgoing: Outgoing weights: zeroed (so that the network's function is kept where
                 ``group.reset_preserves_function``), or kept.
-            moments: Optimizer moments of everything that was written: cleared, or kept.
+            moments: Optimizer moments of everything that was written: ``"zero"`` gives them the values that new
+                entries have in that optimizer (zero for most), ``"keep"`` keeps them.
             at_most: Upper bound on the number of units per member; needed on accelerators to bound the work.
             reason: For the event log.
 
         Raises:
-            IllegalConfiguration: If an initial distribution is needed and unknown.
+            IllegalConfiguration: If an initial distribution is needed and unknown, or a share is out of range.
             NotYetSupported: If the optimizer keeps state that cannot be reset.
         """
-        selection = self.writer.select(mask, at_most, self.live)
+        whole = mask.dtype == torch.bool
+        selection = self.writer.select(mask if whole else mask > 0, at_most, self.live)
         if selection is None:
             return
-        self.events.add(group.name, "reset", selection.units, selection.members, selection.active, reason)
-        if self.dry_run:
-            return
-        with torch.no_grad():
-            # outgoing last: where one matrix produces and consumes the units, what they send must end at zero
-            for piece in sorted(group.slices, key=lambda piece: piece.role == "outgoing"):
-                action = self._action(piece, incoming, bias, carried, outgoing)
-                if action == "keep":
-                    continue
-                self._write(piece, selection, action)
-                if moments == "zero":
-                    for state in self._moments(piece.name):
-                        self.writer.fill(state, piece, selection, None)
+        share = None if whole else self._shares(selection.of(mask))
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                for piece in self._in_order(group):
+                    action = self._action(piece, incoming, bias, carried, outgoing)
+                    if action != "keep":
+                        self._write(piece, selection, action, share)
+                        self._clear_gradient(piece, selection, share)
+                        if moments == "zero":
+                            self._renew_moments(piece, selection, share)
+        self._log(group, "reset" if whole else "partial_reset", selection, reason, change)
 
     def scale(
         self, group: UnitGroup, factor: Tensor, *, role: Literal["incoming", "outgoing"] = "outgoing", reason: str = ""
     ) -> None:
-        """Multiply the incoming (weights and biases) or outgoing weights of each unit by its factor.
+        """Multiply the incoming (weights and biases) or outgoing weights of each unit by its factor; moments are kept.
 
         Args:
             group: The group.
@@ -125,35 +148,164 @@ class Editor:
         selection = self.writer.select(factor != 1, None, self.live)
         if selection is None:
             return
-        self.events.add(group.name, "scale", selection.units, selection.members, selection.active, reason)
-        if self.dry_run:
-            return
-        with torch.no_grad():
-            for piece in group.role(role):
-                self.writer.multiply(piece, factor, self.live)
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                for piece in group.role(role):
+                    self.writer.multiply(piece, factor, self.live)
+        self._log(group, "scale", selection, reason, change)
 
-    # ---- whole-tensor edits ----
-    def shrink(self, names: Sequence[str], factors: Sequence[float]) -> None:
-        """Multiply whole parameters by factors (weight decay, shrink)."""
-        if self.dry_run or not names:
-            return
-        with torch.no_grad():
-            self.writer.shrink(names, factors, self.live)
+    def perturb(
+        self,
+        group: UnitGroup,
+        amount: Tensor,
+        *,
+        noise_scale: float = 1.0,
+        moments: Literal["zero", "keep"] = "keep",
+        at_most: int | None = None,
+        reason: str = "",
+    ) -> None:
+        """Add to the incoming weights of some units a little of what they could have been born with.
 
-    def assign(self, name: str, value: Tensor, *, moments: Literal["zero", "keep"] = "zero") -> None:
+        The noise comes from each tensor's own initial distribution; tensors that start at a constant (many biases)
+        get none.
+
+        Args:
+            group: The group.
+            amount: Which units, bool ``[U]`` or ``[S, U]``, or a factor of the noise for each unit.
+            noise_scale: Factor of the noise for all units.
+            moments: Optimizer moments of what was written: kept, or those of new entries.
+            at_most: As for :meth:`reset`.
+            reason: For the event log.
+
+        Raises:
+            IllegalConfiguration: If an initial distribution is unknown.
+            NotYetSupported: If the optimizer keeps state that cannot be reset, and moments are to be cleared.
+        """
+        selection = self.writer.select(amount != 0, at_most, self.live)
+        if selection is None or noise_scale == 0:
+            return
+        share = selection.of(amount).to(torch.float64 if amount.dtype == torch.float64 else torch.float32)
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                for piece in group.role("incoming"):
+                    init, tensor = self.init_of(piece.name), self.tensors[piece.name]
+                    if init.kind != "constant":
+                        self.writer.fill(tensor, piece, selection, init, share * noise_scale, add=True)
+                        if moments == "zero":
+                            self._renew_moments(piece, selection, None)
+        self._log(group, "perturb", selection, reason, change)
+
+    # ---- single weights ----
+    def reset_weights(
+        self,
+        name: str,
+        mask: Tensor,
+        *,
+        to: Literal["init", "zero"] | Tensor = "init",
+        moments: Literal["zero", "keep"] = "zero",
+        reason: str = "",
+    ) -> None:
+        """Give single weights of a tensor new values.
+
+        Args:
+            name: The tensor's canonical name.
+            mask: Which entries, bool of the tensor's shape.
+            to: Drawn from the tensor's own initial distribution, zero, or the entries of another tensor of its shape.
+            moments: Optimizer moments of these entries: those of new entries, or kept.
+            reason: For the event log.
+
+        Raises:
+            IllegalConfiguration: If the mask does not fit, or the initial distribution is needed and unknown.
+            NotYetSupported: If the optimizer keeps state that cannot be reset.
+        """
+        tensor = self.tensors[name]
+        if mask.dtype != torch.bool or mask.shape != tensor.shape:
+            raise IllegalConfiguration(
+                f"a mask for {name!r} is bool {tuple(tensor.shape)}; this one is {mask.dtype} {tuple(mask.shape)}."
+            )
+        source = (self.init_of(name) if to == "init" else None) if isinstance(to, str) else to
+        if can_read(mask) and not bool(mask.any()):
+            return
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                self.writer.fill_weights(tensor, mask, source, self.live)
+                for moment in self._moments(name) if moments == "zero" else ():
+                    self.writer.fill_weights(moment.value, mask, _source(moment, tensor), self.live)
+        self._log_tensors("reset_weights", [name], reason, change)
+
+    # ---- whole tensors ----
+    def shrink(
+        self, names: Sequence[str], factors: Sequence[float | Tensor], *, towards: Sequence[Tensor] | None = None
+    ) -> None:
+        """Multiply whole parameters by factors: weight decay, a projection to a norm, a pull to other values.
+
+        Args:
+            names: Canonical names.
+            factors: One factor each: a number, or a tensor that broadcasts to the parameter (``[S, 1, 1]`` for a
+                stack of members) where the host must not wait for it.
+            towards: What is left where the factor is 0, instead of the origin: one tensor each, such as initial values.
+        """
+        if not names:
+            return
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                self.writer.shrink(names, factors, towards, self.live)
+        self._log_tensors("shrink", names, "", change)
+
+    def clamp(self, names: Sequence[str], bounds: Sequence[tuple[float, float]]) -> None:
+        """Clip whole parameters.
+
+        Args:
+            names: Canonical names.
+            bounds: The lowest and the highest value of each.
+        """
+        if not names:
+            return
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                self.writer.clamp(names, bounds, self.live)
+        self._log_tensors("clamp", names, "", change)
+
+    def add_noise(self, name: str, noise_scale: float) -> None:
+        """Add, to a whole tensor, a share of fresh initial values; nothing to tensors that start at a constant.
+
+        Args:
+            name: Its canonical name.
+            noise_scale: The share.
+
+        Raises:
+            IllegalConfiguration: If the initial distribution is unknown.
+        """
+        init = self.init_of(name)
+        if noise_scale == 0 or init.kind == "constant":
+            return
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                self.writer.add_noise(self.tensors[name], init, noise_scale, self.live)
+        self._log_tensors("add_noise", [name], "", change)
+
+    def assign(self, name: str, value: Tensor, *, moments: Literal["zero", "keep"] = "zero", reason: str = "") -> None:
         """Overwrite a whole tensor in place.
 
         Args:
             name: Its canonical name.
             value: New values of the same shape.
-            moments: Whether its optimizer moments (and Adam's step counter) restart too.
+            moments: Whether its optimizer state (Adam's step counter included) restarts too.
+            reason: For the event log.
         """
-        if self.dry_run:
-            return
-        with torch.no_grad():
-            self.writer.assign(self.tensors[name], value, self.live)
-            if moments == "zero" and name in self.owners:
-                restart(self.owners[name], self.tensors[name], name)
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                self.writer.assign(self.tensors[name], value, self.live)
+                if moments == "zero" and name in self.owners:
+                    restart(self.owners[name], self.tensors[name], name, self._declared, self.live)
+        self._log_tensors("assign", [name], reason, change)
 
     def draw(self, name: str) -> Tensor:
         """A whole tensor of fresh initial values, float32; one generator per member.
@@ -178,6 +330,16 @@ class Editor:
         return init
 
     # ---- internals ----
+    def _in_order(self, group: UnitGroup) -> tuple[TensorSlice, ...]:
+        """The slices in the order of writing, outgoing last: where one matrix produces and consumes the units along
+        different dimensions, what they send must end at zero. Along the same one, incoming weights are all there is.
+        """
+        if id(group) not in self._ordered:
+            first = [piece for piece in group.slices if piece.role != "outgoing"]
+            last = [left for piece in group.role("outgoing") if (left := _not_incoming(piece, group)) is not None]
+            self._ordered[id(group)] = (group, (*first, *last))
+        return self._ordered[id(group)][1]
+
     def _action(self, piece: TensorSlice, incoming: str, bias: str, carried: str, outgoing: str) -> str:
         if piece.role == "outgoing":
             return outgoing
@@ -186,16 +348,71 @@ class Editor:
         lead = 0 if self.num_members is None else 1
         return bias if self.tensors[piece.name].ndim - lead == 1 else incoming
 
-    def _write(self, piece: TensorSlice, selection: Selection, action: str) -> None:
-        tensor = self.tensors[piece.name]
-        if action == "zero":
-            self.writer.fill(tensor, piece, selection, None)
-            return
+    def _write(self, piece: TensorSlice, selection: Selection, action: str, share: Tensor | None) -> None:
         if piece.role == "carried" and self.inits.get(piece.name) is None:
             return  # a constant of the model that merely has one entry per unit
-        self.writer.fill(tensor, piece, selection, self.init_of(piece.name))
+        init = None if action == "zero" else self.init_of(piece.name)
+        self.writer.fill(self.tensors[piece.name], piece, selection, init, share)
 
-    def _moments(self, name: str) -> Iterable[Tensor]:
+    def _renew_moments(self, piece: TensorSlice, selection: Selection, share: Tensor | None) -> None:
+        for moment in self._moments(piece.name):
+            self.writer.fill(moment.value, piece, selection, _source(moment, self.tensors[piece.name]), share)
+
+    def _clear_gradient(self, piece: TensorSlice, selection: Selection, share: Tensor | None) -> None:
+        """Gradients that wait for another optimizer's step are those of the old units."""
+        owner, gradient = self.owners.get(piece.name), self.tensors[piece.name].grad
+        if self.stepped is None or owner is None or owner is self.stepped or gradient is None:
+            return
+        if gradient.is_sparse:
+            if piece.dim != -1 or gradient.dense_dim() != 1:
+                raise NotYetSupported(
+                    f"{piece.name!r} has a sparse gradient that waits for another optimizer's step, and its units lie "
+                    "along the sparse dimension. Let one optimizer own the unit group, or use dense gradients."
+                )
+            gradient = gradient._values()
+        self.writer.fill(gradient, piece, selection, None, share)
+
+    def _moments(self, name: str) -> list[Moment]:
         if name not in self.owners:
-            return ()
-        return moments(self.owners[name], self.tensors[name], name)
+            return []
+        return moments(self.owners[name], self.tensors[name], name, self._declared)
+
+    def _shares(self, share: Tensor) -> Tensor:
+        if can_read(share) and not bool((share <= 1).all()):
+            raise IllegalConfiguration("a reset goes by a share in [0, 1] of each unit, or by a bool mask.")
+        return share
+
+    def _begin(self) -> Callable[[], Tensor] | None:
+        return None if self._measure is None or self.dry_run else self._measure()
+
+    def _log(
+        self, group: UnitGroup, action: str, chosen: Selection, reason: str, change: Callable[[], Tensor] | None
+    ) -> None:
+        measured = None if change is None else change()
+        self.events.add(group.name, action, chosen.units, chosen.members, chosen.active, reason, measured)
+
+    def _log_tensors(self, action: str, names: Sequence[str], reason: str, change: Callable[[], Tensor] | None) -> None:
+        self.events.add_tensors(action, names, reason, None if change is None else change())
+
+
+def _source(moment: Moment, tensor: Tensor) -> Init | Tensor | None:
+    """Where fresh moments come from."""
+    if isinstance(moment.fresh, str):
+        return tensor
+    return Init("constant", moment.fresh) if moment.fresh else None  # type: ignore[arg-type]
+
+
+def _not_incoming(piece: TensorSlice, group: UnitGroup) -> TensorSlice | None:
+    """An outgoing slice without what is incoming, too; ``None`` if nothing is left."""
+    same = [other for other in group.role("incoming") if (other.name, other.dim) == (piece.name, piece.dim)]
+    if not same:
+        return piece
+    taken = [{position for other in same for position in other.table[unit]} for unit in range(group.size)]
+    rows = tuple(tuple(p for p in row if p not in taken[unit]) for unit, row in enumerate(piece.table))
+    widths = {len(row) for row in rows}
+    if len(widths) > 1:
+        raise NotYetSupported(
+            f"{piece.name!r} holds incoming and outgoing weights of the same units of {group.name!r}, and the units "
+            "differ in how many are both; leave the group out with where=..."
+        )
+    return replace(piece, table=rows) if widths != {0} else None

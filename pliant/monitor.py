@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pliant import metrics as _metrics
+from pliant.checkpoint import is_dry_step
+from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.stats.capture import named_tensors
-from pliant.stats.listener import Listener, is_recorded_by_a_graph, silence
+from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
 from pliant.units import UnitGraph, find_units
-from pliant.units.export import Inputs, refuse_wrapped
+from pliant.units.export import refuse_wrapped
+from pliant.units.several import Models, as_module
 
 __all__ = ["METRICS", "Monitor", "Reading", "monitor"]
 
@@ -57,17 +60,18 @@ class _Rows:
     """Keeps up to ``limit`` samples of one group's activations, evenly spread over each batch."""
 
     def __init__(self, reader: TapReader, limit: int, like: Tensor) -> None:
-        self.reader, self.tap, self.limit, self.in_forward = reader, reader.tap, limit, False
+        self.reader, self.tap, self.limit = reader, reader.tap, limit
+        self.in_forward = self.in_backward = False
         self.rows: list[Tensor] = []
         size = reader.group.size
         self.compiled = torch.zeros(limit, size, dtype=torch.float32, device=like.device)
         self.compiled_count = torch.zeros((), dtype=torch.long, device=like.device)
 
-    def add(self, seen: Any) -> None:
+    def add(self, seen: Any, *, in_graph: bool) -> None:
         act_NU = self.reader.matrix(self.reader.value(seen))
         step = -(-act_NU.shape[0] // self.limit)
         chosen = act_NU[::step]
-        if is_recorded_by_a_graph():  # a list would break the graph: the latest batch stays in a fixed buffer
+        if in_graph:  # a list would break the graph: the latest batch stays in a fixed buffer
             count = chosen.shape[0]
             self.compiled[:count].copy_(chosen)
             self.compiled_count.fill_(count)
@@ -89,11 +93,12 @@ class _Rows:
     def forget(self) -> None:
         """Drop the samples of eager forwards."""
         self.rows.clear()
+        self.in_backward = False
 
     def clear(self) -> None:
         self.rows.clear()
         self.compiled_count.zero_()
-        self.in_forward = False
+        self.in_forward = self.in_backward = False
 
 
 class Monitor:
@@ -148,8 +153,10 @@ class Monitor:
         return self.history[-1]
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if is_dry_step(optimizer):
+            return None
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf):
+        if found_inf is not None and can_read(found_inf) and bool(found_inf):
             return self._clear()
         self._step += 1
         if self._step % self._every == 0:
@@ -191,11 +198,11 @@ class Monitor:
 
 
 def monitor(
-    model: nn.Module,
+    model: Models,
     optimizer: Optimizer,
     metrics: Sequence[str] = METRICS,
     *,
-    example_inputs: Inputs | None = None,
+    example_inputs: Any = None,
     units: UnitGraph | None = None,
     every: int = 500,
     where: str = "*",
@@ -208,7 +215,7 @@ def monitor(
     computed after the step. Other steps cost one Python call per hook.
 
     Args:
-        model: The model that is trained, before ``torch.compile``.
+        model: The model that is trained, before ``torch.compile``; or several by name.
         optimizer: Its optimizer; its steps are the clock.
         metrics: Names out of :data:`METRICS`.
         example_inputs: One small batch, to find the unit groups.
@@ -237,6 +244,7 @@ def monitor(
         True
         >>> watch.detach()
     """
+    model = as_module(model)
     refuse_wrapped(model)
     for name in metrics:
         if name not in METRICS:

@@ -127,7 +127,7 @@ def test_a_state_of_other_methods_groups_or_versions_is_refused_and_changes_noth
         with pytest.raises(IllegalConfiguration, match=word):
             handle.load_state_dict(state)
     now = handle.state_dict()
-    assert now["clocks"] == mine["clocks"]
+    assert now["schedules"] == mine["schedules"]
     for name, entries in mine["state"][0].items():
         assert all(torch.equal(value, now["state"][0][name][key]) for key, value in entries.items())
 

@@ -110,6 +110,8 @@ def test_a_reset_changes_the_units_entries_and_nothing_else(name):
                 assert torch.equal(value[~inside], old[kind][~inside])
         # incoming redrawn, biases zero, outgoing zero (an entry that is both ends at zero), norms restored
         for piece in group.role("outgoing"):
+            if piece.role == "both":  # zeroed, the unit would be dead for ever
+                continue
             where = torch.tensor(piece.table)[mask].flatten()
             assert not tensors[piece.name].movedim(piece.dim, 0)[where].any(), piece
         for piece in group.role("incoming"):
@@ -136,13 +138,13 @@ def test_a_reset_equals_the_network_with_zeroed_outgoing_weights(name):
     """The function-preservation contract, in both modes, for every group that promises it."""
     case = ZOO[name]
     promised = [group for group in units_of(name) if group.reset_preserves_function]
-    assert promised or name in ("conv_groupnorm", "tied_autoencoder")
+    assert promised or name in ("conv_groupnorm", "tied_autoencoder", "tied_autoencoder_deep")
     for group in promised:
         model, optimizer = trained(name)
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            if isinstance(module, nn.MultiheadAttention):
+            if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
                 module.dropout = 0.0
             if hasattr(module, "rate"):
                 module.rate = 0.0

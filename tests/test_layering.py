@@ -16,11 +16,12 @@ PACKAGE = Path(pliant.__file__).parent
 # Lowest first. A module may import from its own layer's package and from every layer below; two packages of one
 # layer do not know each other.
 LAYERS: list[set[str]] = [
-    {"errors"},
-    {"records", "units", "optimizer_state"},
+    {"errors", "devices"},
+    {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery"},
     {"metrics", "stats", "events", "write"},
-    {"edit"},
+    {"edit", "forward"},
     {"interventions"},
+    {"schedule"},
     {"handle"},
     {"attach", "monitor"},
     {"bench", "report"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo_base import Group, case, features, tokens
+from zoo_base import Group, case, features, images, tokens
 
 # ---- multi-layer perceptrons ----
 _MLP = {
@@ -144,11 +144,40 @@ class TiedAutoencoder(nn.Module):
 @case(
     "tied_autoencoder",
     features(5),
-    {"encoder": Group(8, "encoder.weight[-2] encoder.bias[-1]", preserves=False, tap="any")},
+    {"encoder": Group(8, "encoder.weight[-2] encoder.bias[-1]", preserves=False, tap="replay")},
     init={"decoder_bias": "torch_default"},
 )
 def tied_autoencoder() -> nn.Module:
     return TiedAutoencoder()
+
+
+class DeepTiedAutoencoder(nn.Module):
+    """Two tied layers: the inner decoder produces units of the outer one, which are the encoder's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer, self.inner = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.bias1, self.bias2 = nn.Parameter(torch.zeros(8)), nn.Parameter(torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = torch.tanh(self.inner(torch.tanh(self.outer(x))))
+        return F.linear(
+            torch.tanh(F.linear(code, self.inner.weight.t(), self.bias1)), self.outer.weight.t(), self.bias2
+        )
+
+
+@case(
+    "tied_autoencoder_deep",
+    features(5),
+    {
+        "outer": Group(8, "outer.weight[-2] outer.bias[-1] inner.weight[-1] bias1[-1]", preserves=False, tap="hook"),
+        "inner": Group(3, "inner.weight[-2] inner.bias[-1]", preserves=False, tap="replay"),
+    },
+    excluded={"outer.weight[-1]": "input", "bias2[-1]": "input"},
+    init={"bias1": "torch_default", "bias2": "torch_default"},
+)
+def tied_autoencoder_deep() -> nn.Module:
+    return DeepTiedAutoencoder()
 
 
 # ---- two heads, gates ----
@@ -175,6 +204,61 @@ class ActorCritic(nn.Module):
 )
 def actor_critic() -> nn.Module:
     return ActorCritic()
+
+
+class PixelActorCritic(nn.Module):
+    """A convolutional trunk, flattened; policy and value read the same features; the value also sees the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.trunk = nn.Conv2d(2, 4, 2), nn.Linear(4 * 9, 8)
+        self.policy, self.value, self.log_std = nn.Linear(8, 3), nn.Linear(8, 1), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = torch.relu(self.trunk(torch.relu(self.conv(x)).flatten(1)))
+        mean = self.policy(hidden)
+        return mean, mean + self.log_std.exp(), self.value(hidden).squeeze(-1)
+
+
+@case(
+    "actor_critic_pixels",
+    images(2, 4),
+    {
+        "conv": Group(4, "conv.weight[-4] conv.bias[-1] trunk.weight[-1]"),
+        "trunk": Group(8, "trunk.weight[-2] trunk.bias[-1] policy.weight[-1] value.weight[-1]"),
+    },
+    excluded={"log_std[-1]": "output", "value.bias[-1]": "entry"},
+    init={"log_std": "zeros"},
+)
+def actor_critic_pixels() -> nn.Module:
+    return PixelActorCritic()
+
+
+class DuelingNetwork(nn.Module):
+    """A value and one advantage per action, centred over the actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(5, 8)
+        self.value, self.advantage = (nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, n)) for n in (1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.trunk(x))
+        advantage = self.advantage(hidden)
+        return self.value(hidden) + advantage - advantage.mean(dim=1, keepdim=True)
+
+
+@case(
+    "dueling_dqn",
+    features(5),
+    {
+        "trunk": Group(8, "trunk.weight[-2] trunk.bias[-1] value.0.weight[-1] advantage.0.weight[-1]"),
+        "value.0": Group(6, "value.0.weight[-2] value.0.bias[-1] value.2.weight[-1]"),
+        "advantage.0": Group(6, "advantage.0.weight[-2] advantage.0.bias[-1] advantage.2.weight[-1]"),
+    },
+)
+def dueling_dqn() -> nn.Module:
+    return DuelingNetwork()
 
 
 class SwiGLU(nn.Module):

@@ -191,6 +191,7 @@ MIXTRAL = {
         + ends(f"{MIX}.mlp", "gate.weight[-1]", "experts.gate_up_proj[-1]", "experts.down_proj[-2]"),
         site="residual",
         preserves=False,
+        tap="any",  # the experts see each token more than once
     ),
     **llama_attention(f"{MIX}.self_attn", 2, 2, 4),
     f"{MIX}.mlp.experts.gate_up_proj": Group(

@@ -10,31 +10,28 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
+from pliant.interventions.state import Host, Memory, PerParameter, PerUnit, Snapshot, StateKind
 from pliant.stats import GroupStats
+from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
 
-__all__ = ["Clock", "Context", "Intervention", "PerUnit", "require"]
-
-
-@dataclass(frozen=True)
-class PerUnit:
-    """A state tensor with one entry per unit: ``[U]``, or ``[S, U]`` for a stack of members.
-
-    Attributes:
-        fill: Initial value.
-        dtype: ``"float32"``, or ``"int64"`` for counters (which must not saturate).
-        per_group: One entry per group (and member) instead of one per unit.
-    """
-
-    fill: float = 0.0
-    dtype: str = "float32"
-    per_group: bool = False
+__all__ = [
+    "Clock",
+    "Context",
+    "Host",
+    "Intervention",
+    "PerParameter",
+    "PerUnit",
+    "Snapshot",
+    "require",
+]
 
 
 class Clock:
@@ -78,6 +75,7 @@ class Context:
         clock: Steps of the optimizer that owns the groups.
         units: The unit graph.
         edit: The writer.
+        optimizer: The optimizer; ``index`` says which of the given ones.
         live: ``None``, or a device scalar that is 0 where a mixed-precision step was skipped and 1 otherwise;
             changes of state must be masked by it.
         elapsed: Real steps since this intervention last acted on this optimizer, this one included: an int, or an
@@ -91,19 +89,22 @@ class Context:
         units: UnitGraph,
         owned: frozenset[str],
         optimizer: Optimizer,
+        index: int,
         parameters: Mapping[str, Tensor],
         edit: Editor,
         clock: Clock,
-        state: dict[str, dict[str, Tensor]],
+        memory: Memory,
         stats: Callable[[UnitGroup], GroupStats],
+        forward: Callable[..., Any],
         num_members: int | None,
     ) -> None:
         self.units, self.clock, self.edit, self.num_members = units, clock, edit, num_members
         self.live: Tensor | None = None
         self.elapsed: int | Tensor = 1
         self.task = 0
-        self._owned, self._optimizer, self._parameters = owned, optimizer, parameters
-        self._state, self._stats = state, stats
+        self.optimizer, self.index = optimizer, index
+        self._owned, self._parameters = owned, parameters
+        self._memory, self._stats, self._forward = memory, stats, forward
         self._selected: dict[str, tuple[UnitGroup, ...]] = {}
 
     def groups(self, where: str = "*") -> tuple[UnitGroup, ...]:
@@ -121,16 +122,51 @@ class Context:
         return self._stats(group).step == self.clock.step
 
     def state(self, group: UnitGroup) -> dict[str, Tensor]:
-        """The state tensors that the intervention declared, for one group; changed in place."""
-        return self._state[group.name]
+        """The :class:`PerUnit` state of one group, by name; changed in place."""
+        return self._memory.units[group.name]
+
+    def parameter_state(self, name: str) -> dict[str, Tensor]:
+        """One :class:`PerParameter` state: parameter name to tensor, of this optimizer's parameters."""
+        return {key: value for key, value in self._memory.parameters[name].items() if key in self._parameters}
+
+    def snapshot(self, name: str) -> dict[str, Tensor]:
+        """One :class:`Snapshot`: tensor name to tensor, of the whole network; changed in place."""
+        return self._memory.snapshots[name]
+
+    @property
+    def host(self) -> dict[str, bool | int | float | str]:
+        """The :class:`Host` state for this optimizer, by name; assign to it."""
+        return self._memory.host[self.index]
+
+    def call(self, inputs: Inputs, params: Mapping[str, Tensor] | None = None, *, training: bool = False) -> Any:
+        """Run the model without a trace: statistics do not count it, and modes, buffers and randomness are restored.
+
+        Gradients follow the surrounding ``torch.no_grad()`` or ``torch.enable_grad()``.
+
+        Args:
+            inputs: A tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+            params: Parameters and buffers to be used instead of the model's own, by name; for example a snapshot.
+            training: Whether the model runs in training mode.
+
+        Returns:
+            What the model returns.
+
+        Raises:
+            IllegalConfiguration: If ``params`` names a tensor that the model does not have.
+        """
+        return self._forward(inputs, params, training=training)
 
     def parameters(self, where: str = "*") -> dict[str, Tensor]:
         """The optimizer's parameters by name (shell-style pattern)."""
         return {name: item for name, item in self._parameters.items() if fnmatch.fnmatchcase(name, where)}
 
+    def set_parameters(self, parameters: Mapping[str, Tensor]) -> None:
+        """The handle tells that the optimizer has taken on further parameters."""
+        self._parameters = parameters
+
     def learning_rates(self, names: Sequence[str]) -> list[float]:
         """The current step size of each parameter, from its optimizer's parameter group."""
-        rates = {id(p): float(group["lr"]) for group in self._optimizer.param_groups for p in group["params"]}
+        rates = {id(p): float(group["lr"]) for group in self.optimizer.param_groups for p in group["params"]}
         return [rates[id(self._parameters[name])] for name in names]
 
     def magnitude(self, group: UnitGroup) -> Tensor:
@@ -151,7 +187,7 @@ class Context:
             IllegalConfiguration: Naming the group and the step; nothing has been edited.
         """
         finite = values.isfinite()
-        if values.device.type == "cpu" and self.num_members is None and not bool(finite.all()):
+        if can_read(values) and self.num_members is None and not bool(finite.all()):
             raise IllegalConfiguration(
                 f"the activations of {group.name!r} are not finite at step {self.clock.step}: training has diverged "
                 "(a NaN or infinite loss). Nothing was reset. Lower the step size or clip the gradients, and resume "
@@ -168,13 +204,15 @@ class Intervention(ABC):
 
     Attributes:
         needs: Statistics of activations it reads (see :data:`pliant.stats.STATISTICS`).
-        state: State it keeps, by name.
+        state: State it keeps, by name: :class:`PerUnit`, :class:`PerParameter`, :class:`Snapshot` or :class:`Host`.
         redraws: Whether it draws initial values, so that every initial distribution must be known.
+        changes_model: Whether it changes the model itself, in :meth:`surgery`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    state: ClassVar[Mapping[str, PerUnit]] = {}
+    state: ClassVar[Mapping[str, StateKind]] = {}
     redraws: ClassVar[bool] = False
+    changes_model: ClassVar[bool] = False
 
     @property
     def needs_boundary(self) -> bool:
@@ -188,6 +226,19 @@ class Intervention(ABC):
     def unit_pattern(self) -> str | None:
         """Which unit groups it edits, or ``None`` if it edits whole tensors."""
         return None
+
+    def parameter_pattern(self) -> str:
+        """Which parameters its :class:`PerParameter` state covers, a pattern of names."""
+        return "*"
+
+    def surgery(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        """Change the model, before the units are found; only called where ``changes_model`` is true.
+
+        Modules are put in with :func:`pliant.surgery.replace_module`, and parameters that are added in any other way
+        handed to an optimizer with :func:`pliant.surgery.adopt`; afterwards it is checked that every trainable
+        parameter has an owner. Randomness inside comes from the seed given to ``attach``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares changes_model and must implement surgery().")
 
     def samples(self, step: int) -> bool:
         """Whether it needs statistics of the given step (1-based)."""
@@ -217,6 +268,10 @@ class Intervention(ABC):
     def penalty(self, ctx: Context) -> Tensor | None:
         """A term for the loss, with graph, added by the user through ``handle.penalty()``."""
         return None
+
+    def on_record(self, ctx: Context) -> Mapping[str, float]:
+        """Numbers about itself, for the user's log, through ``handle.record()``."""
+        return {}
 
 
 def require(condition: bool, method: Intervention, name: str, valid: str) -> None:

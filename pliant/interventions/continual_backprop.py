@@ -17,6 +17,8 @@ __all__ = ["ContinualBackprop"]
 
 _MAX_CADENCE = 8
 _SAMPLES_PER_WINDOW = 12
+_MAX_UNITS = 4
+_MAX_DELAY = 0.04
 
 
 @final
@@ -118,7 +120,8 @@ class ContinualBackprop(Intervention):
         """Steps between the decisions on a group, ``decide_every`` or its default, rounded up to whole samples."""
         wanted = self.decide_every
         if wanted is None:
-            accrues = int(1 / (self.replacement_rate * group.size)) if self.replacement_rate else 1
+            units = min(max(1, int(_MAX_DELAY * group.size)), _MAX_UNITS)
+            accrues = int(units / (self.replacement_rate * group.size)) if self.replacement_rate else 1
             wanted = max(1, accrues, 2 * self.cadence if self.cadence > 1 else 1)
         return -(-wanted // self.cadence) * self.cadence
 
@@ -143,10 +146,12 @@ class ContinualBackprop(Intervention):
     def after_step(self, ctx: Context) -> None:
         """Age the units, average what they do, and replace where the budget allows."""
         groups = tuple(group for group in ctx.groups(self.where) if ctx.is_seen(group))
-        if not groups:
+        if not groups:  # this optimizer trains no group, or nothing was seen of any
             return
         states = [ctx.state(group) for group in groups]
-        torch._foreach_add_([state[name] for state in states for name in ("age", "since")], ctx.elapsed)
+        for state in states:
+            state["age"].add_(ctx.elapsed)
+            state["since"].add_(ctx.elapsed)
         self._average(ctx, groups, [state["activation"] for state in states])
         if self.replacement_rate == 0:
             return

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
+from pliant.stats.quiet import is_unrecorded
 from pliant.units.export import is_exporting
 from pliant.units.group import Tap
 
-__all__ = ["Listener", "Sink", "is_recorded_by_a_graph"]
+__all__ = ["Listener", "Sink", "is_in_graph"]
 
 
 class Sink(Protocol):
@@ -20,24 +21,31 @@ class Sink(Protocol):
     Attributes:
         tap: Where it listens.
         in_forward: Whether it heard a forward pass since the last optimizer step (set by the listener).
+        in_backward: Whether what it heard has been through a backward pass (set by the listener).
     """
 
     tap: Tap
     in_forward: bool
+    in_backward: bool
 
-    def add(self, seen: Any) -> None:
-        """Take ``(args, kwargs)`` of the module for an input tap, its output for an output tap."""
+    def add(self, seen: Any, *, in_graph: bool) -> None:
+        """Take ``(args, kwargs)`` of the module for an input tap, its output for an output tap.
+
+        Args:
+            seen: What the hook saw.
+            in_graph: Whether this becomes part of a graph that runs again without the Python around it.
+        """
 
     def forget(self) -> None:
         """Drop what was heard since the last optimizer step."""
 
 
-def is_recorded_by_a_graph() -> bool:
-    """Whether what runs now becomes part of a graph: ``torch.compile`` traces it, or CUDA captures it.
+def is_in_graph(accelerated: bool) -> bool:
+    """Whether what runs now becomes part of a graph that runs again without the Python around it.
 
-    The graph runs again without the Python around it, so nothing in it may depend on the step.
+    Either ``torch.compile`` traces it, or (asked only where ``accelerated``) CUDA captures it.
     """
-    return torch.compiler.is_compiling() or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    return torch.compiler.is_compiling() or (accelerated and torch.cuda.is_current_stream_capturing())
 
 
 class _Place:
@@ -63,14 +71,14 @@ class _Place:
 
     # a deep copy of a module brings its hooks along: only the own one is heard
     def on_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module is self.module and self.listener.hears(self):
+        if module is self.module and (how := self.listener.hears(self)):
             for sink in self.sinks:
-                sink.add((args, kwargs))
+                sink.add((args, kwargs), in_graph=how == "in_graph")
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module is self.module and self.listener.hears(self):
+        if module is self.module and (how := self.listener.hears(self)):
             for sink in self.sinks:
-                sink.add(output)
+                sink.add(output, in_graph=how == "in_graph")
 
 
 class Listener:
@@ -80,7 +88,7 @@ class Listener:
     recomputation of a checkpointed one. Evaluation passes, rollouts under ``no_grad`` and target networks leave no
     trace. Neither do forwards whose gradients were thrown away before a step, as mixed precision does when they
     overflow (the scaler then never calls the optimizer): a backward pass is noticed on one parameter, and if that
-    parameter's gradient is gone at the next forward, what was heard in between is forgotten.
+    parameter's gradient is gone at the next forward, what was heard before that backward pass is forgotten.
 
     While nothing is to be heard (``enabled = False``), the hooks of modules that run eagerly are taken off, so that
     steps which are not sampled cost nothing. Hooks that became part of a compiled or captured graph stay in it.
@@ -101,8 +109,7 @@ class Listener:
         places = [*(place.module for place in self._places), *([model] if self._places else [])]
         self._watched = next((p for place in places for p in place.parameters() if p.requires_grad), None)
         self._backward: torch.utils.hooks.RemovableHandle | None = None
-        # on an accelerator, a graph may be captured at any time: its hooks must be there then
-        self._may_rest = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        self._accelerated = any(parameter.is_cuda for parameter in model.parameters())
         self._install()
 
     @property
@@ -117,7 +124,7 @@ class Listener:
         self._enabled = value
         if value:
             self._install()
-        elif self._may_rest:
+        elif not self._accelerated:  # a graph needs its hooks whenever it is captured
             for place in self._places:
                 if place.heard_eagerly:
                     place.remove()
@@ -131,6 +138,8 @@ class Listener:
 
     def _on_backward(self, parameter: torch.Tensor) -> None:
         self._went_back = True
+        for sink in self._sinks:
+            sink.in_backward = sink.in_forward
 
     def _forget_backward(self) -> None:
         self._went_back = False
@@ -138,25 +147,30 @@ class Listener:
             self._backward.remove()
             self._backward = None
 
-    def hears(self, place: _Place) -> bool:
-        """Whether the forward that reached a hook is one that counts."""
-        if is_exporting():
-            return False
-        if is_recorded_by_a_graph():  # no branch on the step: it would recompile; unwanted samples are dropped
-            return place.module.training and torch.is_grad_enabled()
+    def hears(self, place: _Place) -> Literal["eagerly", "in_graph"] | None:
+        """Whether the forward that reached a hook is one that counts, and whether it becomes part of a graph.
+
+        ``torch.compile`` traces a forward, or CUDA captures it, and the graph runs again without the Python around
+        it: nothing may branch on the step there (it would recompile), and unwanted samples are dropped later.
+        """
+        if is_exporting() or is_unrecorded():
+            return None
+        if is_in_graph(self._accelerated):
+            return "in_graph" if place.module.training and torch.is_grad_enabled() else None
         if not self._enabled or not place.module.training or not torch.is_grad_enabled():
-            return False
+            return None
         if torch._C._current_graph_task_id() != -1:  # inside backward: a checkpointed forward is run again
             # non-reentrant checkpoints were heard in the forward; reentrant ones ran it without gradients
-            return not any(sink.in_forward for sink in place.sinks)
+            return None if any(sink.in_forward for sink in place.sinks) else "eagerly"
         if self._went_back and self._watched is not None and self._watched.grad is None:
             self._went_back = False
             for sink in self._sinks:
-                sink.forget()
+                if sink.in_backward:
+                    sink.forget()
         place.heard_eagerly = True
         for sink in place.sinks:
             sink.in_forward = True
-        return True
+        return "eagerly"
 
     def remove(self) -> None:
         """Remove every hook."""

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
-from pliant.errors import NoEffect
+from pliant.errors import IllegalConfiguration, NoEffect, UnsupportedOp
 from pliant.units import axes as ax
 from pliant.units import rules as _rules  # noqa: F401  (importing it registers the rules)
 from pliant.units.axes import Atom, Axis
-from pliant.units.export import Exported, Inputs, export
+from pliant.units.export import Exported, Inputs, export, refuse_wrapped
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
+from pliant.units.inputs import check_inputs
+from pliant.units.rules.parametrized import freeze_coupled
+from pliant.units.several import Models, Several, joined
 from pliant.units.taps import find_taps
-from pliant.units.trace import Trace, flat_axes, opaque_like, parameter_views
+from pliant.units.trace import Trace, flat_axes, live_nodes, opaque_like, parameter_views
 
 __all__ = ["find_units"]
 
 Key = tuple[str, int]
-_OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[ih]h_l\d+(_reverse)?)?")
+OUTPUT = "it is the model's output"
+_OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[gv]|_[ih]h(_(?P<layer>l\d+(_reverse)?))?)?")
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*")
 
 
-def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
-    """Find the groups of interchangeable hidden units of a model.
+def find_units(model: Models, example_inputs: Any) -> UnitGraph:
+    """Find the groups of interchangeable hidden units of a model, or of several that train together.
 
     The model's training-mode forward is exported to a graph of ATen operations; rules follow every dimension of
     every parameter through it. What can be permuted without changing the output is a unit group; everything else is
@@ -32,15 +38,19 @@ def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
 
     Args:
         model: Any ``nn.Module`` that ``torch.export`` can follow. Pass it before wrapping it in DDP or FSDP and
-            before ``torch.compile``.
-        example_inputs: One small batch as the training loop passes it: a tensor, a tuple, or a dict of keywords.
+            before ``torch.compile``. Or several by name, ``{"actor": actor, "critic": critic}``: the names become
+            prefixes, and what they share (a trunk, a tied matrix) is one group. Leave out networks that no optimizer
+            trains, such as target networks.
+        example_inputs: One small batch as the training loop passes it: a tensor, a tuple, or a dict of keywords; the
+            inputs themselves may be nested dicts, tuples and lists of tensors. For several models, a mapping from
+            their names to the inputs of each.
 
     Returns:
         The unit graph; ``print`` it to see what was found.
 
     Raises:
         IllegalConfiguration: If the model is wrapped or compiled, or rejects the example inputs.
-        UnsupportedOp: If ``torch.export`` cannot follow the model.
+        UnsupportedOp: If ``torch.export`` cannot follow the model; see :func:`~pliant.units.declare.declare_units`.
         NoEffect: If the model has no hidden units at all.
 
     Example:
@@ -52,7 +62,10 @@ def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
         >>> units.excluded[("2.weight", -2)]
         "it is the model's output"
     """
-    exported = export(model, example_inputs)
+    model, inputs = joined(model, example_inputs)
+    refuse_wrapped(model)
+    _check(model, inputs)
+    exported = _export(model, inputs)
     tensors = _tensors(model)
     trace = _trace(exported, tensors)
     excluded = _close(trace, tensors)
@@ -60,7 +73,7 @@ def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
     if not groups:
         reasons = sorted(set(excluded.values()))
         raise NoEffect(
-            f"{type(model).__name__} has no hidden units that could be measured or reset. "
+            f"{_title(model)} has no hidden units that could be measured or reset. "
             f"Its parameters are excluded because: {'; '.join(reasons) or 'it has no parameters'}."
         )
     taps, replays = find_taps(model, exported, trace, groups, atoms)
@@ -71,6 +84,36 @@ def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
         for group in groups
     )
     return UnitGraph(done, excluded, dict(trace.unknown), replays)
+
+
+def _title(model: nn.Module) -> str:
+    parts = model.children() if isinstance(model, Several) else [model]
+    return " and ".join(type(part).__name__ for part in parts)
+
+
+def _check(model: nn.Module, inputs: Inputs) -> None:
+    if isinstance(model, Several):
+        (calls,) = inputs
+        for name, (args, kwargs) in calls.items():
+            check_inputs(model.get_submodule(name), kwargs or args, f" of {name!r}")
+    else:
+        check_inputs(model, inputs)
+
+
+def _export(model: nn.Module, inputs: Inputs) -> Exported:
+    """Export one module, or several as one; of several, say which cannot be followed."""
+    if not isinstance(model, Several):
+        return export(model, inputs)
+    try:
+        return export(model, inputs)
+    except (IllegalConfiguration, UnsupportedOp):
+        (calls,) = inputs
+        for name, (args, kwargs) in calls.items():
+            try:
+                export(model.get_submodule(name), kwargs or args)
+            except (IllegalConfiguration, UnsupportedOp) as error:
+                raise type(error)(f"in {name!r}: {error}") from error
+        raise
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -85,7 +128,7 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
     trace = Trace(parameter_axes)
     known = {node: name for node, name in exported.parameters.items() if name in parameter_axes}
     trace.views.update(parameter_views(known, parameter_axes))
-    trace.used.update(name for node, name in known.items() if node.users)
+    trace.used.update(known[node] for node in live_nodes(exported.nodes) if node in known)
     for node in exported.nodes:
         if node.op != "placeholder":
             continue
@@ -98,13 +141,14 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
                 else "it is tied to a constant of the model"
             )
             trace.values[node] = opaque_like(node.meta.get("val"), reason)
+    freeze_coupled(trace)
     trace.run(exported.nodes)
     for node in exported.nodes:
         if node.op == "output":
             for source in node.all_input_nodes:
                 if source not in exported.parameters:  # mutated buffers are outputs of the program, not of the model
                     for axis in flat_axes(trace.values.get(source)):
-                        ax.freeze(axis, "it is the model's output")
+                        ax.freeze(axis, OUTPUT)
     return trace
 
 
@@ -118,7 +162,7 @@ def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
     for name, axes in trace.parameter_axes.items():
         for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
             reason = next((atom.frozen for atom in ax.leaves(axis) if atom.frozen), None)
-            if tensors[name].shape[dim] == 1:
+            if tensors[name].shape[dim] == 1 and reason != OUTPUT:
                 reason = "it has a single entry"
             if reason is not None:
                 excluded[name, dim] = reason
@@ -154,27 +198,45 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
         roles = trace.roles_of(name, dim, atom)
         ambiguous |= len(roles) > 1
         role: Role = next(kind for kind in ("incoming", "outgoing", "carried") if kind in roles)
+        if {"incoming", "outgoing"} <= roles:
+            role = "both"
         try:
             table = ax.positions(axis, atom)
         except ValueError as error:
             return str(error)
         slices.append(TensorSlice(name, dim, role, tuple(tuple(row) for row in table)))
-    incoming = [piece for piece in slices if piece.role == "incoming"]
+    incoming = [piece for piece in slices if piece.role in ("incoming", "both")]
     if not incoming:
         return "nothing in the model produces it (it has no incoming weights)"
     site: Site = next((kind for kind in ("heads", "residual", "head_dims") if kind in atom.marks), "hidden")
-    outgoing = [piece for piece in slices if piece.role == "outgoing"]
+    outgoing = [piece for piece in slices if piece.role in ("outgoing", "both")]
     computed = [piece for piece in incoming if (piece.name, piece.dim) not in trace.learned]
     if not computed:
         return "its values are learned constants, which are not computed from the data"
+    produced = [axis for (name, dim), axis in found if "incoming" in trace.roles_of(name, dim, atom)]
+    if site == "hidden" and not outgoing and all(_is_part(axis, atom) for axis in produced):
+        return "it numbers the parts that other units consist of, and nothing reads it by itself"
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
-    name = _name(computed[0].name, site, set(taken))
+    matrix = next((piece for piece in computed if len(trace.parameter_axes[piece.name]) > 1), computed[0])
+    name = _name(matrix.name, site, set(taken), trace.parameter_axes)
     return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)
 
 
-def _name(tensor: str, site: Site, taken: set[str]) -> str:
-    module, _, leaf = tensor.rpartition(".")
-    base = module if module and _OF_MODULE.fullmatch(leaf) else tensor
+def _is_part(axis: Axis, atom: Atom) -> bool:
+    """Whether an atom is a factor beside another free one wherever it occurs (the pieces of a maxout unit)."""
+    return all(
+        any(other is not atom and other.frozen is None and other.size > 1 for other in segment)
+        for segment in ax.resolve(axis)
+        if atom in segment
+    )
+
+
+def _name(tensor: str, site: Site, taken: set[str], known: Container[str]) -> str:
+    module, _, leaf = _PARAMETRIZED.sub(r"\1", tensor).rpartition(".")
+    found = _OF_MODULE.fullmatch(leaf)
+    base = module if module and found else tensor
+    if found and any(f"{module}.weight_ih_{other}" in known for other in ("l1", "l0_reverse")):
+        base = f"{module}.{found['layer']}"
     suffix = "" if site == "hidden" else f":{site}"
     name, count = base + suffix, 1
     while name in taken:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration, UnsupportedOp
+from pliant.units.call import call_with, distinct
+from pliant.units.layers import expose_layers, refusing_packed
 
 __all__ = [
     "Exported",
@@ -85,8 +88,12 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
-def refuse_wrapped(model: nn.Module) -> None:
+def refuse_wrapped(model: nn.Module, *, sharded: bool = False) -> None:
     """Refuse modules whose export would fail, or silently break them, before it is tried.
+
+    Args:
+        model: The model.
+        sharded: Accept modules on which ``fully_shard`` was called: nothing will be exported.
 
     Raises:
         IllegalConfiguration: For DDP, FSDP and compiled modules; the message names the order that works.
@@ -102,7 +109,7 @@ def refuse_wrapped(model: nn.Module) -> None:
         for kind, advice in _WRAPPERS.items():
             if kind in kinds:
                 raise IllegalConfiguration(f"{where} is wrapped in {kind}: {advice}.")
-        if "FSDPModule" in kinds:
+        if "FSDPModule" in kinds and not sharded:
             raise IllegalConfiguration(f"{where} is sharded by fully_shard: {_WRAPPERS['FullyShardedDataParallel']}.")
 
 
@@ -251,8 +258,9 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
         UnsupportedOp: When ``torch.export`` cannot follow the model (data-dependent control flow).
     """
     refuse_wrapped(model)
-    args, kwargs = as_call(example_inputs)
-    _check_runs(model, args, kwargs)
+    args, kwargs = distinct(as_call(example_inputs))
+    with refusing_packed(model):
+        _check_runs(model, args, kwargs)
     dynamic = (
         tuple(_dynamic(item) for item in args),
         {name: _dynamic(item) for name, item in kwargs.items()},
@@ -263,6 +271,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
         _outputs_only(model),
         _no_distribution_checks(),
         _marked_as_exporting(),
+        _quiet(),
         torch.random.fork_rng(),
         warnings.catch_warnings(),
     ):
@@ -276,6 +285,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
                 "or torch.cond, or find the units of the submodules that can be exported."
             ) from error
     _inline(program.graph_module)
+    expose_layers(program.graph)
     return _describe(model, program, args, kwargs)
 
 
@@ -284,7 +294,7 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     try:
         with training_mode(model), torch.no_grad(), torch.random.fork_rng():
-            torch.func.functional_call(model, buffers, copy.copy(args), kwargs)
+            call_with(model, buffers, copy.copy(args), kwargs)
     except Exception as error:
         shapes = [tuple(item.shape) for item in pytree.tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
         raise IllegalConfiguration(
@@ -292,6 +302,18 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             f"{_first_line(error)}. Pass one small batch exactly as your training loop passes it, for example "
             "example_inputs=(x,), with at least two examples where the model has batch norm."
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Export logs a warning for every size that it cannot make dynamic, which no user can do anything about."""
+    logger = logging.getLogger("torch._export.non_strict_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _export(model: nn.Module, args: Any, kwargs: Any, dynamic: tuple[Any, Any]) -> ExportedProgram:

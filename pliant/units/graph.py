@@ -7,14 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from pliant.errors import NoEffect
 from pliant.units.group import UnitGroup
 
 if TYPE_CHECKING:
-    from pliant.units.export import Inputs
     from pliant.units.replay import Replay
+    from pliant.units.several import Models
     from pliant.units.verify import Verification
 
 __all__ = ["UnitGraph"]
@@ -77,7 +75,7 @@ class UnitGraph:
                     break
         return tuple(chosen)
 
-    def verify(self, model: nn.Module, example_inputs: Inputs, *, seed: int = 0) -> Verification:
+    def verify(self, model: Models, example_inputs: Any, *, seed: int = 0) -> Verification:
         """Prove every group on this model: permuting its units must not change the output, see :func:`verify`."""
         from pliant.units.verify import verify
 

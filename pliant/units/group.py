@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Role", "Site", "Tap", "TensorSlice", "UnitGroup"]
 
-Role = Literal["incoming", "carried", "outgoing"]
+Role = Literal["incoming", "carried", "outgoing", "both"]
 Site = Literal["hidden", "heads", "head_dims", "residual"]
 
 
@@ -22,7 +22,9 @@ class TensorSlice:
         name: Fully qualified name of the parameter or buffer.
         dim: Dimension, counted from the end (``-1`` is the last), so that leading ensemble dimensions pass through.
         role: ``"incoming"``: weights and biases that produce the unit; ``"carried"``: per-unit state on the way
-            (norm affine, running statistics, per-channel scales); ``"outgoing"``: weights that consume it.
+            (norm affine, running statistics, per-channel scales); ``"outgoing"``: weights that consume it;
+            ``"both"``: the same entries produce the unit and consume it (an autoencoder whose decoder is the
+            encoder's matrix transposed). A reset draws them anew: zeroed, the unit would stay dead.
         table: ``table[u]`` are the positions along ``dim`` that unit ``u`` owns, ``[U][M]``.
     """
 
@@ -91,8 +93,9 @@ class UnitGroup:
     reset_preserves_function: bool
 
     def role(self, role: Role) -> tuple[TensorSlice, ...]:
-        """The slices with the given role."""
-        return tuple(piece for piece in self.slices if piece.role == role)
+        """The slices with the given role; those with both are incoming and outgoing."""
+        either = ("both",) if role in ("incoming", "outgoing") else ()
+        return tuple(piece for piece in self.slices if piece.role in (role, *either))
 
     @property
     def tensors(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -31,6 +32,11 @@ class Init:
 
     kind: Literal["constant", "uniform", "normal"]
     scale: float
+
+    @property
+    def mean_square(self) -> float:
+        """Expected square of one entry."""
+        return self.scale**2 / (3 if self.kind == "uniform" else 1)
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Fresh values, float32 on the generator's device.
@@ -67,8 +73,12 @@ NAMED: dict[str, Callable[[int, int], Init]] = {
     "lecun_uniform": lambda fan_in, _: Init("uniform", math.sqrt(3 / fan_in)),
     "lecun_normal": lambda fan_in, _: Init("normal", math.sqrt(1 / fan_in)),
     "torch_default": lambda fan_in, _: Init("uniform", math.sqrt(1 / fan_in)),
+    "zeros": lambda _, __: Init("constant", 0.0),
+    "ones": lambda _, __: Init("constant", 1.0),
 }
 """Initialisations by name: ``(fan_in, fan_out)`` to a distribution. Kaiming uses the gain of ReLU, sqrt(2)."""
+
+_CONSTANTS = ("zeros", "ones")
 
 
 def initialisers(
@@ -82,7 +92,7 @@ def initialisers(
             Hugging Face model what its ``_init_weights`` draws (``initializer_range``, scaled residual projections,
             T5's factors), see :mod:`pliant.units.recorded_init`. A name of :data:`NAMED`: that distribution for every
             matrix and kernel, zero for their biases. A mapping from patterns of tensor names to names: the first that
-            matches.
+            matches; ``"zeros"`` and ``"ones"`` also serve bare vectors, such as a learned scale.
         members: The tensors carry a leading dimension of ensemble members, which no fan counts.
         inputs_first: Matrices stored as inputs x outputs (``x @ W``), whose fans are exchanged.
 
@@ -98,13 +108,40 @@ def initialisers(
     result: dict[str, Init | None] = {}
     recorded = recorded_fills(model)
     for name in dict.fromkeys(canonical.values()):
-        path, _, leaf = name.rpartition(".")
+        path, _, leaf = _PARAMETRIZED.sub(r"\1", name).rpartition(".")
         result[name] = _of_module(model.get_submodule(path), leaf, tensors[name], members)
         if name in recorded:
             fill = recorded[name]
             result[name] = None if fill is None else Init(*fill)
-    if init is None:
-        return result
+    if init is not None:
+        _apply(init, model, tensors, result, members, inputs_first)
+    _set_lengths(tensors, result)
+    return result
+
+
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*")
+_LENGTHS = (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v"))
+
+
+def _set_lengths(tensors: Mapping[str, Tensor], result: dict[str, Init | None]) -> None:
+    """Weight normalisation starts with the length of each fresh row: the root mean square of it is drawn instead."""
+    for name in result:
+        for length, direction in _LENGTHS:
+            other = name.removesuffix(length) + direction
+            if name.endswith(length) and (drawn := result.get(other)) is not None:
+                count = tensors[other].numel() / tensors[name].numel()
+                result[name] = Init("constant", math.sqrt(count * drawn.mean_square))
+
+
+def _apply(
+    init: str | Mapping[str, str],
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    result: dict[str, Init | None],
+    members: bool,
+    inputs_first: Collection[str],
+) -> None:
+    """Overwrite what the user's ``init`` names."""
     rules = {"*": init} if isinstance(init, str) else dict(init)
     for pattern, choice in rules.items():
         if choice not in NAMED:
@@ -113,16 +150,17 @@ def initialisers(
             raise IllegalConfiguration(f"init={{{pattern!r}: ...}} matches no parameter of the model.")
     for name in result:
         chosen = next((value for pattern, value in rules.items() if fnmatch.fnmatchcase(name, pattern)), None)
-        path, _, leaf = name.rpartition(".")
+        path, _, leaf = _PARAMETRIZED.sub(r"\1", name).rpartition(".")
         module = model.get_submodule(path)
         if chosen is None or isinstance(module, _NORMS):
             continue
         tensor = tensors[name][0] if members else tensors[name]
-        if tensor.ndim >= 2:
+        if chosen in _CONSTANTS:  # of any shape: scales and offsets that are bare parameters
+            result[name] = NAMED[chosen](1, 1)
+        elif tensor.ndim >= 2:
             result[name] = NAMED[chosen](*_fans(tensor.mT if name in inputs_first else tensor))
         elif "bias" in leaf or leaf.startswith("b"):
             result[name] = Init("constant", 0.0)
-    return result
 
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -139,12 +177,13 @@ def _of_module(module: nn.Module, leaf: str, tensor: Tensor, members: bool) -> I
         return Init("constant", 0.0)
     if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear) and leaf == "bias":
         return Init("constant", 0.0)  # the output projection of nn.MultiheadAttention
-    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or (members and leaf in ("weight", "bias")):
-        weight = module.get_parameter("weight")  # stacked members are linear layers
+    own = ("weight", "bias", "weight_v", "weight_orig", "bias_orig")  # not the mask of a pruned layer
+    if (isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or members) and leaf in own:
+        weight: Tensor = module.weight  # type: ignore[assignment]  # stacked members are linear layers
         return Init("uniform", 1 / math.sqrt(_fans(weight[0] if members else weight)[0]))
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return Init("normal", 1.0)
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return Init("uniform", 1 / math.sqrt(module.hidden_size))
     if isinstance(module, nn.PReLU):
         return Init("constant", 0.25)

@@ -162,6 +162,12 @@ def _build(exported: Exported, site: Node, reach: _Reach) -> GraphModule | None:
         if op_name(node) in _DROPOUT:
             mapped[node] = mapped[node.args[0]]  # type: ignore[index]
             continue
+        like = _float_like(node, reach.fed)
+        if like is not None:
+            fill = [mapped.get(item, item) if isinstance(item, Node) else item for item in node.args[0]]  # type: ignore[union-attr]
+            maker = getattr(torch.ops.aten, f"new_{op_name(node)}").default
+            mapped[node] = graph.call_function(maker, (mapped[like], fill, *node.args[1:]))
+            continue
         copied = graph.node_copy(node, mapped.__getitem__)
         if op_name(node) == "scaled_dot_product_attention" and len(copied.args) > 4:
             copied.args = (*copied.args[:4], 0.0, *copied.args[5:])
@@ -170,6 +176,15 @@ def _build(exported: Exported, site: Node, reach: _Reach) -> GraphModule | None:
         mapped[node] = copied
     graph.output(mapped[site])
     return GraphModule({}, graph)
+
+
+def _float_like(node: Node, fed: tuple[Node, ...]) -> Node | None:
+    """A fed tensor of the same floating-point type as a tensor that is made on the spot (the zeros that a recurrent
+    layer starts from): the replay makes it in the type and on the device that the model has by then.
+    """
+    if op_name(node) not in ("zeros", "ones", "full") or not node.meta["val"].dtype.is_floating_point:
+        return None
+    return next((source for source in fed if source.meta["val"].dtype == node.meta["val"].dtype), None)
 
 
 def _same_size(graph: Graph, node: Node, fed: tuple[Node, ...], mapped: dict[Node, Node]) -> Node | None:

@@ -10,7 +10,10 @@ equals the exported graph's value at one of the group's sites. Where no hook qua
 
 from __future__ import annotations
 
+import math
+import operator
 import warnings
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +26,13 @@ from torch.utils import _pytree as pytree
 
 from pliant.units import axes as ax
 from pliant.units.axes import Atom, Axis
+from pliant.units.call import call_with
 from pliant.units.export import Exported, plain_attention, training_mode
 from pliant.units.group import Tap, UnitGroup
 from pliant.units.jitter import jittered
+from pliant.units.layers import RECURRENT
 from pliant.units.replay import Hit, Replay, extract_replay, tensor_leaves
+from pliant.units.several import Several
 from pliant.units.trace import Trace, op_name
 
 __all__ = ["find_taps"]
@@ -38,6 +44,7 @@ _TRANSPARENT = _DROPOUT | frozenset(
         *("clone", "unsqueeze", "squeeze", "expand", "detach", "alias", "_to_copy", "to"),
         *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
         *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d"),
+        *("constant_pad_nd", "pad", "reflection_pad1d", "replication_pad1d", "reflection_pad2d", "replication_pad2d"),
     ]
 )
 
@@ -67,6 +74,7 @@ def find_taps(
         if located is None:
             continue
         dim, table = located
+        found = Sites(_alike(trace, found.nodes, atoms[group.name], located), found.direct)
         hit = _choose(found, values, calls, group)
         if hit is not None:
             taps[group.name] = Tap(hit.kind, hit.module, hit.slot, dim, table)
@@ -89,7 +97,39 @@ def _sites(trace: Trace, group: UnitGroup, atom: Atom) -> Sites:
         node = _before_view(trace, node, atom)
         if node.op == "call_function" and _carries(trace.of(node), atom) and node not in result.nodes:
             result.nodes.append(node)
-    return result
+    if any(_is_step(node) for node in result.nodes):  # a cell in a loop: every step counts, not only those fed back
+        steps = [node for node in trace.values if _is_step(node) and _carries(trace.of(node), atom)]
+        return Sites(steps, direct=False)
+    sequences = [node for node in result.nodes if _is_sequence(node)]
+    nodes = sequences or result.nodes
+    counts = {node: _samples(trace, node, atom) for node in nodes}  # not what a squeeze-and-excite gate has averaged
+    return Sites([node for node in nodes if counts[node] == max(counts.values())], result.direct)
+
+
+def _samples(trace: Trace, node: Node, atom: Atom) -> int:
+    """How many values per unit a node holds."""
+    located = _locate(trace.of(node), atom)
+    if located is None:
+        return 0
+    dim, table = located
+    shape = trace.shape(node)
+    return math.prod(shape) // shape[dim] * len(table[0])
+
+
+def _is_sequence(node: Node) -> bool:
+    """Whether a node is a recurrent layer's output at every time step; a head may read the last step only."""
+    return _is_first(node) and op_name(node.args[0]) in RECURRENT  # type: ignore[arg-type]
+
+
+def _is_step(node: Node) -> bool:
+    """Whether a node is the hidden state that a recurrent cell returns."""
+    if _is_first(node):
+        return op_name(node.args[0]) == "lstm_cell"  # type: ignore[arg-type]
+    return op_name(node) in ("gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+
+
+def _is_first(node: Node) -> bool:
+    return node.target is operator.getitem and node.args[1] == 0
 
 
 def _before_dropout(trace: Trace, source: Node, atom: Atom) -> Node:
@@ -115,6 +155,16 @@ def _before_view(trace: Trace, node: Node, atom: Atom) -> Node:
     return node
 
 
+def _alike(trace: Trace, nodes: Sequence[Node], atom: Atom, located: Any) -> list[Node]:
+    """The nodes that hold the units at the same place as the first one; a concatenation stands for its operand, too."""
+    wider = list(nodes)
+    for node in nodes:
+        if op_name(node) in ("cat", "concat", "concatenate"):
+            operands = [item for item in node.args[0] if item.op == "call_function"]  # type: ignore[union-attr]
+            wider.extend(item for item in operands if _carries(trace.of(item), atom))
+    return [node for node in dict.fromkeys(wider) if _locate(trace.of(node), atom) == located]
+
+
 def _carries(axes: Sequence[Axis], atom: Atom) -> bool:
     return any(atom.root() is leaf.root() for axis in axes for leaf in ax.leaves(axis))
 
@@ -134,13 +184,23 @@ class Calls:
 
     Attributes:
         seen: Hit to the nodes of equal value, one set per call of the module, in the order of first calls.
+        counts: Module name to its number of calls. A hit may have fewer: an optional argument is not always given.
     """
 
     seen: dict[Hit, list[set[Node]]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def always(self, nodes: set[Node]) -> list[Hit]:
+        """The hits that see one of the nodes in every call of their module."""
+        return [
+            hit
+            for hit, sets in self.seen.items()
+            if len(sets) == self.counts[hit.module] and all(seen & nodes for seen in sets)
+        ]
 
     def unique(self) -> dict[Hit, set[Node]]:
         """The hits of modules that are called exactly once per forward."""
-        return {hit: sets[0] for hit, sets in self.seen.items() if len(sets) == 1}
+        return {hit: sets[0] for hit, sets in self.seen.items() if self.counts[hit.module] == 1}
 
 
 def _observe(model: nn.Module, exported: Exported, trace: Trace) -> tuple[dict[Node, Tensor], Calls]:
@@ -221,6 +281,7 @@ def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, v
 
     def before(name: str) -> Any:
         def hook(_: nn.Module, inputs: Any, keywords: Any) -> None:
+            calls.counts[name] += 1
             for slot, leaf in enumerate(tensor_leaves((inputs, keywords))):
                 look(Hit(name, "input", slot), leaf)
 
@@ -234,13 +295,13 @@ def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, v
         return hook
 
     for name, module in model.named_modules():
+        if isinstance(module, Several):  # nobody calls the container itself in training
+            continue
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name)))
     try:
         with training_mode(model), plain_attention():
-            torch.func.functional_call(
-                model, {k: v.clone() if k in buffers else v for k, v in state.items()}, args, kwargs, tie_weights=False
-            )  # every name of a tied tensor is given
+            call_with(model, {k: v.clone() if k in buffers else v for k, v in state.items()}, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -254,9 +315,12 @@ def _fingerprint(tensor: Tensor) -> tuple[torch.Size, float]:
 def _choose(found: Sites, values: dict[Node, Tensor], calls: Calls, group: UnitGroup) -> Hit | None:
     """The consumer's own input where the site is one, else the earliest hook that always sees a site."""
     nodes = {node for node in found.nodes if node in values}
-    valid = [hit for hit, sets in calls.seen.items() if nodes and all(seen & nodes for seen in sets)]
+    valid = calls.always(nodes) if nodes else []
     if not valid:
         return None
+    # of several models, each may run without the other: a hook inside what they share hears both
+    covered = {hit: len(nodes & set().union(*calls.seen[hit])) for hit in valid}
+    valid = [hit for hit in valid if covered[hit] == max(covered.values())]
     if found.direct:
         owners = {piece.name.rpartition(".")[0] for piece in group.role("outgoing")}
         for hit in valid:

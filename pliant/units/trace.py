@@ -14,7 +14,7 @@ from pliant.units import axes as ax
 from pliant.units.axes import Atom, Axis
 from pliant.units.group import Role
 
-__all__ = ["RULES", "Consumer", "Key", "Trace", "View", "arg", "rule"]
+__all__ = ["RULES", "Consumer", "Key", "Trace", "View", "arg", "live_nodes", "rule"]
 
 Rule = Callable[["Trace", Node], Any]
 RULES: dict[str, Rule] = {}
@@ -82,6 +82,7 @@ class Trace:
         unknown: Ops met that no rule explains, with the number of times.
         used: Parameters and buffers that the graph reads.
         learned: Dimensions of parameters that stand where activations do.
+        moving: Nodes that depend on more than parameters and buffers.
     """
 
     parameter_axes: dict[str, tuple[Axis, ...]]
@@ -92,6 +93,7 @@ class Trace:
     unknown: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     learned: set[Key] = field(default_factory=set)
+    moving: set[Node] = field(default_factory=set)
     _place: dict[Node, int] = field(default_factory=dict)
     _past: dict[Node, int] = field(default_factory=dict)  # bit i of an entry: the node depends on the i-th one
     _branch: dict[Node, int] = field(default_factory=dict)  # the same, with a contraction in between
@@ -173,9 +175,9 @@ class Trace:
     # ---- walking ----
     def run(self, nodes: Iterable[Node]) -> None:
         """Apply the rules to the graph's calls, in order."""
-        nodes = list(nodes)
-        live = _live(nodes)
-        for place, node in enumerate(nodes):
+        order = list(nodes)
+        live = live_nodes(order)
+        for place, node in enumerate(order):
             self._place[node] = place
             past = branch = 0
             for source in node.all_input_nodes:
@@ -183,8 +185,13 @@ class Trace:
                 branch |= self._branch.get(source, 0)
             self._past[node] = past
             self._branch[node] = branch | (past if op_name(node) in _CONTRACTIONS else 0)
-            if node.op == "call_function":
-                self.values[node] = self._call(node) if node in live else self.opaque(node, "it is not used")
+            if node not in live:  # attention weights that were averaged for nobody must not mark the heads
+                continue
+            if node.op == "placeholder" and node not in self.views:
+                self.moving.add(node)
+            self.moving.update([node] if self.moving.intersection(node.all_input_nodes) else ())
+            if node.op == "call_function" and node not in self.values:  # a rule may know what an item of its result is
+                self.values[node] = self._call(node)
 
     def _call(self, node: Node) -> Any:
         name = op_name(node)
@@ -201,24 +208,24 @@ class Trace:
 _SIZES = frozenset(["sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "_assert_tensor_metadata"])
 
 
-def _live(nodes: Sequence[Node]) -> set[Node]:
-    """The nodes whose values reach the output or are written in place; reading a tensor's size is no use of it."""
-    live: set[Node] = set()
-    for node in reversed(nodes):
-        schema = getattr(node.target, "_schema", None)
-        if node.op == "output" or node in live or (schema is not None and schema.is_mutable):
-            live.add(node)
-            if op_name(node) not in _SIZES:
-                live.update(node.all_input_nodes)
-    return live
-
-
 _CONTRACTIONS = frozenset(
     [
         *("linear", "addmm", "baddbmm", "mm", "bmm", "matmul", "einsum", "scaled_dot_product_attention"),
         *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
     ]
 )
+
+
+def live_nodes(nodes: Iterable[Node]) -> set[Node]:
+    """The nodes that the model's output, a written tensor, or a reading of the units (``meta["read"]``) depends on."""
+    live: set[Node] = set()
+    for node in reversed(list(nodes)):
+        schema = getattr(node.target, "_schema", None)
+        if node in live or node.op == "output" or node.meta.get("read") or (schema is not None and schema.is_mutable):
+            live.add(node)
+            if op_name(node) not in _SIZES:  # reading a tensor's size is no use of its values
+                live.update(node.all_input_nodes)
+    return live
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration
+from pliant.units.call import call_with
 from pliant.units.exact import FullPrecision, NoNoise
 from pliant.units.export import Inputs, as_call, canonical_names, model_outputs, plain_attention
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.jitter import jittered
+from pliant.units.several import Models, joined
 
 if TYPE_CHECKING:
     from pliant.units.graph import UnitGraph
@@ -129,12 +131,12 @@ def permute(state: dict[str, Tensor], pieces: tuple[TensorSlice, ...], order: Te
     return result
 
 
-def verify(units: UnitGraph, model: nn.Module, example_inputs: Inputs, *, seed: int = 0) -> Verification:
+def verify(units: UnitGraph, model: Models, example_inputs: Any, *, seed: int = 0) -> Verification:
     """Check every group of a unit graph on a model, by running it.
 
     Args:
         units: The unit graph.
-        model: The model; it is not changed.
+        model: The model, or the mapping of models that the units were found in; it is not changed.
         example_inputs: As for :func:`~pliant.units.discover.find_units`.
         seed: Seed of the random state, inputs and permutations.
 
@@ -144,6 +146,7 @@ def verify(units: UnitGraph, model: nn.Module, example_inputs: Inputs, *, seed: 
     Raises:
         IllegalConfiguration: If a group names tensors that the model does not have.
     """
+    model, example_inputs = joined(model, example_inputs)
     missing = {name for group in units for name in group.tensors} - set(canonical_names(model).values())
     if missing:
         raise IllegalConfiguration(
@@ -183,10 +186,16 @@ class _Probe:
 
     def baseline(self) -> None:
         self.reference = self.run(self.state)
+        if not self.reference:
+            raise IllegalConfiguration(
+                f"{type(self.model).__name__} returns no floating-point tensor (only actions or indices), in which no "
+                "small change can be seen. Check the network inside it that computes values, for example "
+                "policy.q_net instead of policy."
+            )
 
     def run(self, state: dict[str, Tensor]) -> list[Tensor]:
         """Outputs in evaluation mode, then in training mode."""
-        full = {alias: state[name].clone() for alias, name in self.names.items()}
+        full = {name: state[name].clone() for name in self.names.values()}
         outputs: list[Tensor] = []
         flags = [(module, module.training) for module in self.model.modules()]
         rates = [(m, key, getattr(m, key)) for m in self.model.modules() for key in _DROPOUT_RATES if _is_rate(m, key)]
@@ -205,7 +214,7 @@ class _Probe:
                     FullPrecision() if self.dtype == torch.float64 else contextlib.nullcontext(),
                 ):
                     torch.manual_seed(self.seed)
-                    result = torch.func.functional_call(self.model, full, self.args, self.kwargs, tie_weights=False)
+                    result = call_with(self.model, full, self.args, self.kwargs)
                 outputs.extend(leaf for leaf in model_outputs(result) if leaf.dtype.is_floating_point)
         finally:
             for module, flag in flags:

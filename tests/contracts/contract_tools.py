@@ -178,10 +178,9 @@ def differ(a: dict[str, Any], b: dict[str, Any], only: str = "model.") -> bool:
 
 
 def supported(method: str, name: str) -> bool:
-    """Tied transposed weights have no tap: methods that read activations refuse them (tested by name)."""
-    return not (
-        name == "tied_autoencoder" and method in ("continual_backprop", "continual_backprop_exact", "redo", "several")
-    )
+    """Inside a projected LSTM's cell there is no tap: methods that read activations refuse it (tested by name)."""
+    reads = method.startswith("continual_backprop") or method in ("redo", "several")
+    return not (name == "lstm_projected" and reads)
 
 
 def num_hooks(model: nn.Module, optimizer: Optimizer) -> int:

@@ -30,7 +30,7 @@ def generic_copy(model: nn.Module, seed: int = 0) -> nn.Module:
     for module in other.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
             module.dropout = 0.0
         for name, value in vars(module).items():  # rates that modules keep as numbers
             if (name == "rate" or "dropout" in name) and isinstance(value, float):

@@ -175,6 +175,30 @@ def test_distributions_with_validation_do_not_stop_discovery():
         torch.distributions.Distribution.set_default_validate_args(before)
 
 
+class Pieces(nn.Module):
+    """Gate and value are two pieces of one matrix, or one product with two matrices joined."""
+
+    def __init__(self, join: bool) -> None:
+        super().__init__()
+        self.w, self.v = nn.Parameter(torch.randn(16, 5)), nn.Parameter(torch.randn(8, 5))
+        self.fc1, self.fc2, self.join = nn.Linear(8, 6), nn.Linear(6, 2), join
+
+    def forward(self, x):
+        if self.join:
+            gate, value = nn.functional.linear(x, torch.cat([self.w[:8], self.v])).chunk(2, -1)
+        else:
+            gate, value = nn.functional.linear(x, self.w[:8]), nn.functional.linear(x, self.w[8:])
+        return self.fc2(torch.relu(self.fc1(gate.sigmoid() * value)))
+
+
+def test_pieces_of_a_parameter_are_followed():
+    model, x = Pieces(join=False), torch.randn(3, 5)
+    units = pliant.find_units(model, x)
+    assert [(group.name, group.size) for group in units] == [("w", 8), ("fc1", 6)]
+    assert units["w"].slices[0].table == tuple((u, u + 8) for u in range(8))
+    assert units.verify(model, x).ok
+
+
 def test_a_parameter_that_is_used_in_a_way_without_a_rule_is_not_called_unused():
     class Normalised(nn.Module):
         def __init__(self) -> None:

@@ -136,6 +136,61 @@ def raw(m: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {"w1": a, "w2": torch.relu(a @ m.w2 + m.b2)}
 
 
+def layer_by_layer(m: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """A recurrent network of several layers, unrolled into networks of one layer each."""
+    layer, found = m.layer, {}
+    ways = ("", "_reverse") if layer.bidirectional else ("",)
+    for at in range(layer.num_layers):
+        one = type(layer)(
+            x.shape[-1], layer.hidden_size, bias=layer.bias, batch_first=layer.batch_first,
+            bidirectional=layer.bidirectional, **({"nonlinearity": "relu"} if isinstance(layer, nn.RNN) else {}),
+        ).to(x)  # fmt: skip
+        own = {key: value for key, value in layer.state_dict().items() if f"_l{at}" in key}
+        one.load_state_dict({key.replace(f"_l{at}", "_l0"): value for key, value in own.items()})
+        x, _ = one(x)
+        names = [f"layer.l{at}{way}" for way in ways] if len(ways) * layer.num_layers > 1 else ["layer"]
+        found.update({name: rows(part) for name, part in zip(names, x.chunk(len(ways), -1), strict=True)})
+    return found
+
+
+def cell_loop(m: nn.Module, tokens: Tensor) -> dict[str, Tensor]:
+    x = m.embed(tokens)
+    hidden, state, lower, upper = m.start.expand(len(x), -1), None, [], []
+    for step in range(x.shape[1]):
+        hidden = m.lower(x[:, step], hidden)
+        state = m.upper(hidden, state)
+        lower.append(hidden)
+        upper.append(state[0])
+    return {"embed": rows(x), "lower": torch.cat(lower), "upper": torch.cat(upper)}
+
+
+def forecaster(m: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    x = (x - x.mean(1, keepdim=True)) / torch.sqrt(x.var(1, keepdim=True, unbiased=False) + 1e-5)
+    x = F.gelu(m.norm(m.conv((x * m.scale + m.shift).transpose(1, 2))))
+    return {"conv": rows(x, 1), "encoder": rows(m.encoder(x.transpose(1, 2))[0])}
+
+
+def tcn(m: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    x = m[0](x.transpose(1, 2))
+    found = {}
+    for name in ("1", "2"):
+        block = m.get_submodule(name)
+        found[f"{name}.conv1"] = rows(F.relu(block.conv1(F.pad(x, (block.pad, 0)))), 1)
+        x = block(x)
+    return {**found, "5": F.relu(m[5](x.mean(2)))}
+
+
+def recommender(m: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    counts, user = x[:, :2].float(), m.user.weight[x[:, 2]]
+    items = m.items.weight[x[:, 3:]].amax(1)
+    return {"user": user, "items": items, "deep": torch.relu(m.deep(torch.cat([user, items, counts], 1)))}
+
+
+def tied(m: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    outer = torch.tanh(m.outer(x))
+    return {"outer": outer, "inner": torch.tanh(m.inner(outer))}
+
+
 TRUTH: dict[str, Callable[[nn.Module, Tensor], dict[str, Tensor]]] = {
     "mlp": lambda m, x: {"0": torch.relu(m[0](x)), "2": torch.tanh(m[2](torch.relu(m[0](x))))},
     "mlp_functional": lambda m, x: {"fc1": F.relu(m.fc1(x)), "fc2": F.gelu(m.fc2(F.relu(m.fc1(x))))},
@@ -154,6 +209,16 @@ TRUTH: dict[str, Callable[[nn.Module, Tensor], dict[str, Tensor]]] = {
     "vit": vit_with_input,
     "actor_critic": actor_critic,
     "swiglu": swiglu,
+    "tied_autoencoder": lambda m, x: {"encoder": torch.relu(m.encoder(x))},
+    "tied_autoencoder_deep": tied,
+    "lstm": layer_by_layer,
+    "lstm_two_layers": layer_by_layer,
+    "gru_bidirectional": layer_by_layer,
+    "rnn_time_first": layer_by_layer,
+    "cell_loop": cell_loop,
+    "forecaster": forecaster,
+    "tcn_weight_norm": tcn,
+    "recommender_concat": recommender,
 }
 
 
@@ -186,7 +251,7 @@ def test_streamed_means_are_those_of_the_training_forward(name):
     for module in model.modules():
         if isinstance(module, (nn.Dropout, nn.modules.batchnorm._BatchNorm)):
             module.eval()  # fixed statistics; the modules that are hooked still train
-        if isinstance(module, nn.MultiheadAttention):
+        if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
             module.dropout = 0.0
     if hasattr(model, "rate"):
         model.rate = 0.0
@@ -270,11 +335,22 @@ def test_inputs_of_an_impossible_shape_for_a_replay_are_explained():
 
 
 def test_a_group_without_a_tap_says_so():
-    case, units = ZOO["tied_autoencoder"], units_of("tied_autoencoder")
-    assert units["encoder"].tap is None
+    case, units = ZOO["lstm_projected"], units_of("lstm_projected")
+    assert units["layer"].tap is None
     assert "none" in str(units)
     model = case.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(pliant.IllegalConfiguration, match="cannot be seen"):
-        pliant.attach(model, optimizer, pliant.ReDo(), units=units, init=case.init)
-    assert capture(model, units, case.batch()) == {}
+        pliant.attach(model, optimizer, pliant.ReDo(), units=units)
+    assert capture(model, units, case.batch()).keys() == {"layer.weight_hr_l0"}
+
+
+def test_a_replay_follows_the_models_type():
+    """Zeros that a recurrent layer starts from are made in the type of the activations, not in that of the export."""
+    case, units = ZOO["lstm_two_layers"], units_of("lstm_two_layers")
+    model, x = case.model(seed=2).double(), case.batch().double()
+    found = capture(model, units, x)["layer.l0"]
+    assert found.dtype == torch.float64
+    with torch.no_grad():
+        truth = layer_by_layer(model.eval(), x)["layer.l0"]
+    assert torch.allclose(sort_rows(found), sort_rows(truth), atol=1e-12)

@@ -102,5 +102,32 @@ def pool(trace: Trace, node: Node) -> Any:
     return tuple(pooled(item) for item in value) if isinstance(value, (tuple, list)) else pooled(value)
 
 
+@rule("pixel_shuffle")
+def pixel_shuffle(trace: Trace, node: Node) -> Any:
+    """Blocks of channels become blocks of space: a unit keeps its block, and the places in it are fixed."""
+    source, factor = trace.of(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
+    channels = sum(map(ax.size_of, source[-3]))
+    units, places = ax.factor(source[-3], [channels // factor**2, factor**2])
+    ax.freeze(places, _SPACE)
+    return (*source[:-3], units, *(ax.fresh(size, _SPACE) for size in trace.shape(node)[-2:]))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(trace: Trace, node: Node) -> Any:
+    """Blocks of space become channels, unit by unit."""
+    source, factor = trace.of(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
+    channels = ax.merge([source[-3], ax.fresh(factor**2, _SPACE)])
+    return (*source[:-3], channels, *(ax.fresh(size, _SPACE) for size in trace.shape(node)[-2:]))
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(trace: Trace, node: Node) -> Any:
+    """Channels ``(group, own)`` come out as ``(own, group)``."""
+    source, groups = trace.of(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
+    channels = sum(map(ax.size_of, source[1]))
+    group, own = ax.factor(source[1], [groups, channels // groups])
+    return (source[0], ax.merge([own, group]), *source[2:])
+
+
 def _hint(size: Any) -> int:
     return size if isinstance(size, int) else int(size.node.hint)

@@ -44,9 +44,9 @@ def broadcast(trace: Trace, node: Node) -> Any:
     operands = [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), Tensor)]
     name = str(node.target)
     shape = trace.shape(node)
-    alone = all(trace.is_parameter(operand) for operand in operands)  # parameters only: their use comes later
+    alone = node not in trace.moving  # a weight computed from parameters: what consumes it says how they are used
     if alone:
-        trace.derive(node, *operands)
+        trace.derive(node, *(item for item in operands if trace.is_parameter(item)))
     result: list[Axis | None] = [None] * len(shape)
     for operand in operands:
         axes = trace.of(operand)
@@ -75,23 +75,8 @@ def _at_channel(axes: tuple[Axis, ...], sizes: tuple[int, ...], rank: int) -> tu
     return (*axes, *(ax.fresh(1) for _ in range(pad))), (*sizes, *([1] * pad))
 
 
-_SAME = frozenset(
-    [
-        *("to", "_to_copy", "clone", "contiguous", "detach", "alias", "dropout", "native_dropout"),
-        *(
-            "view",
-            "reshape",
-            "_unsafe_view",
-            "flatten",
-            "unflatten",
-            "transpose",
-            "permute",
-            "t",
-            "unsqueeze",
-            "squeeze",
-        ),
-    ]
-)
+_LAYOUT = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "unsqueeze", "squeeze")
+_SAME = frozenset([*_LAYOUT, "to", "_to_copy", "clone", "contiguous", "detach", "alias", "dropout", "native_dropout"])
 
 
 def _stem(node: Node) -> Node:

@@ -154,3 +154,32 @@ def embedding(trace: Trace, node: Node) -> tuple[Axis, ...]:
     trace.role(weight, -2, "carried")
     trace.role(weight, -1, "incoming")
     return (*trace.of(index), features)
+
+
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(trace: Trace, node: Node) -> Any:
+    """Look-ups that are summed, averaged or maximised per bag, each column by itself."""
+    weight, reason = node.args[0], "it is indexed by the data (a bag of categories)"
+    vocabulary, features = trace.of(weight)
+    ax.freeze(vocabulary, reason)
+    trace.role(weight, -2, "carried")
+    trace.role(weight, -1, "incoming")
+    result, *others = trace.opaque(node, reason)
+    return ((*result[:-1], features), *others)
+
+
+@rule("bilinear")
+def bilinear(trace: Trace, node: Node) -> tuple[Axis, ...]:
+    """``y_o = x1 W_o x2 + b_o``: two dimensions of the weight consume, the first produces."""
+    first, second, weight, bias = node.args[0], node.args[1], node.args[2], arg(node, 3, "bias")
+    outputs, left, right = trace.of(weight)
+    for source, axis, back in ((first, left, -2), (second, right, -1)):
+        ax.tie(trace.of(source)[-1], axis)
+        trace.consume(node, source, weight, back)
+    for one, other in zip(trace.of(first)[:-1], trace.of(second)[:-1], strict=True):
+        ax.tie(one, other)
+    trace.role(weight, -3, "incoming")
+    if bias is not None:
+        ax.tie(trace.of(bias)[-1], outputs)
+        trace.role(bias, -1, "incoming")
+    return (*trace.of(first)[:-1], outputs)

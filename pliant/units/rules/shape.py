@@ -193,7 +193,10 @@ def stack(trace: Trace, node: Node) -> Any:
     return tuple(axes)
 
 
-@rule("split", "split_with_sizes", "chunk", "unsafe_chunk", "unsafe_split", "tensor_split")
+_SPLITS = ("split", "split_with_sizes", "chunk", "unsafe_chunk", "unsafe_split", "tensor_split")
+
+
+@rule(*_SPLITS)
 def split(trace: Trace, node: Node) -> Any:
     """Cuts along one dimension."""
     source = trace.of(node.args[0])
@@ -269,7 +272,8 @@ def index(trace: Trace, node: Node) -> Any:
 
 def _looked_up(trace: Trace, node: Node, source: tuple[Axis, ...], indices: list[Any], reason: str) -> Any:
     """``x[i, :, j]``: indexed dimensions are frozen, the others stay; those of a table of parameters are produced."""
-    given, at = [], 0
+    given: list[int] = []
+    at = 0
     for item in indices:
         covered = 1 if item is None or item.meta["val"].dtype != torch.bool else item.meta["val"].ndim
         given += [] if item is None else range(at, at + covered)
