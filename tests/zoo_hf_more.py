@@ -214,5 +214,5 @@ if hf is not None:
         "hf_mixtral",
         text(8),
         MIXTRAL,
-        excluded={f"{MIX}.mlp.experts.down_proj[-3]": "experts", f"{MIX}.mlp.gate.weight[-2]": "order"},
+        excluded={f"{MIX}.mlp.experts.down_proj[-3]": "experts", f"{MIX}.mlp.gate.weight[-2]": "router"},
     )(make_mixtral)
