@@ -12,11 +12,12 @@ from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.handle import Handle
 from pliant.interventions.base import Intervention
 from pliant.optimizer_state import MomentSpec, check_optimizer
-from pliant.sharded import process_group_of
+from pliant.sharded import process_group_of, refuse_join
 from pliant.surgery import operate
 from pliant.units import UnitGraph, find_units
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
+from pliant.units.rename import as_named_in
 from pliant.units.several import Models, as_module
 
 __all__ = ["attach"]
@@ -85,7 +86,20 @@ def attach(
         >>> handle.num_resets
         {'0': tensor(6)}
         >>> handle.detach()
+
+        Several modules and optimizers, for example the ``policy.actor`` and ``policy.critic`` of Stable-Baselines3's
+        SAC with ``[policy.actor.optimizer, policy.critic.optimizer]``, whose ``learn()`` stays as it is:
+
+        >>> actor = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> critic = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> optimizers = [torch.optim.Adam(net.parameters()) for net in (actor, critic)]
+        >>> inputs = {"actor": torch.randn(3, 4), "critic": torch.randn(3, 6)}
+        >>> handle = pliant.attach({"actor": actor, "critic": critic}, optimizers, method, example_inputs=inputs)
+        >>> [group.name for group in handle.units]
+        ['actor.0', 'critic.0']
+        >>> handle.detach()
     """
+    given = model
     plain, process_group = _unwrapped(model, units)
     model = as_module(plain)
     refuse_wrapped(model, sharded=units is not None)
@@ -107,6 +121,7 @@ def attach(
         if example_inputs is None:
             raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
         units = find_units(model, example_inputs)
+    units = as_named_in(units, model)
     _check_one_owner(model, optimizers, chosen, units)
     handle = Handle(
         model,
@@ -121,6 +136,9 @@ def attach(
         moments=moments,
         measure_change=measure_change,
     )
+    wrappers = [part for part in _parts(given).values() if isinstance(part, nn.parallel.DistributedDataParallel)]
+    if wrappers:
+        handle.also_remove([item.register_step_pre_hook(refuse_join(wrappers)) for item in optimizers])
     for name, tensors in operations:
         handle.events.intervention = name
         handle.events.add_tensors("surgery", tensors)
@@ -150,10 +168,14 @@ def _operate(
     return [(type(method).__name__, operate(model, optimizers, seed, method.surgery)) for method in changing]
 
 
+def _parts(model: Models) -> dict[str, nn.Module]:
+    return dict(model) if isinstance(model, Mapping) else {"": model}
+
+
 def _unwrapped(model: Models, units: UnitGraph | None) -> tuple[Models, Any]:
     """The plain module or modules, and the process group of their DistributedDataParallel wrappers."""
     several = isinstance(model, Mapping)
-    parts: dict[str, nn.Module] = dict(model) if isinstance(model, Mapping) else {"": model}
+    parts = _parts(model)
     wrapped = {name: part for name, part in parts.items() if isinstance(part, nn.parallel.DistributedDataParallel)}
     if not wrapped:
         return model, None

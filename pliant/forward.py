@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration
+from pliant.sharded import reshard, sharded_modules
 from pliant.stats.quiet import unrecorded
+from pliant.units.call import call_with
 from pliant.units.export import Inputs, as_call, canonical_names, plain_attention
 from pliant.units.replay import tensor_leaves
+from pliant.units.several import joined
 
 __all__ = ["call", "outputs", "relative_change"]
 
@@ -27,7 +30,8 @@ def call(
 
     Args:
         model: The model.
-        inputs: A tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+        inputs: A tensor, a tuple of positional inputs, or a mapping of keyword inputs; for several modules, a mapping
+            from their names to the inputs of each.
         params: Parameters and buffers by canonical name to be used instead of the model's own; any subset.
         training: Whether the model runs in training mode (batch norm then uses the batch, dropout drops).
 
@@ -44,19 +48,14 @@ def call(
                 [1.],
                 [1.]])
     """
-    names = canonical_names(model)
     chosen = dict(params or {})
-    if unknown := set(chosen) - set(names.values()):
+    if unknown := set(chosen) - set(canonical_names(model).values()):
         raise IllegalConfiguration(
             f"{type(model).__name__} has no parameter or buffer {sorted(unknown)[0]!r}; known are canonical names, the "
             "first of a shared tensor."
         )
-    own = dict(model.named_buffers())
-    swapped = {
-        alias: chosen[name] if name in chosen else own[name].detach().clone()
-        for alias, name in names.items()
-        if name in chosen or name in own
-    }
+    buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    model, inputs = joined(model, inputs)
     args, kwargs = as_call(inputs)
     devices = {tensor.device for tensor in model.parameters() if tensor.device.type != "cpu"}
     kind = next(iter(devices)).type if devices else "cuda"
@@ -67,7 +66,11 @@ def call(
         torch.random.fork_rng(devices, device_type=kind),
         _uncompiled(),
     ):
-        return torch.func.functional_call(model, swapped, args, kwargs, tie_weights=False)
+        try:
+            return call_with(model, {**buffers, **chosen}, args, kwargs)
+        finally:
+            if not torch.is_grad_enabled():  # no backward pass will free what the forward has gathered
+                reshard(sharded_modules(model))
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:

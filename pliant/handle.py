@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 from pliant.checkpoint import is_dry_step
 from pliant.devices import can_read
 from pliant.edit import Editor
-from pliant.errors import IllegalConfiguration, NoEffect
+from pliant.errors import IllegalConfiguration
 from pliant.events import EventLog
-from pliant.forward import call, outputs, relative_change
+from pliant.forward import call
 from pliant.interventions.base import Context, Intervention
 from pliant.interventions.state import Memory, cloned
-from pliant.optimizer_state import MomentSpec, check_declared, check_units
+from pliant.optimizer_state import MomentSpec, check_declared
 from pliant.schedule import Schedule
 from pliant.sharded import Whole, reshard, sharded_modules
 from pliant.stats import Collector
@@ -27,35 +27,21 @@ from pliant.stats.listener import is_in_graph
 from pliant.units import UnitGraph
 from pliant.units.export import Inputs
 from pliant.units.init import InitSpec, initialisers
+from pliant.wiring import (
+    change_of,
+    check_method,
+    check_shapes,
+    editable_groups,
+    find_owners,
+    inputs_first,
+    needed_statistics,
+    on_step,
+    prepare,
+)
 
 __all__ = ["Handle"]
 
 STATE_VERSION = 2
-
-
-def _inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
-    """Matrices whose last dimension is the output: ``x @ W`` instead of ``nn.Linear``'s ``x @ W.T``."""
-    ends = {("incoming", -1), ("outgoing", -2)}
-    found = {piece.name for group in units for piece in group.slices if (piece.role, piece.dim) in ends}
-    return {name for name in found if name in tensors and tensors[name].ndim == 2}
-
-
-def _measure(model: nn.Module, batch: Inputs) -> Callable[[], Tensor]:
-    """Remember the outputs on a batch; what is returned tells by how much they have changed since."""
-    before = outputs(model, batch)
-    return lambda: relative_change(before, outputs(model, batch))
-
-
-def _prepare(method: Intervention, contexts: Sequence[Context]) -> None:
-    """Nothing to act on for one optimizer (of a temperature, say) is fine; for all of them it is an error."""
-    without: list[NoEffect] = []
-    for ctx in contexts:
-        try:
-            method.prepare(ctx)
-        except NoEffect as error:
-            without.append(error)
-    if without and len(without) == len(contexts):
-        raise without[0]
 
 
 class Handle:
@@ -88,13 +74,13 @@ class Handle:
         self._optimizers = list(optimizers)
         self._tensors = named_tensors(model)
         self._sharded_modules = sharded_modules(model)
-        self._check_shapes(model)
+        check_shapes(units, self._tensors, num_members, type(model).__name__)
         self.events = EventLog()
         self.events.num_members = num_members
-        self._owners = self._find_owners()
+        self._owners = find_owners(self._tensors, self._optimizers)
         check_declared(moments)
         inits = initialisers(
-            model, init, members=num_members is not None, inputs_first=_inputs_first(units, self._tensors)
+            model, init, members=num_members is not None, inputs_first=inputs_first(units, self._tensors)
         )
         self._forward = partial(call, model)
         self._editor = Editor(
@@ -106,23 +92,28 @@ class Handle:
             events=self.events,
             dry_run=dry_run,
             declared=moments,
-            measure=None if measure_change is None else partial(_measure, model, measure_change),
+            measure=None if measure_change is None else partial(change_of, model, measure_change),
         )
         self._schedules = [Schedule(self.methods) for _ in self._optimizers]
         self._num_boundaries = 0
-        self._owned = [self._groups_of(item, model) for item in self._optimizers]
+        self._owned = [self._groups_of(item) for item in self._optimizers]
         self._check_methods()
         self._memory = [self._make_memory(m) for m in range(len(self.methods))]
         self._num_param_groups = [len(item.param_groups) for item in self._optimizers]
         seen = Whole(self._tensors, model) if self._sharded_modules else self._tensors
         self._collector = Collector(
-            model, units, self._needs(), seen, num_members=num_members, process_group=process_group
+            model,
+            units,
+            needed_statistics(self.methods, self._usable),
+            seen,
+            num_members=num_members,
+            process_group=process_group,
         )
         self._contexts = [[self._context(m, o) for o in range(len(optimizers))] for m in range(len(self.methods))]
         self._hooks: list[Any] = []
         try:
             for method, contexts in zip(self.methods, self._contexts, strict=True):
-                _prepare(method, contexts)
+                prepare(method, contexts)
         except Exception:
             self._collector.remove()
             raise
@@ -130,9 +121,9 @@ class Handle:
         for index in range(len(self._optimizers)):
             self._plan(index)
         for index, item in enumerate(self._optimizers):
-            if any(type(method).before_step is not Intervention.before_step for method in self.methods):
-                self._hooks.append(item.register_step_pre_hook(self._pre_hook(index)))
-            self._hooks.append(item.register_step_post_hook(self._post_hook(index)))
+            acts_before = any(type(method).before_step is not Intervention.before_step for method in self.methods)
+            before = self._pre_hook(index) if acts_before else None
+            self._hooks.extend(on_step(item, self._post_hook(index), before))
 
     # ---- what the user reads and calls ----
     @property
@@ -232,6 +223,10 @@ class Handle:
         for memory in self._memory:
             memory.clear()
 
+    def also_remove(self, hooks: Sequence[Any]) -> None:
+        """Take over hooks that others put on the optimizers: :meth:`detach` removes them."""
+        self._hooks.extend(hooks)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit by bit: plain tensors, numbers and strings.
 
@@ -244,8 +239,8 @@ class Handle:
             "num_members": self.num_members,
             "schedules": [schedule.state_dict() for schedule in self._schedules],
             "num_boundaries": self._num_boundaries,
-            "state": [cloned(memory.units) for memory in self._memory],
-            "memory": [memory.state_dict() for memory in self._memory],
+            "state": {index: cloned(memory.units) for index, memory in enumerate(self._memory)},
+            "memory": {str(index): memory.state_dict() for index, memory in enumerate(self._memory)},
             "random": self._editor.random_state(),
             "num_resets": self._no_resets() | self.events.state_dict(),
         }
@@ -284,8 +279,8 @@ class Handle:
         for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved, self._device)
         self._num_boundaries = state["num_boundaries"]
-        for memory, units, saved in zip(self._memory, state["state"], state["memory"], strict=True):
-            memory.load_state_dict({"units": units, **saved})
+        for index, memory in enumerate(self._memory):
+            memory.load_state_dict({"units": state["state"][index], **state["memory"][str(index)]})
         self._editor.load_random_state(state["random"])
         self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items() if v.any()})
         for index in range(len(self._schedules)):
@@ -373,7 +368,7 @@ class Handle:
         Units that could not be edited before (``excluded``) still are not: their statistics are not listened to.
         """
         self._num_param_groups[index] = len(self._optimizers[index].param_groups)
-        self._owners.update(self._find_owners())
+        self._owners.update(find_owners(self._tensors, self._optimizers))
         trained = self._trained(self._optimizers[index])
         for memory, contexts in zip(self._memory, self._contexts, strict=True):
             memory.extend(trained)
@@ -388,88 +383,21 @@ class Handle:
         if not self._hooks:
             raise IllegalConfiguration("this handle is detached; call pliant.attach again.")
 
-    def _check_shapes(self, model: nn.Module) -> None:
-        for group in self.units:
-            for piece in group.slices:
-                if piece.name not in self._tensors:
-                    raise IllegalConfiguration(
-                        f"the unit graph names {piece.name!r}, which {type(model).__name__} does not have. "
-                        "Find the units of this model."
-                    )
-                tensor = self._tensors[piece.name]
-                largest = max(max(row) for row in piece.table)
-                wrong_stack = self.num_members is not None and tensor.shape[0] != self.num_members
-                if wrong_stack or tensor.ndim < -piece.dim or tensor.shape[piece.dim] <= largest:
-                    raise IllegalConfiguration(
-                        f"{piece.name!r} has shape {tuple(tensor.shape)}, which does not fit the unit graph"
-                        + (f" of a stack of {self.num_members} members." if self.num_members else ".")
-                        + " Find the units of this model."
-                    )
-
-    def _find_owners(self) -> dict[str, Optimizer]:
-        by_id = {id(p): item for item in self._optimizers for group in item.param_groups for p in group["params"]}
-        return {name: by_id[id(tensor)] for name, tensor in self._tensors.items() if id(tensor) in by_id}
-
     def _trained(self, optimizer: Optimizer) -> dict[str, Tensor]:
         """The parameters that an optimizer owns and that are not frozen, by name."""
         owned = {name: self._tensors[name] for name, owner in self._owners.items() if owner is optimizer}
         return {name: tensor for name, tensor in owned.items() if tensor.requires_grad}
 
-    def _groups_of(self, optimizer: Optimizer, model: nn.Module) -> list[Any]:
+    def _groups_of(self, optimizer: Optimizer) -> list[Any]:
         """The groups whose clock is this optimizer's: it owns their first incoming tensor."""
         return [group for group in self.units if self._owners.get(group.role("incoming")[0].name) is optimizer]
-
-    def _edited(self, method: Intervention) -> list[Any]:
-        pattern = method.unit_pattern()
-        if pattern is None:
-            return []
-        groups = self.units.require(pattern)
-        for group in groups:
-            fixed = [n for n in group.tensors if self._is_parameter(n) and not self._tensors[n].requires_grad]
-            if fixed:
-                self.excluded[group.name] = f"frozen parameters: {', '.join(fixed)}"
-        usable = [group for group in groups if group.name not in self.excluded]
-        if not usable:
-            raise NoEffect(
-                f"{type(method).__name__}: every unit group that matches {pattern!r} has frozen parameters "
-                f"({', '.join(sorted(self.excluded))}), so it would do nothing."
-            )
-        return usable
-
-    def _is_parameter(self, name: str) -> bool:
-        return isinstance(self._tensors[name], nn.Parameter)
 
     def _check_methods(self) -> None:
         self._usable: list[frozenset[str]] = []
         for method in self.methods:
-            groups = self._edited(method)
+            groups = editable_groups(method, self.units, self._tensors, self.excluded)
+            check_method(method, groups, self._tensors, self._owners, self._editor)
             self._usable.append(frozenset(group.name for group in groups))
-            for group in groups:
-                for name in group.tensors:
-                    if self._is_parameter(name) and name not in self._owners:
-                        raise IllegalConfiguration(
-                            f"{type(method).__name__} would edit {name!r} (unit group {group.name!r}), but no given "
-                            "optimizer owns it. Pass every optimizer that trains the model, or leave the group out "
-                            "with where=..."
-                        )
-                    if self._is_parameter(name):
-                        check_units(self._owners[name], self._tensors[name], name)
-                if method.needs and group.tap is None:
-                    raise IllegalConfiguration(
-                        f"{type(method).__name__} reads activations, but those of {group.name!r} cannot be seen by any "
-                        "hook. Leave the group out with where=..."
-                    )
-                if method.redraws:
-                    for piece in group.role("incoming"):
-                        self._editor.init_of(piece.name)
-
-    def _needs(self) -> dict[str, frozenset[str]]:
-        needs: dict[str, frozenset[str]] = {}
-        for method, usable in zip(self.methods, self._usable, strict=True):
-            if method.needs:
-                for name in sorted(usable):  # in the same order in every process: reading sharded tensors is collective
-                    needs[name] = needs.get(name, frozenset()) | method.needs
-        return needs
 
     @property
     def _device(self) -> torch.device:

@@ -22,6 +22,7 @@ from pliant.stats.reader import TapReader
 from pliant.units import UnitGraph, find_units
 from pliant.units.export import refuse_wrapped
 from pliant.units.several import Models, as_module
+from pliant.wiring import on_step
 
 __all__ = ["METRICS", "Monitor", "Reading", "monitor"]
 
@@ -139,7 +140,7 @@ class Monitor:
             raise NoEffect("the model has no weight matrices, so weight_magnitude would measure nothing.")
         self._listener = Listener(model, self._rows.values())
         self._listener.enabled = every == 1
-        self._hook = optimizer.register_step_post_hook(self._after_step)
+        self._hooks = on_step(optimizer, self._after_step)
 
     @property
     def latest(self) -> Reading:
@@ -190,7 +191,8 @@ class Monitor:
 
     def detach(self) -> None:
         """Remove every hook; the history stays."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         self._listener.remove()
 
     def __repr__(self) -> str:
@@ -199,7 +201,7 @@ class Monitor:
 
 def monitor(
     model: Models,
-    optimizer: Optimizer,
+    optimizer: Optimizer | Sequence[Optimizer],
     metrics: Sequence[str] = METRICS,
     *,
     example_inputs: Any = None,
@@ -216,7 +218,7 @@ def monitor(
 
     Args:
         model: The model that is trained, before ``torch.compile``; or several by name.
-        optimizer: Its optimizer; its steps are the clock.
+        optimizer: Its optimizer; its steps are the clock. Of several, the first.
         metrics: Names out of :data:`METRICS`.
         example_inputs: One small batch, to find the unit groups.
         units: Or the unit groups, found before.
@@ -258,7 +260,7 @@ def monitor(
         units = find_units(model, example_inputs)
     return Monitor(
         model,
-        optimizer,
+        optimizer if isinstance(optimizer, Optimizer) else optimizer[0],
         tuple(metrics),
         units,
         every=every,

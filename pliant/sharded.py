@@ -7,7 +7,7 @@ on the local part, with the offset that it has in the whole tensor.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "part_like",
     "part_of",
     "process_group_of",
+    "refuse_join",
     "reshard",
     "shard_like",
     "sharded_modules",
@@ -301,6 +302,25 @@ def process_group_of(model: nn.Module) -> Any:
     if mesh.size() == torch.distributed.get_world_size():  # hybrid sharding: replicas see different data, too
         return torch.distributed.group.WORLD
     raise NotYetSupported(f"the model is sharded over {mesh}, which is not the whole world of processes.")
+
+
+def refuse_join(wrappers: Sequence[nn.Module]) -> Callable[..., None]:
+    """A hook before an optimizer's step, which refuses ``DistributedDataParallel.join()``.
+
+    Under it, processes that ran out of data go on without steps; the others would wait for their statistics for ever.
+    """
+
+    def hook(*_: Any) -> None:
+        for wrapper in wrappers:
+            config: Any = getattr(wrapper, "_join_config", None)
+            if config is not None and config.enable and not config.throw_on_early_termination:
+                raise IllegalConfiguration(
+                    "inside DistributedDataParallel.join(), processes may stop at different steps, but statistics are "
+                    "averaged over all of them. Give every process the same number of batches (drop_last=True), or "
+                    "use join(throw_on_early_termination=True)."
+                )
+
+    return hook
 
 
 def _why_not(sharded: Any) -> str:

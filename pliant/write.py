@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pliant.devices import can_read
-from pliant.sharded import Entries, here, part_like, part_of, shard_like, whole
+from pliant.sharded import Entries, Part, here, part_like, part_of, shard_like, whole
 from pliant.units.group import TensorSlice
 from pliant.units.init import Init
 
@@ -265,7 +265,7 @@ class Writer:
             if live is not None:
                 factor = 1 + (factor - 1) * live
             if isinstance(factor, Tensor):
-                factor = factor.to(tensor.dtype)
+                factor = _cut_factor(factor, parts[index]).to(tensor.dtype)
             if towards is None:
                 tensor.mul_(factor)
             else:
@@ -313,3 +313,10 @@ class Writer:
             if count
         ]
         return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(tensor.dtype)
+
+
+def _cut_factor(factor: Tensor, part: Part | None) -> Tensor:
+    """What broadcasts to a whole tensor, for a part of it."""
+    if part is None or part.dim is None or factor.ndim <= part.dim or factor.shape[part.dim] == 1:
+        return factor
+    return part.cut(factor, part.dim)

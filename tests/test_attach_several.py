@@ -153,7 +153,7 @@ def test_after_detach_nothing_is_left():
     keys = {name: list(model.state_dict()) for name, model in agent.models.items()}
     handle = agent.attach([EAGER, ReDo(every=3), L2(0.01)])
     watch = pliant.monitor(
-        agent.models, agent.critic_optimizer, ["dead_fraction", "weight_magnitude"], units=handle.units, every=2
+        agent.models, agent.optimizers[::-1], ["dead_fraction", "weight_magnitude"], units=handle.units, every=2
     )
     for step in range(4):
         agent.update(step)
@@ -254,6 +254,7 @@ def test_adapters_on_a_frozen_base():
 RUNS = {
     "ppo": ({"n_steps": 64, "batch_size": 16, "n_epochs": 2}, 128, [16]),  # 2 rollouts x 2 epochs x 4 batches
     "ppo_dict": ({"n_steps": 64, "batch_size": 32, "n_epochs": 3}, 128, [12]),
+    "ppo_image": ({"n_steps": 16, "batch_size": 8, "n_epochs": 4}, 32, [16]),
     "a2c": ({"n_steps": 8}, 160, [20]),
     "dqn": ({"train_freq": 2, "gradient_steps": 1}, 100, [40]),
     "sac": ({"batch_size": 16}, 60, [40, 40, 40]),
@@ -284,7 +285,7 @@ def test_an_unmodified_learn_is_protected(name, tmp_path):
     algorithm.learn(steps)
 
     assert handle.state_dict()["clocks"] == expected == count
-    if name not in ("ppo", "ppo_dict"):  # on-policy updates of PPO are counted in epochs
+    if not name.startswith("ppo"):  # on-policy updates of PPO are counted in epochs
         assert max(expected) == algorithm._n_updates
     assert handle.num_steps == expected[0]
     assert sum(int(count) for count in handle.num_resets.values()) > 0
@@ -345,6 +346,26 @@ def test_a_reset_unit_of_a_policy_starts_from_scratch():
     target = algorithm.policy.critic_target.state_dict()
     assert not any(name.startswith("critic_target") for group in handle.units for name in group.tensors)
     assert all(torch.isfinite(value).all() for value in target.values())
+
+
+def test_targets_that_nobody_trains_are_refused_when_given():
+    case = SB3["sac"]
+    algorithm = case.make()
+    models = case.models(algorithm) | {"target": algorithm.policy.critic_target}
+    inputs = case.inputs(models)
+    with pytest.raises(IllegalConfiguration, match=r"'target\.qf0\.0\.weight'.*no given optimizer owns it"):
+        pliant.attach(models, optimizers_of(algorithm), EAGER, example_inputs=inputs | {"target": inputs["critic"]})
+
+
+def test_a_whole_dqn_policy_leaves_its_target_alone():
+    case = SB3["dqn"]
+    algorithm = case.make(target_update_interval=10_000, train_freq=1)
+    handle = pliant.attach(algorithm.policy, algorithm.policy.optimizer, EAGER, example_inputs=case.inputs(None))
+    before = copy.deepcopy(algorithm.policy.q_net_target.state_dict())
+    algorithm.learn(60)
+    assert set(handle.num_resets) == {"q_net.q_net.0", "q_net.q_net.2"}
+    after = algorithm.policy.q_net_target.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
 def test_resets_of_the_whole_sac_policy_would_not_reach_the_critics():

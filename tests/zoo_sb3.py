@@ -5,9 +5,9 @@ As in the zoo, the expected groups are written by hand from the architectures.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def observation(space: Any, size: int = 4) -> Any:
 def chain(*layers: str) -> list[str]:
     """Members of the groups between consecutive layers; several consumers are separated by ``|``."""
     found = []
-    for producer, consumers in itertools.pairwise(layers):
+    for producer, consumers in pairwise(layers):
         first = producer.split("|")[0]
         found.append(
             f"{first}.weight[-2] {first}.bias[-1] " + " ".join(f"{c}.weight[-1]" for c in consumers.split("|"))

@@ -111,7 +111,12 @@ class Context:
         """The editable groups that match a pattern and belong to this context's optimizer."""
         if where not in self._selected:
             self._selected[where] = tuple(group for group in self.units.select(where) if group.name in self._owned)
-        return self._selected[where]
+        return tuple(group for group in self._selected[where] if not self._is_frozen(group))
+
+    def _is_frozen(self, group: UnitGroup) -> bool:
+        """Whether a parameter of the group has been frozen since ``attach``: what no optimizer trains is not edited."""
+        tensors, owners = self.edit.tensors, self.edit.owners
+        return any(name in owners and not tensors[name].requires_grad for name in group.tensors)
 
     def stats(self, group: UnitGroup) -> GroupStats:
         """Statistics of the group's activations over the last sampled step."""
@@ -157,8 +162,22 @@ class Context:
         return self._forward(inputs, params, training=training)
 
     def parameters(self, where: str = "*") -> dict[str, Tensor]:
-        """The optimizer's parameters by name (shell-style pattern)."""
-        return {name: item for name, item in self._parameters.items() if fnmatch.fnmatchcase(name, where)}
+        """The optimizer's parameters by name (shell-style pattern), without those that are frozen by now.
+
+        See :meth:`whole` for their values.
+        """
+        return {
+            name: item
+            for name, item in self._parameters.items()
+            if item.requires_grad and fnmatch.fnmatchcase(name, where)
+        }
+
+    def whole(self, name: str) -> Tensor:
+        """A parameter's or buffer's values, detached; of one that is sharded over processes, all of them.
+
+        Every process must ask at once, which they do: all run the same methods.
+        """
+        return self.edit.writer.whole(name)
 
     def set_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         """The handle tells that the optimizer has taken on further parameters."""

@@ -33,7 +33,8 @@ def capture(
     Args:
         model: The model, or the mapping of models that the units were found in.
         units: Its unit graph.
-        inputs: As for :func:`~pliant.units.discover.find_units`: a tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+        inputs: A tensor, a tuple of positional inputs, or a mapping of keyword inputs; for several models, a mapping
+            from their names to the inputs of each.
         members: Number of members if the model is a stack of them.
         where: Which groups; those without a tap are left out.
 

@@ -12,7 +12,7 @@ from pliant.errors import IllegalConfiguration, NoEffect, UnsupportedOp
 from pliant.units import axes as ax
 from pliant.units import rules as _rules  # noqa: F401  (importing it registers the rules)
 from pliant.units.axes import Atom, Axis
-from pliant.units.export import Exported, Inputs, export, refuse_wrapped
+from pliant.units.export import Exported, Inputs, as_call, export, refuse_wrapped
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
 from pliant.units.inputs import check_inputs
@@ -21,7 +21,7 @@ from pliant.units.several import Models, Several, joined
 from pliant.units.taps import find_taps
 from pliant.units.trace import Trace, flat_axes, live_nodes, opaque_like, parameter_views
 
-__all__ = ["find_units"]
+__all__ = ["check_call", "find_units"]
 
 Key = tuple[str, int]
 OUTPUT = "it is the model's output"
@@ -64,7 +64,7 @@ def find_units(model: Models, example_inputs: Any) -> UnitGraph:
     """
     model, inputs = joined(model, example_inputs)
     refuse_wrapped(model)
-    _check(model, inputs)
+    check_call(model, inputs)
     exported = _export(model, inputs)
     tensors = _tensors(model)
     trace = _trace(exported, tensors)
@@ -91,10 +91,18 @@ def _title(model: nn.Module) -> str:
     return " and ".join(type(part).__name__ for part in parts)
 
 
-def _check(model: nn.Module, inputs: Inputs) -> None:
+def check_call(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse example inputs that cannot be those of the model, or of one of several.
+
+    Args:
+        model: The module, or several as one.
+        inputs: Its inputs, as :func:`~pliant.units.several.joined` gives them.
+
+    Raises:
+        IllegalConfiguration: See :func:`~pliant.units.inputs.check_inputs`.
+    """
     if isinstance(model, Several):
-        (calls,) = inputs
-        for name, (args, kwargs) in calls.items():
+        for name, (args, kwargs) in as_call(inputs)[0][0].items():
             check_inputs(model.get_submodule(name), kwargs or args, f" of {name!r}")
     else:
         check_inputs(model, inputs)
@@ -107,8 +115,7 @@ def _export(model: nn.Module, inputs: Inputs) -> Exported:
     try:
         return export(model, inputs)
     except (IllegalConfiguration, UnsupportedOp):
-        (calls,) = inputs
-        for name, (args, kwargs) in calls.items():
+        for name, (args, kwargs) in as_call(inputs)[0][0].items():
             try:
                 export(model.get_submodule(name), kwargs or args)
             except (IllegalConfiguration, UnsupportedOp) as error:

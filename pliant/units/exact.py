@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["FullPrecision", "NoNoise"]
+from pliant.errors import IllegalConfiguration
+
+__all__ = ["MOST_OPERATIONS", "FullPrecision", "NoNoise"]
+
+MOST_OPERATIONS = 1_000_000
 
 _SHORT = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -30,11 +34,12 @@ class FullPrecision(TorchFunctionMode):
         """Make float64 the default, too."""
         self._before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
-        return super().__enter__()  # type: ignore[no-any-return]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __exit__(self, *error: Any) -> None:
         """Restore the default."""
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         torch.set_default_dtype(self._before)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -62,7 +67,11 @@ class NoNoise(TorchFunctionMode):
 
     Noise does not prefer one unit to another, so a network with noise on its units has the symmetry in law; two runs
     can only be compared when the noise is permuted with the units, and a constant is. Samples from categories
-    (``multinomial``) stay as they are: the checks use the same seed for every run.
+    (``multinomial``) stay as they are: the checks use the same seed for every run. A run that does not end, because a
+    loop waits for values that random parameters never give, is stopped.
+
+    Raises:
+        IllegalConfiguration: After a million operations.
 
     Example:
         >>> with NoNoise():
@@ -70,20 +79,39 @@ class NoNoise(TorchFunctionMode):
         ([0.5, 0.5], [0.0, 1.0])
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace one call that draws."""
+        self.count += 1
+        if self.count > MOST_OPERATIONS:
+            raise IllegalConfiguration(
+                f"the model did not end within {MOST_OPERATIONS} operations on random parameters: a loop waits for "
+                "values that they never give. pliant.declare_units checks near the model's own parameters instead."
+            )
         kwargs = kwargs or {}
         constant = _CONSTANTS.get(func)
         result = func(*args, **kwargs)
-        return constant(result, *args) if constant is not None else result
+        return result if constant is None else constant(result, *args, **kwargs)
 
 
-def _half(result: Tensor, *_: Any) -> Tensor:
+def _half(result: Tensor, *_: Any, **__: Any) -> Tensor:
     return torch.full_like(result, 0.5)
 
 
-def _likelier(result: Tensor, probability: Any, *_: Any) -> Tensor:
+def _half_(result: Tensor, *_: Any, **__: Any) -> Tensor:
+    return result.fill_(0.5)
+
+
+def _ones_(result: Tensor, *_: Any, **__: Any) -> Tensor:
+    return result.fill_(1)
+
+
+def _likelier(result: Tensor, input: Any, *_: Any, **__: Any) -> Tensor:
     """The likelier outcome of each entry; all kept where every entry has the same probability (a dropout mask)."""
+    probability = input
     if not isinstance(probability, Tensor) or probability.shape != result.shape:
         return torch.ones_like(result)
     if bool((probability == probability.flatten()[:1]).all()):
@@ -91,8 +119,8 @@ def _likelier(result: Tensor, probability: Any, *_: Any) -> Tensor:
     return (probability > 0.5).to(result.dtype)
 
 
-def _shifted(result: Tensor, mean: Any = 0.0, deviation: Any = 1.0, *_: Any) -> Tensor:
-    return torch.zeros_like(result) + mean + 0.5 * deviation
+def _shifted(result: Tensor, mean: Any = 0.0, std: Any = 1.0, *_: Any, **__: Any) -> Tensor:
+    return torch.zeros_like(result).add(mean).add(0.5 * std)
 
 
 _CONSTANTS: dict[Any, Callable[..., Tensor]] = {
@@ -101,5 +129,8 @@ _CONSTANTS: dict[Any, Callable[..., Tensor]] = {
     torch.randn: _half,
     torch.rand: _half,
     torch.bernoulli: _likelier,
+    Tensor.bernoulli_: _ones_,
+    Tensor.uniform_: _half_,
+    Tensor.normal_: _half_,
     torch.normal: _shifted,
 }

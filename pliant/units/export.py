@@ -291,7 +291,8 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     """A clear error for inputs that the model rejects, before export says it in its own words."""
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     try:
-        with training_mode(model), torch.no_grad(), torch.random.fork_rng():
+        with training_mode(model), torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # reentrant checkpoints
             call_with(model, buffers, copy.copy(args), kwargs)
     except Exception as error:
         shapes = [str(tuple(item.shape)) for item in pytree.tree_leaves(args) if isinstance(item, Tensor)]
@@ -318,7 +319,8 @@ def _advice(model: nn.Module) -> str:
         )
     return (
         "A forward pass that branches on the data is the usual reason; rewrite the branch with torch.where "
-        "or torch.cond, or find the units of the submodules that can be exported."
+        "or torch.cond, or state the units by hand with pliant.declare_units (those of submodules that can be "
+        "exported are found as before)."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -42,8 +43,8 @@ def check_inputs(model: nn.Module, example_inputs: Any, whose: str = "") -> None
         whose: For messages, for example ``" of 'critic'"``.
 
     Raises:
-        IllegalConfiguration: For a bare number or array, for arguments that ``forward`` does not take or lacks, and
-            for tensors on another device than the parameters.
+        IllegalConfiguration: For a bare number, an array or an unknown dataclass, for arguments that ``forward`` does
+            not take or lacks, and for tensors on another device than the parameters.
     """
     check_kind(example_inputs, whose)
     args, kwargs = as_call(example_inputs)
@@ -53,6 +54,12 @@ def check_inputs(model: nn.Module, example_inputs: Any, whose: str = "") -> None
         if type(leaf).__module__ == "numpy":
             raise IllegalConfiguration(
                 f"example input {path}{whose} is a NumPy {type(leaf).__name__}; pass torch.as_tensor(...) of it."
+            )
+        if dataclasses.is_dataclass(leaf):
+            kind = type(leaf).__name__
+            raise IllegalConfiguration(
+                f"example input {path}{whose} is a {kind}, whose tensors cannot be seen: call "
+                f"torch.export.register_dataclass({kind}) first, or pass dicts, tuples and lists."
             )
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) != 1:

@@ -160,8 +160,8 @@ def _alike(trace: Trace, nodes: Sequence[Node], atom: Atom, located: Any) -> lis
     wider = list(nodes)
     for node in nodes:
         if op_name(node) in ("cat", "concat", "concatenate"):
-            operands = [item for item in node.args[0] if item.op == "call_function"]  # type: ignore[union-attr]
-            wider.extend(item for item in operands if _carries(trace.of(item), atom))
+            operands: Any = node.args[0]
+            wider.extend(o for o in operands if o.op == "call_function" and _carries(trace.of(o), atom))
     return [node for node in dict.fromkeys(wider) if _locate(trace.of(node), atom) == located]
 
 

@@ -81,8 +81,8 @@ class Trace:
         consumers: Where units are consumed by weights, in graph order.
         unknown: Ops met that no rule explains, with the number of times.
         used: Parameters and buffers that the graph reads.
-        learned: Dimensions of parameters that stand where activations do.
         moving: Nodes that depend on more than parameters and buffers.
+        learned: Dimensions of parameters that stand where activations do.
     """
 
     parameter_axes: dict[str, tuple[Axis, ...]]
@@ -92,8 +92,8 @@ class Trace:
     consumers: list[Consumer] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
-    learned: set[Key] = field(default_factory=set)
     moving: set[Node] = field(default_factory=set)
+    learned: set[Key] = field(default_factory=set)
     _place: dict[Node, int] = field(default_factory=dict)
     _past: dict[Node, int] = field(default_factory=dict)  # bit i of an entry: the node depends on the i-th one
     _branch: dict[Node, int] = field(default_factory=dict)  # the same, with a contraction in between
@@ -185,13 +185,12 @@ class Trace:
                 branch |= self._branch.get(source, 0)
             self._past[node] = past
             self._branch[node] = branch | (past if op_name(node) in _CONTRACTIONS else 0)
-            if node not in live:  # attention weights that were averaged for nobody must not mark the heads
-                continue
             if node.op == "placeholder" and node not in self.views:
                 self.moving.add(node)
             self.moving.update([node] if self.moving.intersection(node.all_input_nodes) else ())
             if node.op == "call_function" and node not in self.values:  # a rule may know what an item of its result is
-                self.values[node] = self._call(node)
+                # attention weights that were averaged for nobody must not mark the heads
+                self.values[node] = self._call(node) if node in live else self.opaque(node, "it is not used")
 
     def _call(self, node: Node) -> Any:
         name = op_name(node)
@@ -217,13 +216,16 @@ _CONTRACTIONS = frozenset(
 
 
 def live_nodes(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes that the model's output, a written tensor, or a reading of the units (``meta["read"]``) depends on."""
+    """The nodes that the model's output, a written tensor, or a reading of the units (``meta["read"]``) depends on.
+
+    Reading a tensor's size is no use of it.
+    """
     live: set[Node] = set()
     for node in reversed(list(nodes)):
         schema = getattr(node.target, "_schema", None)
         if node in live or node.op == "output" or node.meta.get("read") or (schema is not None and schema.is_mutable):
             live.add(node)
-            if op_name(node) not in _SIZES:  # reading a tensor's size is no use of its values
+            if op_name(node) not in _SIZES:
                 live.update(node.all_input_nodes)
     return live
 

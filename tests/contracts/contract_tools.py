@@ -88,11 +88,12 @@ class Run:
         seed: int = 0,
         handle_seed: int = 7,
         dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
         **attach: Any,
     ) -> None:
         self.case: Case = ZOO[name]
-        self.model: nn.Module = self.case.model(seed).to(dtype)
-        self.dtype = dtype
+        self.model: nn.Module = self.case.model(seed).to(device, dtype)
+        self.dtype, self.device = dtype, device
         self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
         self.handle: pliant.Handle | None = None
         if methods is not None:

@@ -123,7 +123,7 @@ class Run:
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = whole(value)
-        for index, per_group in enumerate(self.handle.state_dict()["state"]):
+        for index, per_group in self.handle.state_dict()["state"].items():
             for group, entries in per_group.items():
                 tensors |= {f"handle.{index}.{group}.{key}": value for key, value in entries.items()}
         return {
@@ -173,3 +173,32 @@ def refusals() -> dict[str, str]:
     found["members"] = message(sharded, units=units, seed=[0, 1])
     sharded(x)  # it still works
     return found
+
+
+CUT = 11
+RESUMED = ("continual_backprop", "redo_conv", "fresh_start")
+
+
+def load(run: Run, path: Path) -> None:
+    from torch.distributed.checkpoint import load as load_checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    model, optimizer = get_state_dict(run.model, run.optimizer)
+    load_checkpoint({"model": model, "optimizer": optimizer, "pliant": run.handle}, checkpoint_id=path)
+    set_state_dict(run.model, run.optimizer, model_state_dict=model, optim_state_dict=optimizer)
+
+
+def checkpoints(rank: int, folder: Path) -> dict[str, Any]:
+    """Each run whole, and cut in two with a checkpoint between."""
+    from torch.distributed.checkpoint import save as save_checkpoint
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    results = {}
+    for key in RESUMED:
+        run = Run(*RUNS[key], rank).train(0, CUT)
+        model, optimizer = get_state_dict(run.model, run.optimizer)
+        save_checkpoint({"model": model, "optimizer": optimizer, "pliant": run.handle}, checkpoint_id=folder / key)
+        rest = Run(*RUNS[key], rank)
+        load(rest, folder / key)
+        results[key] = [run.train(CUT).result(), rest.train(CUT).result()]
+    return results

@@ -169,7 +169,7 @@ def test_two_optimizers_are_two_clocks(method):
         critic.step()
         if step == 3:
             handle.task_boundary()
-    assert [clock.step for clock in handle._clocks] == [6, 6]
+    assert [schedule.clock.step for schedule in handle._schedules] == [6, 6]
     if method in UNIT_METHODS:
         assert set(handle.num_resets) == {"trunk.0", "actor.0", "critic.0"}
 

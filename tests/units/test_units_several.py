@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 import pliant
 from pliant import IllegalConfiguration, NoEffect, UnsupportedOp
@@ -183,6 +186,33 @@ def test_a_dict_that_was_meant_as_one_input_is_explained():
         pliant.find_units(Robot(), robot_inputs())
 
 
+@dataclasses.dataclass
+class Sight:
+    left: Tensor
+    right: Tensor
+
+
+class Eyes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, sight: Sight, gain: float = 1.0) -> Tensor:
+        return self.out(torch.relu(self.fc(sight.left) + self.fc(sight.right)) * gain)
+
+
+def test_dataclasses_are_inputs_once_they_are_registered():
+    sight = Sight(torch.randn(4, 3), torch.randn(4, 3))
+    with pytest.raises(IllegalConfiguration, match=r"input 0 is a Sight.*register_dataclass\(Sight\)"):
+        pliant.find_units(Eyes(), (sight,))
+    torch.export.register_dataclass(Sight)
+    units = pliant.find_units(Eyes(), (sight, 2.0))
+    assert [group.name for group in units] == ["fc"]
+    model = Eyes()
+    assert units.verify(model, (sight, 2.0)).ok
+    assert capture(model, units, (sight, 2.0))["fc"].shape == (4, 8)
+
+
 # ---- what cannot be right ----
 @pytest.mark.parametrize(
     ("given", "message"),
@@ -271,3 +301,60 @@ def test_a_tap_reads_the_units_where_it_says_they_are():
     units = pliant.find_units(model, x)
     assert torch.allclose(capture(model, units, x)["fc"], torch.relu(model.fc(x)))
     assert torch.allclose(capture(model, units, x)["other"], torch.tanh(model.other(x)))
+
+
+# ---- wrappers ----
+@pytest.fixture(scope="module")
+def single_process_group(tmp_path_factory):
+    path = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_wrapped_models_are_refused_by_name_before_export(single_process_group):
+    both = models(shared=False)
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in both.values()]
+    units = pliant.find_units(both, inputs())
+    ddp = both | {"critic": nn.parallel.DistributedDataParallel(both["critic"])}
+    with pytest.raises(IllegalConfiguration, match=r"submodule 'critic' is wrapped in DistributedDataParallel: find"):
+        pliant.find_units(ddp, inputs())
+    with pytest.raises(IllegalConfiguration, match=r"'critic' is wrapped in DistributedDataParallel.*units="):
+        pliant.attach(ddp, optimizers, pliant.ReDo(), example_inputs=inputs())
+    with pytest.raises(IllegalConfiguration, match="wrap all of the models in it, or none"):
+        pliant.attach(ddp, optimizers, pliant.ReDo(), units=units)
+    all_wrapped = {name: nn.parallel.DistributedDataParallel(part) for name, part in models(shared=False).items()}
+    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in all_wrapped.values()]
+    handle = pliant.attach(all_wrapped, optimizers, pliant.ReDo(tau=1.0, every=1), units=units)
+    obs, act = inputs()["critic"]
+    (all_wrapped["critic"](obs, act) + all_wrapped["actor"](obs).sum()).sum().backward()
+    for item in optimizers:
+        item.step()
+    assert set(handle.num_resets) == set(members(units))
+    handle.detach()
+
+
+@pytest.mark.parametrize("where", ["the model", "submodule 'fc'"])
+def test_sharded_models_are_refused_before_export_and_still_run(single_process_group, where):
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+    model = models()["actor"]
+    fully_shard(model if where == "the model" else model.fc, mesh=mesh)
+    message = "is sharded by fully_shard: find the units of the plain model before sharding it"
+    with pytest.raises(IllegalConfiguration, match=f"{where} {message}"):
+        pliant.find_units(model, torch.randn(3, 5))
+    name = "'net'" if where == "the model" else r"'net\.fc'"
+    with pytest.raises(IllegalConfiguration, match=f"submodule {name} {message}"):
+        pliant.find_units({"net": model}, {"net": torch.randn(3, 5)})
+    model(torch.randn(3, 5)).sum().backward()  # export would have destroyed a model that never ran
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fsdp1_and_data_parallel_are_refused_before_export(single_process_group):
+    wrapped = nn.DataParallel(models()["actor"])
+    with pytest.raises(IllegalConfiguration, match=r"'actor' is wrapped in DataParallel: pass the plain model"):
+        pliant.find_units({"actor": wrapped}, {"actor": torch.randn(3, 5)})
+    sharded = FullyShardedDataParallel(models()["actor"], device_id=torch.device("cpu"))
+    with pytest.raises(
+        IllegalConfiguration, match=r"'actor' is wrapped in FullyShardedDataParallel: find the units of"
+    ):
+        pliant.find_units({"actor": sharded}, {"actor": torch.randn(3, 5)})
