@@ -191,6 +191,7 @@ MIXTRAL = {
         + ends(f"{MIX}.mlp", "gate.weight[-1]", "experts.gate_up_proj[-1]", "experts.down_proj[-2]"),
         site="residual",
         preserves=False,
+        tap="any",  # the experts see each token more than once
     ),
     **llama_attention(f"{MIX}.self_attn", 2, 2, 4),
     f"{MIX}.mlp.experts.gate_up_proj": Group(
@@ -213,5 +214,5 @@ if hf is not None:
         "hf_mixtral",
         text(8),
         MIXTRAL,
-        excluded={f"{MIX}.mlp.experts.down_proj[-3]": "experts", f"{MIX}.mlp.gate.weight[-2]": "order"},
+        excluded={f"{MIX}.mlp.experts.down_proj[-3]": "experts", f"{MIX}.mlp.gate.weight[-2]": "router"},
     )(make_mixtral)

@@ -280,10 +280,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
             program = _export(model, args, kwargs, dynamic)
         except Exception as error:
             raise UnsupportedOp(
-                f"torch.export cannot follow {type(model).__name__}: {_first_line(error)}. "
-                "A forward pass that branches on the data is the usual reason; rewrite the branch with torch.where "
-                "or torch.cond, or state the units by hand with pliant.declare_units (those of submodules that can be "
-                "exported are found as before)."
+                f"torch.export cannot follow {type(model).__name__}: {_first_line(error)}. {_advice(model)}"
             ) from error
     _inline(program.graph_module)
     expose_layers(program.graph)
@@ -298,12 +295,33 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # reentrant checkpoints
             call_with(model, buffers, copy.copy(args), kwargs)
     except Exception as error:
-        shapes = [tuple(item.shape) for item in pytree.tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
+        shapes = [str(tuple(item.shape)) for item in pytree.tree_leaves(args) if isinstance(item, Tensor)]
+        shapes += [f"{key} {tuple(item.shape)}" for key, item in kwargs.items() if isinstance(item, Tensor)]
         raise IllegalConfiguration(
-            f"{type(model).__name__} fails on the example inputs (shapes {shapes}) in training mode: "
+            f"{type(model).__name__} fails on the example inputs ({', '.join(shapes)}) in training mode: "
             f"{_first_line(error)}. Pass one small batch exactly as your training loop passes it, for example "
             "example_inputs=(x,), with at least two examples where the model has batch norm."
         ) from error
+
+
+def _advice(model: nn.Module) -> str:
+    """What to change in a model that cannot be exported."""
+    experts = any("Experts" in type(module).__name__ for module in model.modules())
+    if experts and getattr(getattr(model, "config", None), "_experts_implementation", None) == "eager":
+        return (
+            "Its experts are a loop over those that the data chose: call "
+            "model.set_experts_implementation('grouped_mm') before, and any other setting afterwards if you need it."
+        )
+    if any(getattr(module, "layerdrop", 0) for module in model.modules()):
+        return (
+            "It skips whole layers at random (layerdrop): find the units of the same model with layerdrop 0 in its "
+            "configuration and pass them with units=; names are the same."
+        )
+    return (
+        "A forward pass that branches on the data is the usual reason; rewrite the branch with torch.where "
+        "or torch.cond, or state the units by hand with pliant.declare_units (those of submodules that can be "
+        "exported are found as before)."
+    )
 
 
 @contextlib.contextmanager

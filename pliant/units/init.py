@@ -158,7 +158,10 @@ def _apply(
         if chosen in _CONSTANTS:  # of any shape: scales and offsets that are bare parameters
             result[name] = NAMED[chosen](1, 1)
         elif tensor.ndim >= 2:
-            result[name] = NAMED[chosen](*_fans(tensor.mT if name in inputs_first else tensor))
+            matrix = tensor.mT if name in inputs_first else tensor
+            if matrix.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd):
+                matrix = matrix[0]  # stacked experts [experts, outputs, inputs]: each has fans of its own
+            result[name] = NAMED[chosen](*_fans(matrix))
         elif "bias" in leaf or leaf.startswith("b"):
             result[name] = Init("constant", 0.0)
 

@@ -103,6 +103,8 @@ def test_a_backbone_inside_a_user_model_and_overrides():
     chosen = initialisers(model, {"backbone.encoder.*": "xavier_uniform"})
     assert chosen["backbone.encoder.layer.0.output.dense.weight"] == Init("uniform", (6 / 160) ** 0.5)
     assert chosen["head.weight"] == found["head.weight"]
+    experts = initialisers(BUILT["mixtral"](), {"*.down_proj": "lecun_normal"})
+    assert experts["model.layers.0.mlp.experts.down_proj"] == Init("normal", 96**-0.5)  # [experts, width, hidden]
     ids = torch.randint(3, 300, (2, 5))
     units = pliant.find_units(model, {"input_ids": ids})
     assert units["backbone.encoder.layer.0.intermediate.dense"].size == 96
@@ -174,7 +176,22 @@ def test_gradient_checkpointing_and_training_without_labels():
     assert found.verify(model, {**batch, "use_cache": False}).ok
 
 
+def test_models_that_cannot_be_exported_say_what_to_change():
+    model, batch = ZOO["hf_mixtral"].model(), ZOO["hf_mixtral"].batch()
+    model.set_experts_implementation("eager")
+    with pytest.raises(pliant.UnsupportedOp, match="grouped_mm"):
+        pliant.find_units(model, batch)
+    model.set_experts_implementation("grouped_mm")
+    units = pliant.find_units(model, batch)
+    model.set_experts_implementation("eager")
+    assert units.verify(model, batch).ok  # the same units, however the experts are computed
+    model = ZOO["hf_whisper"].model()
+    model.model.encoder.layerdrop = 0.5
+    with pytest.raises(pliant.UnsupportedOp, match="layerdrop"):
+        pliant.find_units(model, ZOO["hf_whisper"].batch())
+
+
 def test_missing_inputs_are_named():
     case = ZOO["hf_t5"]
-    with pytest.raises(pliant.IllegalConfiguration, match=r"\(4, 6\).*exactly one of input_ids"):
+    with pytest.raises(pliant.IllegalConfiguration, match=r"input_ids \(4, 6\).*exactly one of input_ids"):
         pliant.find_units(case.model(), {"input_ids": case.batch()["input_ids"]})

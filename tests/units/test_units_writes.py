@@ -103,7 +103,7 @@ class Losses(nn.Module):
     [
         (lambda y: F.cross_entropy(y, torch.tensor([0, 1, 3])), None),
         (lambda y: F.nll_loss(y.log_softmax(-1), torch.tensor([0, 1, 3]), reduction="none"), None),
-        (lambda y: F.cross_entropy(y, torch.full((3, 4), 0.25)), 4),  # targets alike for every class
+        (lambda y: F.cross_entropy(y, torch.full((3, 4), 0.25)), None),
         (lambda y: F.mse_loss(y, torch.zeros(3, 4)), 4),
         (lambda y: F.smooth_l1_loss(y, torch.arange(4.0).repeat(3, 1)), None),
         (lambda y: F.binary_cross_entropy_with_logits(y, torch.ones(3, 4), reduction="none").mean(), 4),

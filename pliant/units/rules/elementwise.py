@@ -106,23 +106,8 @@ def _at_channel(axes: tuple[Axis, ...], sizes: tuple[int, ...], rank: int) -> tu
     return (*axes, *(ax.fresh(1) for _ in range(pad))), (*sizes, *([1] * pad))
 
 
-_SAME = frozenset(
-    [
-        *("to", "_to_copy", "clone", "contiguous", "detach", "alias", "dropout", "native_dropout"),
-        *(
-            "view",
-            "reshape",
-            "_unsafe_view",
-            "flatten",
-            "unflatten",
-            "transpose",
-            "permute",
-            "t",
-            "unsqueeze",
-            "squeeze",
-        ),
-    ]
-)
+_LAYOUT = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "unsqueeze", "squeeze")
+_SAME = frozenset([*_LAYOUT, "to", "_to_copy", "clone", "contiguous", "detach", "alias", "dropout", "native_dropout"])
 
 
 def _stem(node: Node) -> Node:

@@ -83,6 +83,8 @@ def ordered(trace: Trace, node: Node) -> Any:
     given = arg(node, at, "dim")
     dims = [] if given is None else [given]
     reason = f"its order matters to {name.removeprefix('aten.').split('.')[0]!r}"
+    if "topk" in name:
+        reason = "its largest entries are chosen by number ('topk'), as a router chooses experts"
     flat = [d for item in dims for d in (item if isinstance(item, (list, tuple)) else [item])]
     chosen = [int(d) % len(source) for d in flat if isinstance(d, int)] or list(range(len(source)))
     if any(word in name for word in ("argmax", "argmin", "roll", "topk")):
