@@ -235,3 +235,89 @@ class UNet(nn.Module):
 )
 def unet() -> nn.Module:
     return UNet()
+
+
+# ---- what real networks add ----
+class SqueezeExcite(nn.Module):
+    """A gate per channel, computed from the channel's own mean."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.expand(F.relu(self.reduce(F.adaptive_avg_pool2d(x, 1)))))
+
+
+@case(
+    "mobile_inverted_bottleneck",
+    images(3, 4),
+    {
+        "0": Group(4, "0.weight[-4] 0.bias[-1] 1.weight[-3]", tap="any"),
+        # the gate's rows produce the unit, the gate's columns read it; so does the depthwise convolution
+        "1": Group(
+            6,
+            f"1.weight[-4] {_bn('2')} 4.weight[-4] {_bn('5')} 7.reduce.weight[-3] 7.expand.weight[-4]"
+            " 7.expand.bias[-1] 8.weight[-3]",
+        ),
+        "7.reduce": Group(2, "7.reduce.weight[-4] 7.reduce.bias[-1] 7.expand.weight[-3]", tap="any"),
+        "8": Group(5, f"8.weight[-4] {_bn('9')} 12.weight[-1]", tap="any"),
+    },
+)
+def mobile_inverted_bottleneck() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6), nn.SiLU(),
+        nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False), nn.BatchNorm2d(6), nn.SiLU(), SqueezeExcite(6, 2),
+        nn.Conv2d(6, 5, 1, bias=False), nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3),
+    )  # fmt: skip
+
+
+class StandardisedConv(nn.Conv2d):
+    """Every output channel's kernel is used with mean zero and deviation one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        weight = weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5)
+        return self._conv_forward(x, weight, self.bias)
+
+
+@case(
+    "weight_standardised",
+    images(3, 4),
+    {
+        # what reads a unit is standardised together with what reads the others
+        "0": Group(6, "0.weight[-4] 0.bias[-1] 1.weight[-1] 1.bias[-1] 3.weight[-3]", preserves=False),
+        "3": Group(4, "3.weight[-4] 3.bias[-1] 4.weight[-4] 4.bias[-1] 7.weight[-3]", tap="any"),
+        "7": Group(2, "7.weight[-4] 7.bias[-1] 9.weight[-3]", tap="any"),
+    },
+    excluded={"7.weight[-2]": "kernel"},
+)
+def weight_standardised() -> nn.Module:
+    return nn.Sequential(
+        StandardisedConv(3, 6, 3, padding=1), nn.GroupNorm(1, 6), nn.ReLU(), StandardisedConv(6, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.ReLU(), nn.Identity(), nn.Conv2d(4, 2, 1), nn.ReLU(),
+        nn.Conv2d(2, 3, 1),
+    )  # fmt: skip
+
+
+@case(
+    "channel_shuffle",
+    images(3, 4),
+    {
+        # two groups of four: the groups as wholes, and what may move inside one
+        "0": Group(2, "0.weight[-4] 0.bias[-1] 2.weight[-4] 2.bias[-1] 5.weight[-3]", tap="any"),
+        "0#2": Group(4, "0.weight[-4] 0.bias[-1] 2.weight[-3]"),
+        # after the shuffle a group holds two channels of each old group, in the order of the new groups
+        "2": Group(2, "2.weight[-4] 2.bias[-1] 5.weight[-4] 5.bias[-1] 8.weight[-3]", tap="any"),
+        "2#2": Group(2, "2.weight[-4] 2.bias[-1] 5.weight[-3]", tap="any"),
+        "5": Group(3, "5.weight[-4] 5.bias[-1] 8.weight[-3]", tap="any"),
+        # a block of channels becomes a block of pixels
+        "8": Group(2, "8.weight[-4] 8.bias[-1] 11.weight[-3]"),
+    },
+)
+def channel_shuffle() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.ReLU(), nn.ChannelShuffle(2),
+        nn.Conv2d(8, 6, 1, groups=2), nn.ReLU(), nn.Identity(), nn.Conv2d(6, 8, 1), nn.PixelShuffle(2), nn.ReLU(),
+        nn.Conv2d(2, 3, 1),
+    )  # fmt: skip

@@ -261,6 +261,42 @@ def dueling_dqn() -> nn.Module:
     return DuelingNetwork()
 
 
+class NoisyLinear(nn.Module):
+    """Weights and biases with learned noise, as exploration in Rainbow."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight_mu = nn.Parameter(torch.randn(outputs, inputs) * inputs**-0.5)
+        self.weight_sigma = nn.Parameter(torch.rand(outputs, inputs) * 0.1)
+        self.bias_mu, self.bias_sigma = nn.Parameter(torch.zeros(outputs)), nn.Parameter(torch.rand(outputs) * 0.1)
+        self.register_buffer("weight_noise", torch.randn(outputs, inputs))
+        self.register_buffer("bias_noise", torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight_mu + self.weight_sigma * self.weight_noise
+        return F.linear(x, weight, self.bias_mu + self.bias_sigma * self.bias_noise)
+
+
+def _noisy(at: str, dims: str) -> str:
+    return " ".join(f"{at}.{part}[{dims}]" for part in ("weight_mu", "weight_sigma", "weight_noise"))
+
+
+@case(
+    "noisy_network",
+    features(5),
+    {
+        "0.weight_mu": Group(
+            8,
+            f"{_noisy('0', '-2')} 0.bias_mu[-1] 0.bias_sigma[-1] 0.bias_noise[-1] {_noisy('2', '-1')}",
+        ),
+        "2.weight_mu": Group(6, f"{_noisy('2', '-2')} 2.bias_mu[-1] 2.bias_sigma[-1] 2.bias_noise[-1] 4.weight[-1]"),
+    },
+    init={"*.weight_mu": "torch_default", "*_sigma": "ones", "*.bias_mu": "zeros"},
+)
+def noisy_network() -> nn.Module:
+    return nn.Sequential(NoisyLinear(5, 8), nn.ReLU(), NoisyLinear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
 class SwiGLU(nn.Module):
     """Gate and value are one unit each, produced by two layers, or by two halves of one."""
 

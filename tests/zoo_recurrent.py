@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
-from zoo_base import Group, case, sequence, tokens
+from zoo_base import Group, case, images, sequence, tokens
 
 
 def _cell(at: str, layer: str = "", *, consumers: str) -> str:
@@ -158,6 +158,32 @@ def cell_loop() -> nn.Module:
     return CellLoop()
 
 
+class ConvolutionalLSTM(nn.Module):
+    """Gates are blocks of channels; the state starts at zeros made inside the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.head = nn.Conv2d(2 + 4, 4 * 4, 3, padding=1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = cell = x.new_zeros(len(x), 4, *x.shape[-2:])
+        for step in (0, 2):
+            inside, forget, out, new = self.gates(torch.cat([x[:, step : step + 2], hidden], dim=1)).chunk(4, dim=1)
+            cell = forget.sigmoid() * cell + inside.sigmoid() * new.tanh()
+            hidden = out.sigmoid() * cell.tanh()
+        return self.head(hidden)
+
+
+@case(
+    "convolutional_lstm",
+    images(4, 3),
+    {"gates": Group(4, "gates.weight[-4] gates.weight[-3] gates.bias[-1] head.weight[-3]", tap="any")},
+    excluded={"gates.weight[-3]": "input", "gates.weight[-1]": "kernel"},
+)
+def convolutional_lstm() -> nn.Module:
+    return ConvolutionalLSTM()
+
+
 class EncoderDecoder(nn.Module):
     """The encoder's last state starts the decoder: their units are the same."""
 
@@ -259,7 +285,8 @@ def _weight_norm(at: str, row: bool) -> str:
         **{
             f"{block}.conv1": Group(
                 5,
-                f"{_weight_norm(f'{block}.conv1', True)} {block}.conv1.bias[-1] {_weight_norm(f'{block}.conv2', False)}",
+                f"{_weight_norm(f'{block}.conv1', True)} {block}.conv1.bias[-1]"
+                f" {_weight_norm(f'{block}.conv2', False)}",
                 preserves=False,
             )
             for block in (1, 2)
@@ -296,10 +323,8 @@ class DotRecommender(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dense = self.dense(torch.log1p(x[:, :3].to(self.bags[0].weight.dtype)))
         offsets = torch.arange(0, 2 * len(x), 2)
-        vectors = [
-            dense,
-            *(bag(x[:, at : at + 2].reshape(-1), offsets) for bag, at in zip(self.bags, (3, 5), strict=False)),
-        ]
+        slots = zip(self.bags, (3, 5), strict=True)
+        vectors = [dense, *(bag(x[:, at : at + 2].reshape(-1), offsets) for bag, at in slots)]
         stacked = torch.stack(vectors, dim=1)
         dots = torch.bmm(stacked, stacked.mT)[:, self.pairs[0], self.pairs[1]]
         return torch.sigmoid(self.top(torch.cat([dense, dots], dim=1)))

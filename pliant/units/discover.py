@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
 from pliant.units.inputs import check_inputs
 from pliant.units.rules.parametrized import freeze_coupled
+from pliant.units.rules.recurrent import FINAL, is_masked_start, is_state, state_slices
 from pliant.units.several import Models, Several, joined
 from pliant.units.taps import find_taps
 from pliant.units.trace import Trace, flat_axes, live_nodes, opaque_like, parameter_views
@@ -25,7 +27,7 @@ __all__ = ["check_call", "find_units"]
 
 Key = tuple[str, int]
 OUTPUT = "it is the model's output"
-_OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[gv]|_[ih]h(_(?P<layer>l\d+(_reverse)?))?)?")
+_OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[gv]|_orig|_[ih]h(_(?P<layer>l\d+(_reverse)?))?)?")
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*")
 
 
@@ -70,6 +72,7 @@ def find_units(model: Models, example_inputs: Any) -> UnitGraph:
     trace = _trace(exported, tensors)
     excluded = _close(trace, tensors)
     groups, atoms = _collect(trace, tensors, excluded)
+    states = {group.name: state_slices(trace, exported, atoms[group.name]) for group in groups}
     if not groups:
         reasons = sorted(set(excluded.values()))
         raise NoEffect(
@@ -77,12 +80,7 @@ def find_units(model: Models, example_inputs: Any) -> UnitGraph:
             f"Its parameters are excluded because: {'; '.join(reasons) or 'it has no parameters'}."
         )
     taps, replays = find_taps(model, exported, trace, groups, atoms)
-    done = tuple(
-        UnitGroup(
-            group.name, group.size, group.slices, group.site, taps.get(group.name), group.reset_preserves_function
-        )
-        for group in groups
-    )
+    done = tuple(replace(group, tap=taps.get(group.name), state=states[group.name]) for group in groups)
     return UnitGraph(done, excluded, dict(trace.unknown), replays)
 
 
@@ -132,7 +130,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
     parameter_axes = {name: tuple(ax.fresh(size) for size in tensor.shape) for name, tensor in tensors.items()}
-    trace = Trace(parameter_axes)
+    buffers = frozenset(name for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter))
+    trace = Trace(parameter_axes, buffers=buffers)
     known = {node: name for node, name in exported.parameters.items() if name in parameter_axes}
     trace.views.update(parameter_views(known, parameter_axes))
     trace.used.update(known[node] for node in live_nodes(exported.nodes) if node in known)
@@ -142,18 +141,28 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
         if node in known:
             trace.values[node] = parameter_axes[known[node]]
         else:
+            if node in exported.inputs and isinstance(node.meta.get("val"), Tensor):
+                trace.inputs[node] = len(trace.inputs)
             reason = (
                 "it is tied to the model's input (a batch, time, space or feature axis of the data)"
                 if node in exported.inputs
                 else "it is tied to a constant of the model"
             )
             trace.values[node] = opaque_like(node.meta.get("val"), reason)
+            if node in trace.inputs and is_masked_start(node):
+                units = ax.fresh(trace.shape(node)[-1])
+                trace.values[node] = (*trace.values[node][:-1], units)
+                trace.starts.append((trace.inputs[node], None, units))
     freeze_coupled(trace)
     trace.run(exported.nodes)
     for node in exported.nodes:
         if node.op == "output":
             for source in node.all_input_nodes:
-                if source not in exported.parameters:  # mutated buffers are outputs of the program, not of the model
+                if source in exported.parameters:  # mutated buffers are outputs of the program, not of the model
+                    continue
+                if not is_state(trace, source):
+                    for axis in trace.finals.get(source, []):
+                        ax.freeze(axis, FINAL)
                     for axis in flat_axes(trace.values.get(source)):
                         ax.freeze(axis, OUTPUT)
     return trace

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Role", "Site", "Tap", "TensorSlice", "UnitGroup"]
+__all__ = ["Role", "Site", "StateSlice", "Tap", "TensorSlice", "UnitGroup"]
 
 Role = Literal["incoming", "carried", "outgoing", "both"]
 Site = Literal["hidden", "heads", "head_dims", "residual"]
@@ -41,6 +41,25 @@ class TensorSlice:
     def width(self) -> int:
         """M, the number of positions that each unit owns."""
         return len(self.table[0])
+
+
+@dataclass(frozen=True)
+class StateSlice:
+    """Where units appear in a recurrent state that the caller passes in and gets back.
+
+    A symmetry of such a network permutes the state along with the weights.
+
+    Attributes:
+        kind: ``"input"`` or ``"output"``.
+        slot: Which tensor of the flattened call, or of the flattened result.
+        row: Index along the first dimension (layers and directions), or ``None`` where there is no such dimension.
+        table: Positions along the last dimension, ``[U][M]``.
+    """
+
+    kind: Literal["input", "output"]
+    slot: int
+    row: int | None
+    table: tuple[tuple[int, ...], ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,7 @@ class UnitGroup:
         tap: Where the activations can be read; ``None`` if nowhere (the group can still be edited).
         reset_preserves_function: Whether a unit whose outgoing weights are zero can be redrawn without changing the
             network's output. False under a norm across the units, and where no outgoing weights exist.
+        state: Where the units appear in a recurrent state that is passed in and out.
     """
 
     name: str
@@ -91,6 +111,7 @@ class UnitGroup:
     site: Site
     tap: Tap | None
     reset_preserves_function: bool
+    state: tuple[StateSlice, ...] = ()
 
     def role(self, role: Role) -> tuple[TensorSlice, ...]:
         """The slices with the given role; those with both are incoming and outgoing."""
@@ -114,5 +135,7 @@ class UnitGroup:
             return tuple(tuple(int(i) for i in row) for row in table)
 
         slices = tuple(TensorSlice(**{**piece, "table": rows(piece["table"])}) for piece in data["slices"])
+        state = tuple(StateSlice(**{**item, "table": rows(item["table"])}) for item in data.get("state", ()))
         tap = data["tap"]
+        data = {**data, "state": state}
         return cls(**{**data, "slices": slices, "tap": Tap(**{**tap, "table": rows(tap["table"])}) if tap else None})

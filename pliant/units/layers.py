@@ -21,10 +21,12 @@ from torch.nn.utils.rnn import PackedSequence
 from pliant.errors import UnsupportedOp
 from pliant.units.trace import op_name
 
-__all__ = ["RECURRENT", "expose_layers", "refusing_packed"]
+__all__ = ["CELLS", "RECURRENT", "expose_layers", "refusing_packed"]
 
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 """Operations that run whole sequences, all layers at once."""
+CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"})
+"""Operations that run one step."""
 
 
 @contextlib.contextmanager
@@ -78,7 +80,7 @@ def _expose(graph: Graph, node: Node, count: int) -> None:
         starts = []
         for state in states:
             start = graph.call_function(torch.ops.aten.slice.Tensor, (state, 0, 0, rows))
-            start.meta["val"] = state.meta["val"][:rows]
+            start.meta.update(val=state.meta["val"][:rows], start=True)
             starts.append(start)
         first = starts if isinstance(given, (list, tuple)) else starts[0]
         arguments = (source, first, kept, has_biases, count, 0.0, False, bidirectional, batch_first)

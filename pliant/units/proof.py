@@ -106,11 +106,13 @@ class _Run(_Probe):
             state[name] = moved.to(tensor.device)
         return state
 
-    def run(self, state: dict[str, Tensor]) -> list[Tensor]:
+    def run(
+        self, state: dict[str, Tensor], group: UnitGroup | None = None, order: Tensor | None = None
+    ) -> list[Tensor]:
         """Outputs in both modes; the first run also notes what is read."""
         watch = _Watch(self.state, self.limit)
         with watch:
-            outputs = super().run(state)
+            outputs = super().run(state, group, order)
         self.count = watch.count
         if state is self.state:
             self.read = watch.read

@@ -179,8 +179,10 @@ def _build(exported: Exported, site: Node, reach: _Reach) -> GraphModule | None:
 
 
 def _float_like(node: Node, fed: tuple[Node, ...]) -> Node | None:
-    """A fed tensor of the same floating-point type as a tensor that is made on the spot (the zeros that a recurrent
-    layer starts from): the replay makes it in the type and on the device that the model has by then.
+    """A fed tensor of the same floating-point type as a tensor that is made on the spot.
+
+    The replay makes it (the zeros that a recurrent layer starts from) in the type and on the device that the model
+    has by then.
     """
     if op_name(node) not in ("zeros", "ones", "full") or not node.meta["val"].dtype.is_floating_point:
         return None

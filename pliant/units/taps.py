@@ -32,6 +32,7 @@ from pliant.units.group import Tap, UnitGroup
 from pliant.units.jitter import jittered
 from pliant.units.layers import RECURRENT
 from pliant.units.replay import Hit, Replay, extract_replay, tensor_leaves
+from pliant.units.rules.shape import is_uniform
 from pliant.units.several import Several
 from pliant.units.trace import Trace, op_name
 
@@ -97,13 +98,15 @@ def _sites(trace: Trace, group: UnitGroup, atom: Atom) -> Sites:
         node = _before_view(trace, node, atom)
         if node.op == "call_function" and _carries(trace.of(node), atom) and node not in result.nodes:
             result.nodes.append(node)
+    result.nodes.sort(key=is_uniform)  # the zeros that a loop starts from are seen by its hook, but never replayed
     if any(_is_step(node) for node in result.nodes):  # a cell in a loop: every step counts, not only those fed back
         steps = [node for node in trace.values if _is_step(node) and _carries(trace.of(node), atom)]
         return Sites(steps, direct=False)
     sequences = [node for node in result.nodes if _is_sequence(node)]
     nodes = sequences or result.nodes
     counts = {node: _samples(trace, node, atom) for node in nodes}  # not what a squeeze-and-excite gate has averaged
-    return Sites([node for node in nodes if counts[node] == max(counts.values())], result.direct)
+    best = [node for node in nodes if counts[node] == max(counts.values())]
+    return Sites(best, result.direct and not sequences)  # the layer's own output serves packed sequences too
 
 
 def _samples(trace: Trace, node: Node, atom: Atom) -> int:
@@ -129,7 +132,7 @@ def _is_step(node: Node) -> bool:
 
 
 def _is_first(node: Node) -> bool:
-    return node.target is operator.getitem and node.args[1] == 0
+    return node.target is operator.getitem and bool(node.args[1] == 0)
 
 
 def _before_dropout(trace: Trace, source: Node, atom: Atom) -> Node:

@@ -83,6 +83,12 @@ class Trace:
         used: Parameters and buffers that the graph reads.
         moving: Nodes that depend on more than parameters and buffers.
         learned: Dimensions of parameters that stand where activations do.
+        shifted: What is computed from parameters and is not zero where they are (``exp(w)``, ``1 + w``): zeroed
+            outgoing weights do not silence what they consume.
+        buffers: Names of the buffers among the tensors.
+        inputs: The model's input tensors, and their places in the flattened call.
+        starts: Inputs that recurrent units start from: place, row (layer and direction), axis of the units.
+        finals: States that recurrent layers end with: the units of each row.
     """
 
     parameter_axes: dict[str, tuple[Axis, ...]]
@@ -94,6 +100,11 @@ class Trace:
     used: set[str] = field(default_factory=set)
     moving: set[Node] = field(default_factory=set)
     learned: set[Key] = field(default_factory=set)
+    shifted: set[Node] = field(default_factory=set)
+    buffers: frozenset[str] = frozenset()
+    inputs: dict[Node, int] = field(default_factory=dict)
+    starts: list[tuple[int, int | None, Axis]] = field(default_factory=list)
+    finals: dict[Node, list[Axis]] = field(default_factory=dict)
     _place: dict[Node, int] = field(default_factory=dict)
     _past: dict[Node, int] = field(default_factory=dict)  # bit i of an entry: the node depends on the i-th one
     _branch: dict[Node, int] = field(default_factory=dict)  # the same, with a contraction in between
@@ -126,8 +137,8 @@ class Trace:
         if node not in self.views:
             return
         axis = self.of(node)[dim]
-        for key in self.views[node][dim]:
-            self.uses.setdefault(key, []).append((role, axis))
+        for key in self.views[node][dim]:  # whatever a buffer does, nobody draws it anew
+            self.uses.setdefault(key, []).append(("carried" if key[0] in self.buffers else role, axis))
 
     def learn(self, node: Any) -> None:
         """Say that a parameter stands where activations do (class token, learned queries): it produces its entries."""
@@ -138,8 +149,11 @@ class Trace:
     def consume(self, node: Node, source: Any, weight: Any, dim: int) -> None:
         """Record that ``weight`` contracts its dimension ``dim`` with the activation ``source``."""
         self.role(weight, dim, "outgoing")
-        if weight in self.views:
-            for name, original in sorted(self.views[weight][dim]):
+        keys = sorted(self.views.get(weight, {dim: ()})[dim])
+        if keys and (weight in self.shifted or all(name in self.buffers for name, _ in keys)):
+            ax.mark(self.of(weight)[dim], "mixed")  # a fixed matrix, or a function of one, cannot be zeroed
+        for name, original in keys:
+            if name not in self.buffers:
                 self.consumers.append(Consumer(name, original, node, source))
 
     def derive(self, node: Node, *sources: Any) -> None:
@@ -152,6 +166,8 @@ class Trace:
             for back, keys in enumerate(reversed(self.views[source]), start=1):
                 dims[-back] |= keys
         self.views[node] = tuple(dims)
+        if self.shifted.intersection(sources):
+            self.shifted.add(node)
 
     def freeze_unused(self) -> None:
         """Freeze every part of every parameter that no rule gave a role."""
@@ -180,7 +196,7 @@ class Trace:
         for place, node in enumerate(order):
             self._place[node] = place
             past = branch = 0
-            for source in node.all_input_nodes:
+            for source in () if op_name(node) in _BLANK else node.all_input_nodes:
                 past |= self._past.get(source, 0) | (1 << self._place[source])
                 branch |= self._branch.get(source, 0)
             self._past[node] = past
@@ -206,6 +222,9 @@ class Trace:
 
 _SIZES = frozenset(["sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "_assert_tensor_metadata"])
 
+
+_BLANK = frozenset(["zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like"])
+"""What has the shape of its operand does not depend on its values."""
 
 _CONTRACTIONS = frozenset(
     [

@@ -193,8 +193,11 @@ class _Probe:
                 "policy.q_net instead of policy."
             )
 
-    def run(self, state: dict[str, Tensor]) -> list[Tensor]:
-        """Outputs in evaluation mode, then in training mode."""
+    def run(
+        self, state: dict[str, Tensor], group: UnitGroup | None = None, order: Tensor | None = None
+    ) -> list[Tensor]:
+        """Outputs in evaluation mode, then in training mode; a group's recurrent state goes in permuted, and back."""
+        args, kwargs = _move_state((self.args, self.kwargs), group, order, "input")
         full = {name: state[name].clone() for name in self.names.values()}
         outputs: list[Tensor] = []
         flags = [(module, module.training) for module in self.model.modules()]
@@ -214,7 +217,9 @@ class _Probe:
                     FullPrecision() if self.dtype == torch.float64 else contextlib.nullcontext(),
                 ):
                     torch.manual_seed(self.seed)
-                    result = call_with(self.model, full, self.args, self.kwargs)
+                    result = call_with(self.model, full, args, kwargs)
+                if order is not None:
+                    result = _move_state(result, group, order.argsort(), "output")
                 outputs.extend(leaf for leaf in model_outputs(result) if leaf.dtype.is_floating_point)
         finally:
             for module, flag in flags:
@@ -223,20 +228,20 @@ class _Probe:
                 setattr(module, key, rate)
         return outputs
 
-    def change(self, state: dict[str, Tensor]) -> float:
+    def change(self, state: dict[str, Tensor], group: UnitGroup | None = None, order: Tensor | None = None) -> float:
         """Largest relative difference to the baseline over all outputs and both modes."""
-        changes = [_relative(a, b) for a, b in zip(self.reference, self.run(state), strict=True)]
+        changes = [_relative(a, b) for a, b in zip(self.reference, self.run(state, group, order), strict=True)]
         return float("nan") if any(map(math.isnan, changes)) else max(changes, default=0.0)
 
     def check(self, group: UnitGroup) -> GroupCheck:
         order = self._order(group.size)
-        change = self.change(permute(self.state, group.slices, order))
+        change = self.change(permute(self.state, group.slices, order), group, order)
         omissions: dict[str, float] = {}
         inert: list[str] = []
         for index, piece in enumerate(group.slices):
             rest = (*group.slices[:index], *group.slices[index + 1 :])
             label = f"{piece.name}[{piece.dim}]"
-            omission = self.change(permute(self.state, rest, order))
+            omission = self.change(permute(self.state, rest, order), group, order)
             if omission < 1e-7 and self._is_inert(piece):
                 inert.append(label)
             else:
@@ -257,6 +262,22 @@ class _Probe:
         return self.change({**self.state, piece.name: other}) < 1e-7
 
 
+def _move_state(tree: Any, group: UnitGroup | None, order: Tensor | None, kind: str) -> Any:
+    """A call or a result in which the units of a recurrent state are permuted."""
+    pieces = [piece for piece in (group.state if group else ()) if piece.kind == kind]
+    if not pieces or order is None:
+        return tree
+    leaves, spec = pytree.tree_flatten(tree)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    for piece in pieces:
+        tensor = leaves[places[piece.slot]].clone()
+        view = tensor if piece.row is None else tensor[piece.row]
+        where = torch.tensor(piece.table, device=tensor.device)
+        view[..., where.flatten()] = view[..., where[order.to(tensor.device)].flatten()]
+        leaves[places[piece.slot]] = tensor
+    return pytree.tree_unflatten(leaves, spec)
+
+
 _DROPOUT_RATES = ("p", "dropout", "dropout_p", "attention_dropout", "attn_dropout", "dropout_prob", "drop_prob")
 
 
@@ -267,13 +288,20 @@ def _is_rate(module: nn.Module, key: str) -> bool:
 
 
 class _NoFunctionalDropout(torch.overrides.TorchFunctionMode):
-    """Turns functional dropout into the identity, so that training mode is deterministic."""
+    """Turns functional dropout into the identity and noise of a tensor's shape into a constant.
+
+    Noise has the same distribution for every unit, but not the same values, so that a right group (the latent
+    variables of an autoencoder) would look wrong.
+    """
 
     _NAMES = frozenset({"dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"})
+    _NOISE = frozenset({"randn_like", "rand_like"})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in self._NAMES and args:
             return args[0]
+        if getattr(func, "__name__", "") in self._NOISE:
+            return torch.full_like(args[0], 0.5, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         if getattr(func, "__name__", "") == "scaled_dot_product_attention":
             kwargs["dropout_p"] = 0.0

@@ -118,7 +118,10 @@ def test_events_name_the_units_whose_weights_changed(name):
     hit = {event.group: set(event.units) for event in events}
     tensors = dict(run.model.named_parameters())
     for group in units.select("*"):
-        piece = next(piece for piece in group.role("incoming") if tensors[piece.name].ndim > 1)
+        names = [piece.name for piece in group.slices]
+        piece = next(p for p in group.role("incoming") if tensors[p.name].ndim > 1)
+        if names.count(piece.name) > 1:
+            continue  # a recurrent matrix: zeroed columns change the rows of the other units too
         where = torch.tensor(piece.table)
         changed = (tensors[piece.name] != before[piece.name]).movedim(piece.dim, 0).flatten(1).any(1)
         others = {

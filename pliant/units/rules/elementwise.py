@@ -11,6 +11,15 @@ from pliant.units import axes as ax
 from pliant.units.axes import Axis
 from pliant.units.trace import Trace, op_name, rule, shape_of
 
+_COPIES = frozenset(
+    ["detach", "clone", "contiguous", "alias", "to", "_to_copy", "type_as", "lift_fresh_copy", "lift_fresh", "identity"]
+)
+_ZERO_AT_ZERO = frozenset({
+    "relu", "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "leaky_relu", "mish", "hardtanh", "hardswish",
+    "softsign", "hardshrink", "softshrink", "abs", "neg", "expm1", "log1p", "sqrt", "square", "sin", "tan", "atan",
+    "erf", "sign", "floor", "ceil", "round", "trunc", "dropout", "native_dropout", "nan_to_num",
+})  # fmt: skip
+
 
 @rule(
     "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "elu", "selu", "celu", "leaky_relu", "softplus", "mish",
@@ -29,6 +38,8 @@ def unary(trace: Trace, node: Node) -> Any:
     source = node.args[0]
     axes = trace.of(source)
     trace.derive(node, source)  # a function of a parameter's entries is used where the parameter is
+    if trace.is_parameter(node) and op_name(node) not in _COPIES | _ZERO_AT_ZERO:
+        trace.shifted.add(node)
     value = node.meta["val"]
     return tuple(axes for _ in value) if isinstance(value, (tuple, list)) else axes
 
@@ -44,10 +55,10 @@ def broadcast(trace: Trace, node: Node) -> Any:
     operands = [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), Tensor)]
     name = str(node.target)
     shape = trace.shape(node)
-    alone = node not in trace.moving  # a weight computed from parameters: what consumes it says how they are used
-    if alone:
-        trace.derive(node, *(item for item in operands if trace.is_parameter(item)))
     result: list[Axis | None] = [None] * len(shape)
+    parts: tuple[Node, ...] = ()
+    if node not in trace.moving:  # a weight computed from parameters: what consumes it says how they are used
+        parts = _parts(trace, node, operands)
     for operand in operands:
         axes = trace.of(operand)
         sizes = shape_of(operand.meta["val"])
@@ -61,12 +72,32 @@ def broadcast(trace: Trace, node: Node) -> Any:
                 result[-back] = axes[-back]
             else:
                 ax.tie(current, axes[-back])
-        if trace.is_parameter(operand) and not alone:
+        if trace.is_parameter(operand) and operand not in parts:
             for back in range(1, len(trace.of(operand)) + 1):
                 trace.role(operand, -back, "carried")
     if ("add" in name or "sub" in name) and "addc" not in name:
         _mark_residual(trace, operands)
     return tuple(axis if axis is not None else ax.fresh(size) for axis, size in zip(result, shape, strict=True))
+
+
+def _parts(trace: Trace, node: Node, operands: list[Node]) -> tuple[Node, ...]:
+    """The operands that are, entry by entry, the weight that is being computed; masks and noise only scale it."""
+    whole = [item for item in operands if trace.is_parameter(item) and trace.shape(item) == trace.shape(node)]
+    name, first = op_name(node), node.args[0]
+    if name in ("mul", "div"):
+        whole = [item for item in whole if not _is_buffer(trace, item) and (name == "mul" or item is first)]
+        is_shifted = False
+    else:
+        is_shifted = name not in ("add", "sub") or len(whole) < 2 or any(_is_buffer(trace, item) for item in whole)
+    if whole:
+        trace.derive(node, *whole)
+        trace.shifted.update([node] if is_shifted else [])
+    return tuple(whole)
+
+
+def _is_buffer(trace: Trace, node: Node) -> bool:
+    names = {name for keys in trace.views.get(node, ()) for name, _ in keys}
+    return bool(names) and names <= trace.buffers
 
 
 def _at_channel(axes: tuple[Axis, ...], sizes: tuple[int, ...], rank: int) -> tuple[Any, tuple[int, ...]]:

@@ -64,6 +64,6 @@ def weight_norm(trace: Trace, node: Node) -> Any:
 @rule("linalg_householder_product", "linalg_matrix_exp", "matrix_exp", "linalg_solve", "linalg_solve_ex")
 def matrix_function(trace: Trace, node: Node) -> Any:
     """Functions of whole matrices, as orthogonal parametrisations use them."""
-    reason = "its order matters to a function of the whole matrix"
+    reason = "its order matters to a function of the whole matrix" if node in trace.moving else _ORTHOGONAL
     trace.freeze_inputs(node, reason)
     return trace.opaque(node, reason)

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
 from pliant.units import axes as ax
-from pliant.units.axes import Axis
+from pliant.units.axes import Atom, Axis
+from pliant.units.export import Exported
+from pliant.units.group import StateSlice
+from pliant.units.layers import CELLS, RECURRENT
+from pliant.units.rules.shape import COPIES, VIEWS, is_uniform
 from pliant.units.trace import Trace, op_name, rule
 
 _TIME = "a recurrent layer walks through it in order"
 _GIVEN = "the state that its units start from is given from outside, unit by unit"
+FINAL = "it is the model's output: a final state, whose initial state must be passed in, too, to count as carried on"
 _LAYERS = "its entries are the layers and directions of a recurrent network"
-_CONSTANT = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like"})
-_VIEWS = frozenset({"expand", "unsqueeze", "squeeze", "view", "reshape", "slice", "select", "alias"})
-_COPIES = frozenset({"to", "_to_copy", "contiguous", "clone", "repeat", "detach"})
 
 
 # ---- layers ----
@@ -112,7 +115,7 @@ def _gates(trace: Trace, own: Sequence[Any], inputs: Axis, gates: int, projectio
 
 def _start(trace: Trace, state: Node, hidden: Sequence[Axis], batch: Axis) -> None:
     """The initial state ``[layers, batch, units]``: zeros fix no order, anything else is indexed as the units are."""
-    if is_uniform(state):
+    if is_uniform(state) or _is_passed_in(trace, state, hidden, by_row=True):
         return
     layers, examples, units = trace.of(state)
     if any(atom.frozen for atom in ax.leaves(units)):
@@ -130,7 +133,10 @@ def _last(trace: Trace, node: Node, at: int, hidden: Sequence[Axis], batch: Axis
     """The final state ``[layers, batch, units]``: layers differ in their units, and selecting one tells them apart."""
     together = False
     for result in [user for user in node.users if _is_item(user, at)]:
+        trace.finals[result] = list(hidden)
         for user in result.users:
+            if user.op == "output":  # each row for itself: whether it is a state or a result is decided at the end
+                continue
             if op_name(user) == "select" and user.args[1] == 0:
                 trace.values[user] = (batch, hidden[int(user.args[2])])  # type: ignore[arg-type]
             else:
@@ -170,49 +176,94 @@ def _cell(trace: Trace, node: Node, *, gates: int) -> Any:
     trace.consume(node, source, own[0], -1)
     trace.consume(node, states[0], own[1], -1)
     for state in states:
-        if not is_uniform(state):
+        if not is_uniform(state) and not _is_passed_in(trace, state, [units], by_row=False):
             start = trace.of(state)[-1]
             if any(atom.frozen for atom in ax.leaves(start)):
                 ax.freeze(units, _GIVEN)
             ax.tie(start, units)
             carry(trace, state)
+    for final in [node] if gates < 4 else node.users:
+        trace.finals[final] = [units]
     result = (*trace.of(source)[:-1], units)
     return (result, result) if gates == 4 else result
 
 
 # ---- states ----
+def _is_passed_in(trace: Trace, state: Node, hidden: Sequence[Axis], *, by_row: bool) -> bool:
+    """Whether a state is an input of the model that serves nothing else: its order is then the units' own."""
+    given: Any = state.args[0] if state.meta.get("start") else state
+    if given not in trace.inputs or not _starts_only(given, frozenset()):
+        return False
+    for row, axis in enumerate(hidden):
+        trace.starts.append((trace.inputs[given], row if by_row else None, axis))
+    return True
+
+
 def _length(axis: Axis) -> int:
     return sum(map(ax.size_of, axis))
 
 
 def _is_item(node: Node, index: int) -> bool:
-    return node.target is operator.getitem and node.args[1] == index
+    return node.target is operator.getitem and bool(node.args[1] == index)
+
+
+def _starts_only(node: Node, between: frozenset[str]) -> bool:
+    """Whether a tensor is used only as the state of recurrent operations, through the given other ones."""
+    for user in node.users:
+        if op_name(user) in RECURRENT | CELLS:
+            if user.args[0] is node:
+                return False
+        elif not user.meta.get("start") and not (op_name(user) in between and _starts_only(user, between)):
+            return False
+    return bool(node.users)
+
+
+def is_masked_start(node: Node) -> bool:
+    """Whether an input is a state that is cleared or moved (where an episode has ended) before units start from it."""
+    between = VIEWS | COPIES | {"mul", "where", "masked_fill"}
+    return not _starts_only(node, frozenset()) and _starts_only(node, between)
+
+
+def is_state(trace: Trace, node: Node) -> bool:
+    """Whether an output of the model is the final state of units that started from an input of the model."""
+    started = {id(leaf) for _, _, axis in trace.starts for leaf in ax.leaves(axis)}
+    rows = trace.finals.get(node, [])
+    return bool(rows) and all(id(leaf) in started for axis in rows for leaf in ax.leaves(axis))
+
+
+def state_slices(trace: Trace, exported: Exported, atom: Atom) -> tuple[StateSlice, ...]:
+    """Where a group's units appear in the states that the model takes and returns."""
+    found: list[StateSlice] = []
+
+    def add(kind: Literal["input", "output"], slot: int, row: int | None, axis: Axis) -> None:
+        known = any((item.kind, item.slot, item.row) == (kind, slot, row) for item in found)
+        if not known and any(leaf is atom.root() for leaf in ax.leaves(axis)):
+            found.append(StateSlice(kind, slot, row, tuple(tuple(own) for own in ax.positions(axis, atom))))
+
+    for slot, row, axis in trace.starts:  # shorter copies of the operation name the same rows again
+        add("input", slot, row, axis)
+    output = next(node for node in exported.nodes if node.op == "output")
+    specs = exported.program.graph_signature.output_specs
+    results: Any = output.args[0]
+    tensors = [
+        item
+        for item, spec in zip(results, specs, strict=True)
+        if spec.kind is OutputKind.USER_OUTPUT and isinstance(item, Node)
+    ]
+    for slot, node in enumerate(tensors):
+        if is_state(trace, node):
+            rows = trace.finals[node]
+            by_row = len(trace.of(node)) == 3
+            for row, axis in enumerate(rows):
+                add("output", slot, row if by_row else None, axis)
+    return tuple(found)
 
 
 def carry(trace: Trace, state: Node) -> None:
     """A learned initial state is carried by the units, whatever copies and broadcasts lie in between."""
     node: Any = state
-    while node not in trace.views and op_name(node) in _VIEWS | _COPIES:
+    while node not in trace.views and op_name(node) in VIEWS | COPIES:
         node = node.args[0]
     if node in trace.views:
         for back in range(1, len(trace.of(node)) + 1):
             trace.role(node, -back, "carried")
-
-
-def is_uniform(state: Node) -> bool:
-    """Whether all entries of a tensor are equal, as those of a zero initial state: every order of them is the same."""
-    node: Any = state
-    while op_name(node) in _VIEWS | _COPIES:
-        node = node.args[0]
-    return node.op == "call_function" and op_name(node) in _CONSTANT and not _is_written(node)
-
-
-def _is_written(node: Node) -> bool:
-    """Whether an operation writes into a tensor or a view of it."""
-    for user in node.users:
-        schema = getattr(user.target, "_schema", None)
-        if schema is None or schema.is_mutable:
-            return True
-        if op_name(user) in _VIEWS | {"to", "contiguous", "detach"} and _is_written(user):
-            return True
-    return False

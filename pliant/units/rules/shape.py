@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from pliant.units import axes as ax
 from pliant.units.axes import Axis
-from pliant.units.trace import Key, Trace, arg, opaque_like, rule, shape_of
+from pliant.units.trace import Key, Trace, arg, op_name, opaque_like, rule, shape_of
 
 
 def _length(axis: Axis) -> int:
@@ -255,7 +255,20 @@ def unbind(trace: Trace, node: Node) -> Any:
     return tuple(rest for _ in node.meta["val"])
 
 
-@rule("index_select", "gather", "index", "scatter", "scatter_add", "index_put", "index_add", "take_along_dim")
+@rule("index_add", "index_copy")
+def index_add(trace: Trace, node: Node) -> Any:
+    """Rows of one tensor are added to rows of another that the data choose; the other dimensions are shared."""
+    source, dim, other = trace.of(node.args[0]), int(node.args[1]), trace.of(node.args[3])  # type: ignore[arg-type]
+    for at, (axis, added) in enumerate(zip(source, other, strict=True)):
+        if at == dim % len(source):
+            ax.freeze(axis, "it is indexed by the data")
+            ax.freeze(added, "it is indexed by the data")
+        else:
+            ax.tie(axis, added)
+    return source
+
+
+@rule("index_select", "gather", "index", "scatter", "scatter_add", "index_put", "take_along_dim")
 def index(trace: Trace, node: Node) -> Any:
     """Data-dependent look-ups: the indexed dimensions are frozen, untouched trailing ones of ``index`` stay."""
     source_node = node.args[0]
@@ -272,7 +285,8 @@ def index(trace: Trace, node: Node) -> Any:
 
 def _looked_up(trace: Trace, node: Node, source: tuple[Axis, ...], indices: list[Any], reason: str) -> Any:
     """``x[i, :, j]``: indexed dimensions are frozen, the others stay; those of a table of parameters are produced."""
-    given, at = [], 0
+    given: list[int] = []
+    at = 0
     for item in indices:
         covered = 1 if item is None or item.meta["val"].dtype != torch.bool else item.meta["val"].ndim
         given += [] if item is None else range(at, at + covered)
@@ -328,6 +342,30 @@ def constant(trace: Trace, node: Node) -> Any:
     return opaque_like(
         node.meta["val"], "it is tied to a tensor made inside the forward pass (positions, a mask, noise)"
     )
+
+
+_CONSTANT = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like"})
+VIEWS = frozenset({"expand", "unsqueeze", "squeeze", "view", "reshape", "slice", "select", "alias"})
+COPIES = frozenset({"to", "_to_copy", "contiguous", "clone", "repeat", "detach"})
+
+
+def is_uniform(state: Node) -> bool:
+    """Whether all entries of a tensor are equal, as those of a zero initial state: every order of them is the same."""
+    node: Any = state
+    while op_name(node) in VIEWS | COPIES:
+        node = node.args[0]
+    return node.op == "call_function" and op_name(node) in _CONSTANT and not _is_written(node)
+
+
+def _is_written(node: Node) -> bool:
+    """Whether an operation writes into a tensor or a view of it."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if schema is None or schema.is_mutable:
+            return True
+        if op_name(user) in VIEWS | {"to", "contiguous", "detach"} and _is_written(user):
+            return True
+    return False
 
 
 @rule("getitem")
