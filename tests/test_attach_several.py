@@ -88,6 +88,11 @@ class Agent:
             item.load_state_dict(state[str(i)])
 
 
+def clocks(handle: pliant.Handle) -> list[int]:
+    """Real steps of every optimizer."""
+    return [schedule["step"] for schedule in handle.state_dict()["schedules"]]
+
+
 def hooks_of(module: nn.Module) -> int:
     parameters = sum(len(p._post_accumulate_grad_hooks or {}) for p in module.parameters())
     return parameters + sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
@@ -99,7 +104,7 @@ def test_each_group_follows_the_clock_of_its_owner():
     for step in range(20):
         agent.update(step, actor=step % 2 == 0)
     assert str(handle.units["actor.trunk.0"].tap) == "output of actor.trunk.1"  # heard in both networks' forwards
-    assert [item["step"] for item in handle.state_dict()["schedules"]] == [10, 20]
+    assert clocks(handle) == [10, 20]
     resets = {name: int(count) for name, count in handle.num_resets.items()}
     assert set(resets) == {"actor.trunk.0", "actor.fc", "critic.fc"}
     assert resets["critic.fc"] > resets["actor.fc"] > 0
@@ -176,7 +181,7 @@ def test_no_sample_of_one_model_is_lost_when_the_other_clears_its_gradients():
         agent.update(step, actor=False)
     for step in range(6, 9):
         agent.update(step)
-    assert [item["step"] for item in handle.state_dict()["schedules"]] == [3, 9]
+    assert clocks(handle) == [3, 9]
     handle.detach()
 
 
@@ -207,7 +212,7 @@ def test_an_optimizer_that_trains_nothing_of_the_models_is_no_obstacle(method):
         agent.update(step)
         extra.param_groups[0]["params"][0].grad = torch.ones(())
         extra.step()
-    assert [item["step"] for item in handle.state_dict()["schedules"]] == [6, 6, 6]
+    assert clocks(handle) == [6, 6, 6]
 
 
 def test_a_method_without_anything_to_do_in_any_optimizer_is_an_error():
@@ -284,21 +289,21 @@ def test_an_unmodified_learn_is_protected(name, tmp_path):
         item.register_step_post_hook(lambda *_, index=index: count.__setitem__(index, count[index] + 1))
     algorithm.learn(steps)
 
-    assert [item["step"] for item in handle.state_dict()["schedules"]] == expected == count
+    assert clocks(handle) == expected == count
     if not name.startswith("ppo"):  # on-policy updates of PPO are counted in epochs
         assert max(expected) == algorithm._n_updates
     assert handle.num_steps == expected[0]
     assert sum(int(count) for count in handle.num_resets.values()) > 0
     assert set(handle.num_resets) <= set(case.groups)
 
-    before = [item["step"] for item in handle.state_dict()["schedules"]], [item.count for item in handle._collector.accumulators.values()]
+    before = clocks(handle), [item.count for item in handle._collector.accumulators.values()]
     obs = case.observation.sample()
     algorithm.predict(obs)
     algorithm.policy.set_training_mode(True)
     with torch.no_grad():
         algorithm.policy(zoo_sb3.observation(case.observation))
     algorithm.policy.set_training_mode(False)
-    after = [item["step"] for item in handle.state_dict()["schedules"]], [item.count for item in handle._collector.accumulators.values()]
+    after = clocks(handle), [item.count for item in handle._collector.accumulators.values()]
     assert before == after
 
     algorithm.save(tmp_path / "model.zip")
