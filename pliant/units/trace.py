@@ -74,6 +74,7 @@ class Trace:
         used: Parameters and buffers that the graph reads.
         blends: Nodes computed entry by entry from parameters alone (a standardised or noisy weight), with those
             operands that have the shape of the result: what happens to the result happens to them.
+        orders: The order of dimensions of those blends that are a permutation of their operand.
         moving: Nodes that depend on more than parameters and buffers.
         shifted: Blends that are not zero where their operands are (``exp(w)``, ``1 + w``): zeroed outgoing weights
             do not silence what they consume.
@@ -91,6 +92,7 @@ class Trace:
     unknown: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     blends: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
+    orders: dict[Node, tuple[int, ...]] = field(default_factory=dict)
     moving: set[Node] = field(default_factory=set)
     shifted: set[Node] = field(default_factory=set)
     buffers: frozenset[str] = frozenset()
@@ -115,7 +117,7 @@ class Trace:
     def role(self, node: Any, dim: int, role: Role) -> None:
         """Say how a parameter's dimension is used; ignored where the node is no view of a parameter."""
         for part in self.blends.get(node, ()):
-            self.role(part, dim, role)
+            self.role(part, self._before(node, dim), role)
         if node not in self.views:
             return
         name, dims = self.views[node]
@@ -131,14 +133,19 @@ class Trace:
         if weight in self.shifted:
             ax.mark(self.of(weight)[dim], "mixed")
         for part in self.blends.get(weight, ()):
-            self.consume(node, source, part, dim)
+            self.consume(node, source, part, self._before(weight, dim))
         if weight in self.views:
             name, dims = self.views[weight]
             original = dims[dim]
             if name in self.buffers:  # a fixed matrix cannot be zeroed
                 ax.mark(self.of(weight)[dim], "mixed")
-            elif original is not None:
+            if original is not None:
                 self.consumers.append(Consumer(name, original, node, source))
+
+    def _before(self, node: Node, dim: int) -> int:
+        """The dimension of a permuted blend's operand that its dimension ``dim`` was, counted from the end."""
+        order = self.orders.get(node)
+        return dim if order is None else order[dim] - len(order)
 
     def opaque(self, node: Node, reason: str) -> Any:
         """Axes of a result that nothing is known about: every dimension frozen."""

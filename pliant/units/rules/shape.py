@@ -32,6 +32,8 @@ def _permuted(trace: Trace, node: Node, order: list[int]) -> tuple[Axis, ...]:
     if source in trace.views:
         name, dims = trace.views[source]  # type: ignore[index]
         trace.views[node] = (name, tuple(dims[i] for i in order))
+    elif source in trace.blends and len(order) == len(axes):
+        trace.blends[node], trace.orders[node] = (source,), tuple(order)  # type: ignore[assignment]
     return tuple(axes[i] for i in order)
 
 
