@@ -88,10 +88,10 @@ def find_taps(
 
 
 def _sites(trace: Trace, group: UnitGroup, atom: Atom) -> Sites:
-    outgoing = {(piece.name, piece.dim) for piece in group.role("outgoing")}
+    members = {(piece.name, piece.dim) for piece in group.slices}
     result = Sites()
     for consumer in trace.consumers:
-        if (consumer.weight, consumer.weight_dim) not in outgoing:
+        if (consumer.weight, consumer.weight_dim) not in members:
             continue
         node = _before_dropout(trace, consumer.source, atom)
         result.direct &= node is consumer.source

@@ -153,8 +153,7 @@ class Trace:
         if keys and (weight in self.shifted or all(name in self.buffers for name, _ in keys)):
             ax.mark(self.of(weight)[dim], "mixed")  # a fixed matrix, or a function of one, cannot be zeroed
         for name, original in keys:
-            if name not in self.buffers:
-                self.consumers.append(Consumer(name, original, node, source))
+            self.consumers.append(Consumer(name, original, node, source))
 
     def derive(self, node: Node, *sources: Any) -> None:
         """Note that ``node`` is an element-wise combination of ``sources``, if those are parameters, all of them."""

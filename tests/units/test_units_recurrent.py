@@ -219,13 +219,22 @@ class Scaled(nn.Linear):
             "exp": torch.exp,
             "shifted": lambda w: w + 1.0,
             "offset": lambda w: w + self.fixed,
+            "transposed": lambda w: (w.t() * 0.5).t(),
         }[self.how](self.weight)
         return F.linear(x, weight, self.bias)
 
 
 @pytest.mark.parametrize(
     ("how", "preserves"),
-    [("gain", True), ("masked", True), ("tanh", True), ("exp", False), ("shifted", False), ("offset", False)],
+    [
+        ("gain", True),
+        ("masked", True),
+        ("tanh", True),
+        ("transposed", True),
+        ("exp", False),
+        ("shifted", False),
+        ("offset", False),
+    ],
 )
 def test_the_promise_to_keep_the_function_is_kept_through_computed_weights(how, preserves):
     model, x = stack(nn.Linear(4, 5), Scaled(5, 6, how)), torch.randn(3, 4)
@@ -335,3 +344,24 @@ def test_messages_on_a_graph_keep_their_units():
     units = pliant.find_units(model, inputs)
     assert [(group.name, group.size) for group in units] == [("embed", 6), ("message", 5)]
     assert units.verify(model, inputs).ok
+
+
+def test_a_fixed_readout_is_read_but_never_zeroed():
+    class Echo(nn.Module):
+        """Units in front of a random matrix that nobody trains."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside = nn.Linear(5, 6)
+            self.register_buffer("readout", torch.randn(6, 3))
+
+        def forward(self, x):
+            return torch.relu(self.inside(x)) @ self.readout
+
+    model, x = Echo(), torch.randn(4, 5)
+    group = pliant.find_units(model, x)["inside"]
+    assert members(group) == {"inside.weight[-2]", "inside.bias[-1]", "readout[-2]"}
+    assert group.role("outgoing") == ()
+    assert not group.reset_preserves_function
+    seen = capture(model, pliant.find_units(model, x), x)["inside"]
+    assert torch.allclose(seen, torch.relu(model.inside(x)), atol=1e-6)
