@@ -140,6 +140,15 @@ class Handle:
         """Units reset so far per group, ``[]`` each, or ``[S]`` for a stack of members."""
         return self.events.num_resets()
 
+    @property
+    def unheard(self) -> tuple[str, ...]:
+        """Unit groups whose activations a method wants and has not seen in any sampled step so far.
+
+        Other heads of a multi-task network may wait for their turn. A group that stays here is called in a way that its
+        hook does not see, such as a submodule's function instead of the module.
+        """
+        return self._collector.unheard
+
     def task_boundary(self, data: Any = None) -> None:
         """Tell the interventions that the data has changed (for those that need to know).
 

@@ -57,7 +57,7 @@ class ContinualBackprop(Intervention):
         ``budget`` float32 ``[1]``, the unspent :math:`c`; ``since`` int64 ``[1]``, real steps since the last
         decision. All four move at sampled steps, by the steps since the last sample. Under DDP the statistics are
         averaged over ranks. Groups that a sampled step did not use (the other heads of a multi-task network) do not
-        age and are not replaced in it.
+        age in it.
 
     Edits:
         Incoming weights (drawn from each layer's own initial distribution), their biases (zero), norm parameters and
@@ -145,25 +145,26 @@ class ContinualBackprop(Intervention):
 
     def after_step(self, ctx: Context) -> None:
         """Age the units, average what they do, and replace where the budget allows."""
-        groups = tuple(group for group in ctx.groups(self.where) if ctx.is_seen(group))
-        if not groups:  # this optimizer trains no group, or nothing was seen of any
-            return
-        states = [ctx.state(group) for group in groups]
-        for state in states:
-            state["age"].add_(ctx.elapsed)
-            state["since"].add_(ctx.elapsed)
-        self._average(ctx, groups, [state["activation"] for state in states])
+        groups = ctx.groups(self.where)
+        seen = tuple(group for group in groups if ctx.is_seen(group))
+        states = {group.name: ctx.state(group) for group in groups}
+        for group in seen:
+            states[group.name]["age"].add_(ctx.elapsed)
+            states[group.name]["since"].add_(ctx.elapsed)
+        self._average(ctx, seen, [states[group.name]["activation"] for group in seen])
         if self.replacement_rate == 0:
             return
         due = [
-            (group, state, self._utility(ctx, group, state))  # all checked before any is edited
-            for group, state in zip(groups, states, strict=True)
+            (group, states[group.name], self._utility(ctx, group, states[group.name]))
+            for group in groups  # all are checked before any is edited
             if ctx.clock.every(self.period(group))
         ]
         for group, state, utility in due:
             self._replace(ctx, group, state, utility)
 
     def _average(self, ctx: Context, groups: tuple[UnitGroup, ...], averages: list[Tensor]) -> None:
+        if not groups:  # this optimizer trains no group, or nothing was seen of any
+            return
         seen = [ctx.stats(group).mean_abs_activation for group in groups]
         if self.exact:
             seen = [value * ctx.magnitude(group) for value, group in zip(seen, groups, strict=True)]

@@ -243,6 +243,11 @@ class Collector:
         for listener in self._listeners:
             listener.enabled = value
 
+    @property
+    def unheard(self) -> tuple[str, ...]:
+        """Groups of which no sample was finished so far."""
+        return tuple(name for name, item in self.accumulators.items() if not item.stats.step)
+
     def finish(self, step: int, groups: Sequence[UnitGroup]) -> None:
         """Close a sampled step for some groups: means become readable, sums start anew.
 

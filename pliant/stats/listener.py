@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from pliant.devices import can_read
 from pliant.stats.quiet import is_unrecorded
 from pliant.units.export import is_exporting
 from pliant.units.group import Tap
@@ -107,7 +108,8 @@ class Listener:
             found.setdefault((sink.tap.module, sink.tap.kind), []).append(sink)
         self._places = [_Place(self, model.get_submodule(name), kind, sinks) for (name, kind), sinks in found.items()]
         places = [*(place.module for place in self._places), *([model] if self._places else [])]
-        self._watched = next((p for place in places for p in place.parameters() if p.requires_grad), None)
+        trained = [p for place in places for p in place.parameters() if p.requires_grad]
+        self._watched = min(trained, key=torch.Tensor.numel, default=None)  # a small one, since its gradient is read
         self._backward: torch.utils.hooks.RemovableHandle | None = None
         self._accelerated = any(parameter.is_cuda for parameter in model.parameters())
         self._install()
@@ -162,7 +164,7 @@ class Listener:
         if torch._C._current_graph_task_id() != -1:  # inside backward: a checkpointed forward is run again
             # non-reentrant checkpoints were heard in the forward; reentrant ones ran it without gradients
             return None if any(sink.in_forward for sink in place.sinks) else "eagerly"
-        if self._went_back and self._watched is not None and self._watched.grad is None:
+        if self._went_back and self._is_cleared():
             self._went_back = False
             for sink in self._sinks:
                 if sink.in_backward:
@@ -171,6 +173,11 @@ class Listener:
         for sink in place.sinks:
             sink.in_forward = True
         return "eagerly"
+
+    def _is_cleared(self) -> bool:
+        """Whether the gradients of the last backward pass are gone; zeroed ones are noticed on a CPU only."""
+        gradient = None if self._watched is None else self._watched.grad
+        return gradient is None or (can_read(gradient) and not bool(gradient.any()))
 
     def remove(self) -> None:
         """Remove every hook."""

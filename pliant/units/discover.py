@@ -17,6 +17,7 @@ from pliant.units.export import Exported, Inputs, as_call, export, refuse_wrappe
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
 from pliant.units.inputs import check_inputs
+from pliant.units.rules.conv import KERNEL
 from pliant.units.rules.parametrized import freeze_coupled
 from pliant.units.rules.recurrent import FINAL, is_masked_start, is_state, state_slices
 from pliant.units.several import Models, Several, joined
@@ -178,7 +179,7 @@ def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
     for name, axes in trace.parameter_axes.items():
         for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
             reason = next((atom.frozen for atom in ax.leaves(axis) if atom.frozen), None)
-            if tensors[name].shape[dim] == 1 and reason != OUTPUT:
+            if tensors[name].shape[dim] == 1 and reason not in (OUTPUT, KERNEL):
                 reason = "it has a single entry"
             if reason is not None:
                 excluded[name, dim] = reason

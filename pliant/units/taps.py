@@ -316,7 +316,10 @@ def _fingerprint(tensor: Tensor) -> tuple[torch.Size, float]:
 
 
 def _choose(found: Sites, values: dict[Node, Tensor], calls: Calls, group: UnitGroup) -> Hit | None:
-    """The consumer's own input where the site is one, else the earliest hook that always sees a site."""
+    """The consumer's own input where the site is one, else the earliest hook that always sees a site.
+
+    With several consumers (heads that take turns), what the producing module gives is heard whichever of them runs.
+    """
     nodes = {node for node in found.nodes if node in values}
     valid = calls.always(nodes) if nodes else []
     if not valid:
@@ -326,7 +329,8 @@ def _choose(found: Sites, values: dict[Node, Tensor], calls: Calls, group: UnitG
     valid = [hit for hit in valid if covered[hit] == max(covered.values())]
     if found.direct:
         owners = {piece.name.rpartition(".")[0] for piece in group.role("outgoing")}
-        for hit in valid:
-            if hit.kind == "input" and hit.module in owners:
+        made = [hit for hit in valid if hit.kind == "output"] if len(owners) > 1 else []
+        for hit in (*made, *valid):
+            if hit in made or (hit.kind == "input" and hit.module in owners):
                 return hit
     return valid[0]

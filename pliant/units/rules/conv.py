@@ -10,7 +10,7 @@ from pliant.units import axes as ax
 from pliant.units.axes import Axis
 from pliant.units.trace import Trace, arg, rule
 
-_SPACE = "positions of a kernel or of space have a fixed order"
+KERNEL = "positions of a kernel or of space have a fixed order"
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -36,7 +36,7 @@ def _conv(trace: Trace, node: Node, weight: Any, groups: int, *, transposed: boo
     source_axes, weight_axes = trace.of(source), trace.of(weight)
     rank = len(weight_axes)
     for axis in weight_axes[2:]:
-        ax.freeze(axis, _SPACE)
+        ax.freeze(axis, KERNEL)
     for back in range(1, rank - 1):
         trace.role(weight, -back, "carried")
     out_dim, in_dim = (-rank + 1, -rank) if transposed else (-rank, -rank + 1)
@@ -53,7 +53,7 @@ def _conv(trace: Trace, node: Node, weight: Any, groups: int, *, transposed: boo
         ax.tie(trace.of(bias)[-1], produced)
         trace.role(bias, -1, "incoming")
     shape = trace.shape(node)
-    result = [ax.fresh(size, _SPACE) for size in shape]
+    result = [ax.fresh(size, KERNEL) for size in shape]
     if len(shape) == rank:
         result[0] = source_axes[0]
     result[channel] = produced
@@ -96,7 +96,7 @@ def pool(trace: Trace, node: Node) -> Any:
 
     def pooled(value: Any) -> tuple[Axis, ...]:
         kept = len(value.shape) - spatial
-        return (*source[:kept], *(ax.fresh(int(_hint(size)), _SPACE) for size in value.shape[kept:]))
+        return (*source[:kept], *(ax.fresh(int(_hint(size)), KERNEL) for size in value.shape[kept:]))
 
     value = node.meta["val"]
     return tuple(pooled(item) for item in value) if isinstance(value, (tuple, list)) else pooled(value)
@@ -108,16 +108,16 @@ def pixel_shuffle(trace: Trace, node: Node) -> Any:
     source, factor = trace.of(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
     channels = sum(map(ax.size_of, source[-3]))
     units, places = ax.factor(source[-3], [channels // factor**2, factor**2])
-    ax.freeze(places, _SPACE)
-    return (*source[:-3], units, *(ax.fresh(size, _SPACE) for size in trace.shape(node)[-2:]))
+    ax.freeze(places, KERNEL)
+    return (*source[:-3], units, *(ax.fresh(size, KERNEL) for size in trace.shape(node)[-2:]))
 
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(trace: Trace, node: Node) -> Any:
     """Blocks of space become channels, unit by unit."""
     source, factor = trace.of(node.args[0]), int(node.args[1])  # type: ignore[arg-type]
-    channels = ax.merge([source[-3], ax.fresh(factor**2, _SPACE)])
-    return (*source[:-3], channels, *(ax.fresh(size, _SPACE) for size in trace.shape(node)[-2:]))
+    channels = ax.merge([source[-3], ax.fresh(factor**2, KERNEL)])
+    return (*source[:-3], channels, *(ax.fresh(size, KERNEL) for size in trace.shape(node)[-2:]))
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
