@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.events import EventLog
-from pliant.optimizer_state import Moment, MomentSpec, moments, restart
+from pliant.optimizer_state import Moment, MomentSpec, moments, restart, restartable
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.init import Init
 from pliant.write import Selection, Writer
@@ -125,13 +125,17 @@ class Editor:
         if not self.dry_run:
             with torch.no_grad():
                 # outgoing last: where one matrix produces and consumes the units, what they send must end at zero
-                for piece in sorted(group.slices, key=lambda piece: piece.role == "outgoing"):
-                    action = self._action(piece, incoming, bias, carried, outgoing)
+                pieces = sorted(group.slices, key=lambda piece: piece.role == "outgoing")
+                actions = [self._action(piece, incoming, bias, carried, outgoing) for piece in pieces]
+                states = [  # all of them before anything is written: what is not known is refused
+                    self._moments(piece.name) if moments == "zero" and action != "keep" else []
+                    for piece, action in zip(pieces, actions, strict=True)
+                ]
+                for piece, action, state in zip(pieces, actions, states, strict=True):
                     if action != "keep":
                         self._write(piece, selection, action, share)
                         self._clear_gradient(piece, selection, share)
-                        if moments == "zero":
-                            self._renew_moments(piece, selection, share)
+                        self._renew(state, piece, selection, share)
         self._log(group, "reset" if whole else "partial_reset", selection, reason, change)
 
     def scale(
@@ -189,12 +193,12 @@ class Editor:
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
-                for piece in group.role("incoming"):
-                    init, tensor = self.init_of(piece.name), self.tensors[piece.name]
-                    if init.kind != "constant":
-                        self.writer.fill(tensor, piece, selection, init, share * noise_scale, add=True)
-                        if moments == "zero":
-                            self._renew_moments(piece, selection, None)
+                pieces = [piece for piece in group.role("incoming") if self.init_of(piece.name).kind != "constant"]
+                states = [self._moments(piece.name) if moments == "zero" else [] for piece in pieces]
+                for piece, state in zip(pieces, states, strict=True):
+                    tensor, init = self.tensors[piece.name], self.init_of(piece.name)
+                    self.writer.fill(tensor, piece, selection, init, share * noise_scale, add=True)
+                    self._renew(state, piece, selection, None)
         self._log(group, "perturb", selection, reason, change)
 
     # ---- single weights ----
@@ -231,8 +235,9 @@ class Editor:
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
+                state = self._moments(name) if moments == "zero" else []
                 self.writer.fill_weights(tensor, mask, source, self.live)
-                for moment in self._moments(name) if moments == "zero" else ():
+                for moment in state:
                     self.writer.fill_weights(moment.value, mask, _source(moment, tensor), self.live)
         self._log_tensors("reset_weights", [name], reason, change)
 
@@ -302,9 +307,12 @@ class Editor:
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
+                owner = self.owners.get(name) if moments == "zero" else None
+                if owner is not None:  # before anything is written: what is not known is refused
+                    restartable(owner, self.tensors[name], name, self._declared)
                 self.writer.assign(self.tensors[name], value, self.live)
-                if moments == "zero" and name in self.owners:
-                    restart(self.owners[name], self.tensors[name], name, self._declared, self.live)
+                if owner is not None:
+                    restart(owner, self.tensors[name], name, self._declared, self.live)
         self._log_tensors("assign", [name], reason, change)
 
     def draw(self, name: str) -> Tensor:
@@ -344,8 +352,8 @@ class Editor:
         init = None if action == "zero" else self.init_of(piece.name)
         self.writer.fill(self.tensors[piece.name], piece, selection, init, share)
 
-    def _renew_moments(self, piece: TensorSlice, selection: Selection, share: Tensor | None) -> None:
-        for moment in self._moments(piece.name):
+    def _renew(self, state: Sequence[Moment], piece: TensorSlice, selection: Selection, share: Tensor | None) -> None:
+        for moment in state:
             self.writer.fill(moment.value, piece, selection, _source(moment, self.tensors[piece.name]), share)
 
     def _clear_gradient(self, piece: TensorSlice, selection: Selection, share: Tensor | None) -> None:

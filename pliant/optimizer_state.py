@@ -19,7 +19,17 @@ from torch.optim import ASGD, LBFGS, SGD, Adafactor, Adagrad, Optimizer, Rprop
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
 
-__all__ = ["Fresh", "Moment", "MomentSpec", "check_declared", "check_optimizer", "check_units", "moments", "restart"]
+__all__ = [
+    "Fresh",
+    "Moment",
+    "MomentSpec",
+    "check_declared",
+    "check_optimizer",
+    "check_units",
+    "moments",
+    "restart",
+    "restartable",
+]
 
 Fresh = float | complex | Literal["weights"]
 """What a new entry's moment is: a constant, or a copy of the weight."""
@@ -138,6 +148,19 @@ def moments(optimizer: Optimizer, parameter: Tensor, name: str, declared: Moment
     return found
 
 
+def restartable(optimizer: Optimizer, parameter: Tensor, name: str, declared: MomentSpec = None) -> list[Moment]:
+    """What starts anew when a whole parameter does: its moments, and Adafactor's factors, too.
+
+    Raises:
+        NotYetSupported: As :func:`moments`.
+    """
+    state: dict[str, Any] = optimizer.state.get(parameter, {})
+    factors = {key: state[key] for key in _FACTORED if key in state} if isinstance(optimizer, Adafactor) else {}
+    skipped: MomentSpec = {**(declared or {}), **dict.fromkeys(factors, "keep")}
+    found = moments(optimizer, parameter, name, skipped)
+    return found + [Moment(value, 0.0) for value in factors.values()]
+
+
 def restart(
     optimizer: Optimizer,
     parameter: Tensor,
@@ -157,16 +180,12 @@ def restart(
         live: ``None``, or a device scalar: nothing changes where it is 0.
 
     Raises:
-        NotYetSupported: As :func:`moments`, but Adafactor's factors, too, can start anew as a whole.
+        NotYetSupported: As :func:`moments`; nothing has been changed then.
     """
     state: dict[str, Any] = optimizer.state.get(parameter, {})
     group = _group_of(optimizer, parameter)
-    factored = [key for key in state if isinstance(optimizer, Adafactor) and key in _FACTORED]
-    skipped: MomentSpec = {**(declared or {}), **dict.fromkeys(factored, "keep")}
-    for moment in moments(optimizer, parameter, name, skipped):
+    for moment in restartable(optimizer, parameter, name, declared):
         _overwrite(moment.value, parameter if isinstance(moment.fresh, str) else moment.fresh, live)
-    for key in factored:
-        _overwrite(state[key], 0.0, live)
     for key, value in state.items():
         first = group["lr"] if isinstance(optimizer, ASGD) and key == "eta" else _SCALARS.get(key, 0.0)
         if isinstance(value, Tensor) and value.ndim == 0 and _fresh(optimizer, parameter, key, declared) is None:

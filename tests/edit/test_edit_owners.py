@@ -171,6 +171,26 @@ def test_an_unknown_moment_is_refused_with_the_way_to_declare_it():
         train_mlp(model, opt, 1)
 
 
+@pytest.mark.parametrize("verb", ["reset", "perturb", "reset_weights", "assign"])
+def test_what_cannot_be_reset_is_refused_before_anything_is_written(verb):
+    model = ZOO["mlp"].model().double()
+    opt = Odd(model.parameters())
+    train_mlp(model, opt, 1)
+    opt.state[model[0].weight].clear()  # the first tensor would be fine, the next ones are not
+    one, group = editor(model, opt), units_of("mlp")["0"]
+    acts = {
+        "reset": lambda: one.reset(group, mask_of(8)),
+        "perturb": lambda: one.perturb(group, mask_of(8), moments="zero"),
+        "reset_weights": lambda: one.reset_weights("2.weight", torch.ones(6, 8, dtype=torch.bool)),
+        "assign": lambda: one.assign("2.weight", torch.zeros(6, 8)),
+    }
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(NotYetSupported, match="slow_weights"):
+        acts[verb]()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert len(one.events) == 0
+
+
 @pytest.mark.parametrize("declared", [0.0, 3, "weights", "keep"])
 def test_a_declared_moment_starts_as_it_was_declared(declared):
     model, opt, handle = odd(moments={"slow_weights": declared})
