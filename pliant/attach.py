@@ -62,7 +62,11 @@ def attach(
             model's outputs on it (two forward passes for each edit, in evaluation mode).
 
     While it is attached, save ``state_dict()``s as usual; pickling the whole module (``torch.save(model)``) needs
-    ``handle.detach()`` first, because hooks cannot be pickled.
+    ``handle.detach()`` first, because hooks cannot be pickled. ``torch.distributed.checkpoint`` takes the handle
+    itself, ``dcp.save({"model": ..., "optimizer": ..., "pliant": handle}, ...)``, and :func:`pliant.checkpoint.pack`
+    makes of its state what safetensors store.
+
+    The order for several processes: find the units of the plain model; wrap or shard it; make the optimizer; attach.
 
     Returns:
         The handle; keep it to save and load its state, to signal task boundaries, and to detach.

@@ -74,6 +74,7 @@ RUNS: dict[str, tuple[str, Any, str]] = {
 }
 OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=1e-2, amsgrad=True),
+    "adam_fused": lambda p: torch.optim.Adam(p, lr=1e-2, fused=True),
     "sgd": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, centered=True),
 }
@@ -158,10 +159,25 @@ def measured(rank: int | None) -> dict[str, Any]:
     return watch.latest.values
 
 
+def overflow(rank: int, optimizer: str) -> dict[str, Any]:
+    """A step that overflows in one process is skipped in both, by the scaler or by a fused optimizer."""
+    run = Run("mlp", REPLACE, optimizer, rank)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=1000)
+    for step in range(8):
+        x, y = batch("mlp", step, rank)
+        run.optimizer.zero_grad()
+        loss = (run.model(x) - y).square().mean()
+        scaler.scale(loss * float("inf") if step == 5 and rank == 1 else loss).backward()
+        scaler.step(run.optimizer)
+        scaler.update()
+    return run.result() | {"num_steps": run.handle.num_steps}
+
+
 def equality(rank: int, folder: Path) -> dict[str, Any]:
     results = {key: Run(*arguments, rank).train().result() for key, arguments in RUNS.items()}
     results["mixed_precision"] = Run("transformer", REPLACE, "adam", rank, mixed=True).train().result()
     results["hybrid"] = Run(*RUNS["several"], rank, mesh_shape=(2, 1)).train().result()
+    results["overflow"] = {name: overflow(rank, name) for name in ("adam", "adam_fused")}
     results["measured"], results["refusals"] = measured(rank), refusals()
     return results
 

@@ -14,6 +14,11 @@ def test_sharded_training_equals_one_process(tmp_path):
     first, second = two_processes.run("fsdp_worker", "equality", tmp_path)
     refusals = first.pop("refusals")
     assert second.pop("refusals") == refusals
+    skipped, other = first.pop("overflow"), second.pop("overflow")
+    for name, result in skipped.items():
+        assert result["num_steps"] == other[name]["num_steps"] == 7
+        assert result["events"] == other[name]["events"] != []
+        assert all(torch.equal(value, other[name]["tensors"][key]) for key, value in result["tensors"].items())
     measured, alone = (first.pop("measured"), second.pop("measured")), fsdp_worker.measured(None)
     assert all(values.keys() == alone.keys() for values in measured)
     assert measured[0]["weight_magnitude"]["model"] == pytest.approx(alone["weight_magnitude"]["model"], abs=1e-12)
