@@ -165,7 +165,7 @@ def test_a_tokenizers_output_object_is_an_input():
     assert pliant.stats.capture(model, units, batch)
 
 
-def test_gradient_checkpointing_and_training_without_labels():
+def test_gradient_checkpointing():
     case = ZOO["hf_llama"]
     model, batch = case.model(), case.batch()
     plain = pliant.find_units(model, batch)
@@ -195,3 +195,17 @@ def test_missing_inputs_are_named():
     case = ZOO["hf_t5"]
     with pytest.raises(pliant.IllegalConfiguration, match=r"input_ids \(4, 6\).*exactly one of input_ids"):
         pliant.find_units(case.model(), {"input_ids": case.batch()["input_ids"]})
+
+
+@pytest.mark.parametrize("name", ["hf_bert", "hf_vit", "hf_t5", "hf_whisper", "hf_mixtral"])
+def test_eager_attention_and_training_without_labels_have_the_same_units(name):
+    case = ZOO[name]
+    model, batch = case.model(), case.batch()
+    want = [(group.name, group.site, group.slices) for group in pliant.find_units(model, batch)]
+    model.set_attn_implementation("eager")
+    labels = batch.pop("labels")
+    if name in ("hf_t5", "hf_whisper"):
+        batch["decoder_input_ids"] = labels
+    found = pliant.find_units(model, batch)
+    assert [(group.name, group.site, group.slices) for group in found] == want
+    assert found.verify(model, batch).ok
