@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
     from pliant.monitor import Monitor, monitor
     from pliant.units import UnitGraph, UnitGroup, find_units
+    from pliant.units.declare import declare_units
     from pliant.units.verify import verify
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [  # noqa: RUF022 (grouped by purpose)
     # what the units are
     "find_units",
+    "declare_units",
     "verify",
     "UnitGraph",
     "UnitGroup",
@@ -72,6 +74,7 @@ _SOURCES = {
     "monitor": "pliant.monitor",
     "UnitGraph": "pliant.units",
     "UnitGroup": "pliant.units",
+    "declare_units": "pliant.units.declare",
     "find_units": "pliant.units",
     "verify": "pliant.units.verify",
 }

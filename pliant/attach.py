@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from pliant.errors import IllegalConfiguration
+from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.handle import Handle
 from pliant.interventions.base import Intervention
-from pliant.optimizer_state import check_optimizer
+from pliant.optimizer_state import MomentSpec, check_optimizer
+from pliant.sharded import process_group_of, refuse_join
+from pliant.surgery import operate
 from pliant.units import UnitGraph, find_units
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
+from pliant.units.rename import as_named_in
+from pliant.units.several import Models, as_module
 
 __all__ = ["attach"]
 
 
 def attach(
-    model: nn.Module,
+    model: Models,
     optimizer: Optimizer | Sequence[Optimizer],
     methods: Intervention | Sequence[Intervention],
     *,
-    example_inputs: Inputs | None = None,
+    example_inputs: Any = None,
     units: UnitGraph | None = None,
     seed: int | Sequence[int] = 0,
     init: InitSpec = None,
     dry_run: bool = False,
+    moments: MomentSpec = None,
+    measure_change: Inputs | None = None,
 ) -> Handle:
     """Protect a model: the interventions act after every step of its optimizer, in a loop that stays as it is.
 
     Args:
-        model: The model that is trained, before ``torch.compile``. A model wrapped in DistributedDataParallel is
-            accepted when ``units`` were found on the plain model.
+        model: The model that is trained, before ``torch.compile``. A model wrapped in DistributedDataParallel, or
+            sharded by ``fully_shard``, is accepted when ``units`` were found on the plain model. Or several modules by
+            name, ``{"actor": actor, "critic": critic}``: unit groups get the names as prefixes. Leave out what no
+            optimizer trains, such as target networks.
         optimizer: The optimizer (or several) that updates it. Each unit group follows the clock of the optimizer that
-            owns its incoming weights.
+            owns its incoming weights. Optimizers may own other parameters too, such as a temperature.
         methods: One intervention or an ordered list; they act in this order.
-        example_inputs: One small batch as the loop passes it, to find the unit groups.
+        example_inputs: One small batch as the loop passes it, to find the unit groups; for several modules, a
+            mapping from their names to the inputs of each. See :func:`~pliant.units.discover.find_units`.
         units: Or the unit groups, found before.
         seed: Seed of all fresh initial values; under DDP the same on all ranks. A sequence says that the model is a
             stack of members, one seed each: every parameter has a leading member dimension, and ``units`` are those
@@ -46,6 +55,11 @@ def attach(
         init: How parameters are initialised, where that is not PyTorch's own default for their layer, see
             :func:`pliant.units.init.initialisers`.
         dry_run: Only report in ``handle.events`` what would be edited.
+        moments: For optimizers from elsewhere: the names of their moments, the state with one entry per weight, and
+            the value that a new weight's entry starts from, such as ``{"my_buffer": 0.0}``; ``"weights"`` if it
+            starts as a copy of the weights, ``"keep"`` if a reset must not touch it.
+        measure_change: A batch, as the loop passes it: every event then carries the largest relative change of the
+            model's outputs on it (two forward passes for each edit, in evaluation mode).
 
     While it is attached, save ``state_dict()``s as usual; pickling the whole module (``torch.save(model)``) needs
     ``handle.detach()`` first, because hooks cannot be pickled.
@@ -56,7 +70,7 @@ def attach(
     Raises:
         IllegalConfiguration: If the model is compiled, an edited parameter belongs to no optimizer, a hyper-parameter
             is out of range, or an initial distribution is needed and unknown.
-        NotYetSupported: If the optimizer keeps state that cannot be reset.
+        NotYetSupported: If the optimizer keeps state that cannot be reset, or two optimizers update one tensor.
         NoEffect: If a method would find nothing to act on.
 
     Example:
@@ -72,17 +86,26 @@ def attach(
         >>> handle.num_resets
         {'0': tensor(6)}
         >>> handle.detach()
+
+        Several modules and optimizers, for example the ``policy.actor`` and ``policy.critic`` of Stable-Baselines3's
+        SAC with ``[policy.actor.optimizer, policy.critic.optimizer]``, whose ``learn()`` stays as it is:
+
+        >>> actor = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> critic = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+        >>> optimizers = [torch.optim.Adam(net.parameters()) for net in (actor, critic)]
+        >>> inputs = {"actor": torch.randn(3, 4), "critic": torch.randn(3, 6)}
+        >>> handle = pliant.attach({"actor": actor, "critic": critic}, optimizers, method, example_inputs=inputs)
+        >>> [group.name for group in handle.units]
+        ['actor.0', 'critic.0']
+        >>> handle.detach()
     """
-    process_group = None
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        if units is None:
-            raise IllegalConfiguration(
-                "the model is wrapped in DistributedDataParallel: find the units of the plain model before wrapping "
-                "it, and pass units=..."
-            )
-        process_group = model.process_group
-        model = model.module
-    refuse_wrapped(model)
+    given = model
+    plain, process_group = _unwrapped(model, units)
+    model = as_module(plain)
+    refuse_wrapped(model, sharded=units is not None)
+    process_group = process_group or process_group_of(model)
+    if process_group is not None and not isinstance(seed, int):
+        raise IllegalConfiguration("a stack of members cannot be spread over processes; train each member in one.")
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else _as_list(optimizer)
     for item in optimizers:
         check_optimizer(item)
@@ -92,12 +115,15 @@ def attach(
             raise IllegalConfiguration(
                 f"{method!r} is no intervention; pass instances such as pliant.ContinualBackprop()."
             )
+    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    operations = _operate(model, optimizers, chosen, seeds[0], units is not None or process_group is not None, dry_run)
     if units is None:
         if example_inputs is None:
             raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
         units = find_units(model, example_inputs)
-    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-    return Handle(
+    units = as_named_in(units, model)
+    _check_one_owner(model, optimizers, chosen, units)
+    handle = Handle(
         model,
         optimizers,
         chosen,
@@ -107,7 +133,86 @@ def attach(
         init=init,
         dry_run=dry_run,
         process_group=process_group,
+        moments=moments,
+        measure_change=measure_change,
     )
+    wrappers = [part for part in _parts(given).values() if isinstance(part, nn.parallel.DistributedDataParallel)]
+    if wrappers:
+        handle.also_remove([item.register_step_pre_hook(refuse_join(wrappers)) for item in optimizers])
+    for name, tensors in operations:
+        handle.events.intervention = name
+        handle.events.add_tensors("surgery", tensors)
+    return handle
+
+
+def _operate(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    methods: Sequence[Intervention],
+    seed: int,
+    too_late: bool,
+    dry_run: bool,
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Let the methods that change the model do so; returns which tensors each has put in or taken out."""
+    changing = [method for method in methods if method.changes_model]
+    if not changing:
+        return []
+    names = ", ".join(type(method).__name__ for method in changing)
+    if too_late:
+        raise IllegalConfiguration(
+            f"{names} changes the model, so the units are those of the changed model and ranks must agree on it: "
+            "attach to the plain model with example_inputs=..., before any wrapper; units found before do not fit."
+        )
+    if dry_run:
+        raise IllegalConfiguration(f"{names} changes the model, which dry_run cannot show: try it on a deep copy.")
+    return [(type(method).__name__, operate(model, optimizers, seed, method.surgery)) for method in changing]
+
+
+def _parts(model: Models) -> dict[str, nn.Module]:
+    return dict(model) if isinstance(model, Mapping) else {"": model}
+
+
+def _unwrapped(model: Models, units: UnitGraph | None) -> tuple[Models, Any]:
+    """The plain module or modules, and the process group of their DistributedDataParallel wrappers."""
+    several = isinstance(model, Mapping)
+    parts = _parts(model)
+    wrapped = {name: part for name, part in parts.items() if isinstance(part, nn.parallel.DistributedDataParallel)}
+    if not wrapped:
+        return model, None
+    if units is None or len(wrapped) < len(parts):
+        which = ", ".join(map(repr, wrapped)) if several else "the model"
+        raise IllegalConfiguration(
+            f"{which} is wrapped in DistributedDataParallel: "
+            + (
+                "find the units of the plain model before wrapping it, and pass units=..."
+                if units is None
+                else "wrap all of the models in it, or none, so that all ranks decide on the same statistics."
+            )
+        )
+    process_group = next(iter(wrapped.values())).process_group
+    plain = {name: part.module for name, part in wrapped.items()}
+    return (plain if several else plain[""]), process_group
+
+
+def _check_one_owner(
+    model: nn.Module, optimizers: Sequence[Optimizer], methods: Sequence[Intervention], units: UnitGraph
+) -> None:
+    """A reset clears the moments in one optimizer; a tensor that two of them update would keep the other's."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    owners: dict[str, int] = {}
+    for item in optimizers:
+        for key in {id(p) for group in item.param_groups for p in group["params"]}:
+            if key in names:
+                owners[names[key]] = owners.get(names[key], 0) + 1
+    patterns = [pattern for method in methods if (pattern := method.unit_pattern()) is not None]
+    for group in {group.name: group for pattern in patterns for group in units.select(pattern)}.values():
+        for name in group.tensors:
+            if owners.get(name, 0) > 1:
+                raise NotYetSupported(
+                    f"{name!r} (unit group {group.name!r}) is updated by {owners[name]} of the optimizers; Pliant "
+                    "edits tensors that one optimizer owns. Give it to one of them, or leave the group out with "
+                    "where=..."
+                )
 
 
 def _as_list(optimizer: Any) -> list[Optimizer]:

@@ -2,48 +2,35 @@
 
 Edits happen after the optimizer's step, in place, under ``no_grad``. Interventions say what (a mask of units, a
 factor, new values); the editor knows where a unit lives, how it was initialised, and which optimizer state belongs
-to it. On a CPU the units of a mask are read at once; on an accelerator nothing is read back: the caller bounds how
-many units a mask can hold (``at_most``), and the rest is arithmetic on the device.
+to it. How a unit's entries are read and written is :mod:`pliant.write`'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pliant.errors import IllegalConfiguration
+from pliant.devices import can_read
+from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.events import EventLog
-from pliant.optimizer_state import moments, restart
+from pliant.optimizer_state import Moment, MomentSpec, moments, restart
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.init import Init
+from pliant.write import Selection, Writer
 
 __all__ = ["Editor"]
 
 
-@dataclass(frozen=True)
-class _Selection:
-    """The units of a mask as flat lists, ordered by member.
-
-    Attributes:
-        units: Unit indices ``[n]``.
-        members: Member indices ``[n]``, or ``None`` for a single model.
-        counts: How many belong to each member (one entry for a single model).
-        active: Which of them are really selected, or ``None`` if all.
-    """
-
-    units: Tensor
-    members: Tensor | None
-    counts: tuple[int, ...]
-    active: Tensor | None
-
-
 class Editor:
     """Edits tensors and the optimizer state that belongs to them.
+
+    Units: :meth:`reset` (wholly, or by a share), :meth:`scale`, :meth:`perturb`. Whole tensors: :meth:`shrink` (to
+    the origin or towards other values), :meth:`add_noise`, :meth:`clamp`, :meth:`assign`. Single weights:
+    :meth:`reset_weights`. Every edit is logged; with ``dry_run`` nothing else happens.
 
     Args:
         tensors: Parameters and buffers by canonical name.
@@ -53,6 +40,13 @@ class Editor:
         num_members: S for a stack of members, else ``None``.
         events: Where edits are logged.
         dry_run: Log, but change nothing.
+        declared: Moments that the user has declared, see :func:`pliant.optimizer_state.moments`.
+        measure: ``None``, or a function that gives the change of the outputs since it was last called; each edit is
+            then measured.
+
+    Attributes:
+        stepped: The optimizer that has just stepped, if any. What the units of another optimizer's parameters have
+            as a gradient belongs to the old units: a reset clears it.
     """
 
     def __init__(
@@ -65,35 +59,26 @@ class Editor:
         num_members: int | None,
         events: EventLog,
         dry_run: bool = False,
+        declared: MomentSpec = None,
+        measure: Callable[[], Callable[[], Tensor]] | None = None,
     ) -> None:
         self.tensors, self.owners, self.inits = tensors, owners, inits
         self.num_members, self.events, self.dry_run = num_members, events, dry_run
         self.live: Tensor | None = None
-        self._seeds = tuple(seeds)
-        self._generators: dict[torch.device, list[torch.Generator]] = {}
-        self._tables: dict[tuple[int, torch.device], Tensor] = {}
+        self.stepped: Optimizer | None = None
+        self.writer = Writer(tensors, seeds, num_members=num_members)
+        self._declared, self._measure = declared, measure
 
     # ---- randomness ----
-    def generators(self, device: torch.device) -> list[torch.Generator]:
-        """One generator per member on a device, made at first use."""
-        if device not in self._generators:
-            self._generators[device] = [torch.Generator(device).manual_seed(seed) for seed in self._seeds]
-        return self._generators[device]
-
     def random_state(self) -> dict[str, list[Tensor]]:
-        """State of all generators, by device; those of devices not drawn on yet included, for they hold the seed."""
-        for tensor in self.tensors.values():
-            self.generators(tensor.device)
-        return {str(device): [g.get_state() for g in found] for device, found in self._generators.items()}
+        """State of all generators, by device."""
+        return self.writer.random_state()
 
     def load_random_state(self, state: Mapping[str, Sequence[Tensor]]) -> None:
         """Restore :meth:`random_state`."""
-        self._generators.clear()
-        for device, states in state.items():
-            for generator, saved in zip(self.generators(torch.device(device)), states, strict=True):
-                generator.set_state(saved.cpu())
+        self.writer.load_random_state(state)
 
-    # ---- per-unit edits ----
+    # ---- units ----
     def reset(
         self,
         group: UnitGroup,
@@ -109,43 +94,50 @@ class Editor:
     ) -> None:
         """Give some units of a group a new life.
 
+        Entries that are incoming and outgoing weights of the same unit (a tied, transposed matrix: the role
+        ``"both"``) count as incoming: zeros would leave the unit dead. ``group.reset_preserves_function`` is false
+        there.
+
         Args:
             group: The group.
-            mask: Which units, bool ``[U]`` or ``[S, U]``.
+            mask: Which units, bool ``[U]`` or ``[S, U]``; or how far each goes towards its new life, a number in
+                [0, 1]: every entry becomes ``(1 - share) * old + share * new``.
             incoming: Incoming weights: drawn from each layer's own initial distribution, zeroed, or kept.
             bias: The same for one-dimensional incoming tensors.
             carried: Norm affine parameters and running statistics: to their initial values, or kept.
             outgoing: Outgoing weights: zeroed (so that the network's function is kept where
                 ``group.reset_preserves_function``), or kept.
-            moments: Optimizer moments of everything that was written: cleared, or kept.
+            moments: Optimizer moments of everything that was written: ``"zero"`` gives them the values that new
+                entries have in that optimizer (zero for most), ``"keep"`` keeps them.
             at_most: Upper bound on the number of units per member; needed on accelerators to bound the work.
             reason: For the event log.
 
         Raises:
-            IllegalConfiguration: If an initial distribution is needed and unknown.
+            IllegalConfiguration: If an initial distribution is needed and unknown, or a share is out of range.
             NotYetSupported: If the optimizer keeps state that cannot be reset.
         """
-        selection = self._select(mask, at_most)
+        whole = mask.dtype == torch.bool
+        selection = self.writer.select(mask if whole else mask > 0, at_most, self.live)
         if selection is None:
             return
-        self.events.add(group.name, "reset", selection.units, selection.members, selection.active, reason)
-        if self.dry_run:
-            return
-        with torch.no_grad():
-            # outgoing last: where one matrix produces and consumes the units, what they send must end at zero
-            for piece in sorted(group.slices, key=lambda piece: piece.role == "outgoing"):
-                action = self._action(piece, incoming, bias, carried, outgoing)
-                if action == "keep":
-                    continue
-                self._write(piece, selection, action)
-                if moments == "zero":
-                    for state in self._moments(piece.name):
-                        self._fill(state, piece, selection, None)
+        share = None if whole else self._shares(selection.of(mask))
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                # outgoing last: where one matrix produces and consumes the units, what they send must end at zero
+                for piece in sorted(group.slices, key=lambda piece: piece.role == "outgoing"):
+                    action = self._action(piece, incoming, bias, carried, outgoing)
+                    if action != "keep":
+                        self._write(piece, selection, action, share)
+                        self._clear_gradient(piece, selection, share)
+                        if moments == "zero":
+                            self._renew_moments(piece, selection, share)
+        self._log(group, "reset" if whole else "partial_reset", selection, reason, change)
 
     def scale(
         self, group: UnitGroup, factor: Tensor, *, role: Literal["incoming", "outgoing"] = "outgoing", reason: str = ""
     ) -> None:
-        """Multiply the incoming (weights and biases) or outgoing weights of each unit by its factor.
+        """Multiply the incoming (weights and biases) or outgoing weights of each unit by its factor; moments are kept.
 
         Args:
             group: The group.
@@ -153,57 +145,167 @@ class Editor:
             role: Which weights.
             reason: For the event log.
         """
-        chosen = factor != 1
-        selection = self._select(chosen, None)
+        selection = self.writer.select(factor != 1, None, self.live)
         if selection is None:
             return
-        self.events.add(group.name, "scale", selection.units, selection.members, selection.active, reason)
-        if self.dry_run:
-            return
-        with torch.no_grad():
-            for piece in group.role(role):
-                tensor = self.tensors[piece.name]
-                along = torch.ones(
-                    (*factor.shape[:-1], tensor.shape[piece.dim]), dtype=factor.dtype, device=factor.device
-                )
-                table = self.table(piece, factor.device)
-                along[..., table] = factor.unsqueeze(-1).expand(*factor.shape, table.shape[1])
-                shape = [1] * tensor.ndim
-                shape[piece.dim] = tensor.shape[piece.dim]
-                if self.num_members is not None:
-                    shape[0] = self.num_members
-                along = along if self.live is None else 1 + (along - 1) * self.live
-                tensor.mul_(along.view(shape).to(tensor))
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                for piece in group.role(role):
+                    self.writer.multiply(piece, factor, self.live)
+        self._log(group, "scale", selection, reason, change)
 
-    # ---- whole-tensor edits ----
-    def shrink(self, names: Sequence[str], factors: Sequence[float]) -> None:
-        """Multiply whole parameters by factors (weight decay, shrink)."""
-        if self.dry_run or not names:
-            return
-        with torch.no_grad():
-            if self.live is None:
-                torch._foreach_mul_([self.tensors[name] for name in names], list(factors))
-                return
-            for name, factor in zip(names, factors, strict=True):
-                self.tensors[name].mul_(1 + (factor - 1) * self.live)
+    def perturb(
+        self,
+        group: UnitGroup,
+        amount: Tensor,
+        *,
+        noise_scale: float = 1.0,
+        moments: Literal["zero", "keep"] = "keep",
+        at_most: int | None = None,
+        reason: str = "",
+    ) -> None:
+        """Add to the incoming weights of some units a little of what they could have been born with.
 
-    def assign(self, name: str, value: Tensor, *, moments: Literal["zero", "keep"] = "zero") -> None:
+        The noise comes from each tensor's own initial distribution; tensors that start at a constant (many biases)
+        get none.
+
+        Args:
+            group: The group.
+            amount: Which units, bool ``[U]`` or ``[S, U]``, or a factor of the noise for each unit.
+            noise_scale: Factor of the noise for all units.
+            moments: Optimizer moments of what was written: kept, or those of new entries.
+            at_most: As for :meth:`reset`.
+            reason: For the event log.
+
+        Raises:
+            IllegalConfiguration: If an initial distribution is unknown.
+            NotYetSupported: If the optimizer keeps state that cannot be reset, and moments are to be cleared.
+        """
+        selection = self.writer.select(amount != 0, at_most, self.live)
+        if selection is None or noise_scale == 0:
+            return
+        share = selection.of(amount).to(torch.float64 if amount.dtype == torch.float64 else torch.float32)
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                for piece in group.role("incoming"):
+                    init, tensor = self.init_of(piece.name), self.tensors[piece.name]
+                    if init.kind != "constant":
+                        self.writer.fill(tensor, piece, selection, init, share * noise_scale, add=True)
+                        if moments == "zero":
+                            self._renew_moments(piece, selection, None)
+        self._log(group, "perturb", selection, reason, change)
+
+    # ---- single weights ----
+    def reset_weights(
+        self,
+        name: str,
+        mask: Tensor,
+        *,
+        to: Literal["init", "zero"] | Tensor = "init",
+        moments: Literal["zero", "keep"] = "zero",
+        reason: str = "",
+    ) -> None:
+        """Give single weights of a tensor new values.
+
+        Args:
+            name: The tensor's canonical name.
+            mask: Which entries, bool of the tensor's shape.
+            to: Drawn from the tensor's own initial distribution, zero, or the entries of another tensor of its shape.
+            moments: Optimizer moments of these entries: those of new entries, or kept.
+            reason: For the event log.
+
+        Raises:
+            IllegalConfiguration: If the mask does not fit, or the initial distribution is needed and unknown.
+            NotYetSupported: If the optimizer keeps state that cannot be reset.
+        """
+        tensor = self.tensors[name]
+        if mask.dtype != torch.bool or mask.shape != tensor.shape:
+            raise IllegalConfiguration(
+                f"a mask for {name!r} is bool {tuple(tensor.shape)}; this one is {mask.dtype} {tuple(mask.shape)}."
+            )
+        source = (self.init_of(name) if to == "init" else None) if isinstance(to, str) else to
+        if can_read(mask) and not bool(mask.any()):
+            return
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                self.writer.fill_weights(tensor, mask, source, self.live)
+                for moment in self._moments(name) if moments == "zero" else ():
+                    self.writer.fill_weights(moment.value, mask, _source(moment, tensor), self.live)
+        self._log_tensors("reset_weights", [name], reason, change)
+
+    # ---- whole tensors ----
+    def shrink(
+        self, names: Sequence[str], factors: Sequence[float | Tensor], *, towards: Sequence[Tensor] | None = None
+    ) -> None:
+        """Multiply whole parameters by factors: weight decay, a projection to a norm, a pull to other values.
+
+        Args:
+            names: Canonical names.
+            factors: One factor each: a number, or a tensor that broadcasts to the parameter (``[S, 1, 1]`` for a
+                stack of members) where the host must not wait for it.
+            towards: What is left where the factor is 0, instead of the origin: one tensor each, such as initial values.
+        """
+        if not names:
+            return
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                self.writer.shrink(names, factors, towards, self.live)
+        self._log_tensors("shrink", names, "", change)
+
+    def clamp(self, names: Sequence[str], bounds: Sequence[tuple[float, float]]) -> None:
+        """Clip whole parameters.
+
+        Args:
+            names: Canonical names.
+            bounds: The lowest and the highest value of each.
+        """
+        if not names:
+            return
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                self.writer.clamp(names, bounds, self.live)
+        self._log_tensors("clamp", names, "", change)
+
+    def add_noise(self, name: str, noise_scale: float) -> None:
+        """Add, to a whole tensor, a share of fresh initial values; nothing to tensors that start at a constant.
+
+        Args:
+            name: Its canonical name.
+            noise_scale: The share.
+
+        Raises:
+            IllegalConfiguration: If the initial distribution is unknown.
+        """
+        init = self.init_of(name)
+        if noise_scale == 0 or init.kind == "constant":
+            return
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                self.writer.add_noise(self.tensors[name], init, noise_scale, self.live)
+        self._log_tensors("add_noise", [name], "", change)
+
+    def assign(self, name: str, value: Tensor, *, moments: Literal["zero", "keep"] = "zero", reason: str = "") -> None:
         """Overwrite a whole tensor in place.
 
         Args:
             name: Its canonical name.
             value: New values of the same shape.
-            moments: Whether its optimizer moments (and Adam's step counter) restart too.
+            moments: Whether its optimizer state (Adam's step counter included) restarts too.
+            reason: For the event log.
         """
-        if self.dry_run:
-            return
-        with torch.no_grad():
-            tensor = self.tensors[name]
-            if self.live is not None:  # a skipped step changes nothing
-                value = torch.where(self.live > 0, value.to(tensor), tensor)
-            tensor.copy_(value)
-            if moments == "zero" and name in self.owners:
-                restart(self.owners[name], self.tensors[name], name)
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                self.writer.assign(self.tensors[name], value, self.live)
+                if moments == "zero" and name in self.owners:
+                    restart(self.owners[name], self.tensors[name], name, self._declared, self.live)
+        self._log_tensors("assign", [name], reason, change)
 
     def draw(self, name: str) -> Tensor:
         """A whole tensor of fresh initial values, float32; one generator per member.
@@ -211,11 +313,7 @@ class Editor:
         Raises:
             IllegalConfiguration: If the initial distribution is unknown.
         """
-        tensor, init = self.tensors[name], self.init_of(name)
-        generators = self.generators(tensor.device)
-        if self.num_members is None:
-            return init.draw(tuple(tensor.shape), generators[0])
-        return torch.stack([init.draw(tuple(tensor.shape[1:]), generator) for generator in generators])
+        return self.writer.draw(self.tensors[name], self.init_of(name))
 
     def init_of(self, name: str) -> Init:
         """The initial distribution of a tensor.
@@ -240,77 +338,55 @@ class Editor:
         lead = 0 if self.num_members is None else 1
         return bias if self.tensors[piece.name].ndim - lead == 1 else incoming
 
-    def _write(self, piece: TensorSlice, selection: _Selection, action: str) -> None:
-        tensor = self.tensors[piece.name]
-        if action == "zero":
-            self._fill(tensor, piece, selection, None)
-            return
+    def _write(self, piece: TensorSlice, selection: Selection, action: str, share: Tensor | None) -> None:
         if piece.role == "carried" and self.inits.get(piece.name) is None:
             return  # a constant of the model that merely has one entry per unit
-        init = self.init_of(piece.name)
-        self._fill(tensor, piece, selection, init)
+        init = None if action == "zero" else self.init_of(piece.name)
+        self.writer.fill(self.tensors[piece.name], piece, selection, init, share)
 
-    def _select(self, mask: Tensor, at_most: int | None) -> _Selection | None:
-        if self.live is not None:
-            mask = mask & (self.live > 0)
-        if mask.device.type == "cpu":
-            found = mask.nonzero()
-            if not len(found):
-                return None
-            if self.num_members is None:
-                return _Selection(found[:, 0], None, (len(found),), None)
-            members = found[:, 0]
-            counts = torch.bincount(members, minlength=self.num_members).tolist()
-            return _Selection(found[:, 1], members, tuple(counts), None)
-        bound = min(at_most or mask.shape[-1], mask.shape[-1])
-        units = mask.to(torch.float32).topk(bound, dim=-1).indices
-        active = mask.gather(-1, units)
-        if self.num_members is None:
-            return _Selection(units, None, (bound,), active)
-        members = torch.arange(self.num_members, device=mask.device).repeat_interleave(bound)
-        return _Selection(units.flatten(), members, (bound,) * self.num_members, active.flatten())
+    def _renew_moments(self, piece: TensorSlice, selection: Selection, share: Tensor | None) -> None:
+        for moment in self._moments(piece.name):
+            self.writer.fill(moment.value, piece, selection, _source(moment, self.tensors[piece.name]), share)
 
-    def table(self, piece: TensorSlice, device: torch.device) -> Tensor:
-        """A slice's positions ``[U, M]`` on a device."""
-        key = (id(piece), device)  # hashing the whole table at every edit would cost more than the edit
-        if key not in self._tables:
-            self._tables[key] = piece.positions().to(device)
-        return self._tables[key]
+    def _clear_gradient(self, piece: TensorSlice, selection: Selection, share: Tensor | None) -> None:
+        """Gradients that wait for another optimizer's step are those of the old units."""
+        owner, gradient = self.owners.get(piece.name), self.tensors[piece.name].grad
+        if self.stepped is None or owner is None or owner is self.stepped or gradient is None:
+            return
+        if gradient.is_sparse:
+            if piece.dim != -1 or gradient.dense_dim() != 1:
+                raise NotYetSupported(
+                    f"{piece.name!r} has a sparse gradient that waits for another optimizer's step, and its units lie "
+                    "along the sparse dimension. Let one optimizer own the unit group, or use dense gradients."
+                )
+            gradient = gradient._values()
+        self.writer.fill(gradient, piece, selection, None, share)
 
-    def _fill(self, tensor: Tensor, piece: TensorSlice, selection: _Selection, init: Init | None) -> None:
-        """Write fresh values (or zeros) to the positions of the selected units."""
-        table = self.table(piece, selection.units.device)
-        where = table.index_select(0, selection.units).flatten()
-        lead = 0 if selection.members is None else 1
-        view = tensor.movedim(piece.dim, lead)
-        rest = tuple(view.shape[lead + 1 :])
-        index: tuple[Tensor, ...] = (where,)
-        if selection.members is not None:
-            index = (selection.members.repeat_interleave(table.shape[1]), where)
-        if init is None:
-            new: Tensor | None = None
-        elif init.kind == "constant":
-            new = torch.full((1,), init.scale, dtype=tensor.dtype, device=tensor.device)
-        else:
-            generators = self.generators(tensor.device)
-            drawn = [
-                init.draw((count * table.shape[1], *rest), generator)
-                for generator, count in zip(generators, selection.counts, strict=True)
-                if count
-            ]
-            new = (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(tensor.dtype)
-        if selection.active is not None:
-            keep = selection.active.repeat_interleave(table.shape[1]).view(-1, *([1] * len(rest)))
-            new = torch.where(
-                keep, torch.zeros((), dtype=tensor.dtype, device=tensor.device) if new is None else new, view[index]
-            )
-            view[index] = new
-        elif new is None:
-            view[index] = 0
-        else:
-            view[index] = new
-
-    def _moments(self, name: str) -> Iterable[Tensor]:
+    def _moments(self, name: str) -> list[Moment]:
         if name not in self.owners:
-            return ()
-        return moments(self.owners[name], self.tensors[name], name)
+            return []
+        return moments(self.owners[name], self.tensors[name], name, self._declared)
+
+    def _shares(self, share: Tensor) -> Tensor:
+        if can_read(share) and not bool((share <= 1).all()):
+            raise IllegalConfiguration("a reset goes by a share in [0, 1] of each unit, or by a bool mask.")
+        return share
+
+    def _begin(self) -> Callable[[], Tensor] | None:
+        return None if self._measure is None or self.dry_run else self._measure()
+
+    def _log(
+        self, group: UnitGroup, action: str, chosen: Selection, reason: str, change: Callable[[], Tensor] | None
+    ) -> None:
+        measured = None if change is None else change()
+        self.events.add(group.name, action, chosen.units, chosen.members, chosen.active, reason, measured)
+
+    def _log_tensors(self, action: str, names: Sequence[str], reason: str, change: Callable[[], Tensor] | None) -> None:
+        self.events.add_tensors(action, names, reason, None if change is None else change())
+
+
+def _source(moment: Moment, tensor: Tensor) -> Init | Tensor | None:
+    """Where fresh moments come from."""
+    if isinstance(moment.fresh, str):
+        return tensor
+    return Init("constant", moment.fresh) if moment.fresh else None  # type: ignore[arg-type]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,57 +16,201 @@ __all__ = ["Event", "EventLog"]
 
 @dataclass(frozen=True)
 class Event:
-    """One edit of one unit group.
+    """One edit of one unit group, or a run of edits of whole tensors.
 
     Attributes:
-        step: Optimizer steps done when it happened.
-        group: The unit group.
-        action: ``"reset"`` or ``"scale"``.
-        units: Indices of the units, in order.
-        members: For a stack of members, the member of each unit; else empty.
+        step: Optimizer steps done when it happened (a run of edits: when it began).
+        action: ``"reset"``, ``"partial_reset"``, ``"scale"`` or ``"perturb"`` for units; ``"shrink"``, ``"clamp"``,
+            ``"add_noise"``, ``"assign"``, ``"reset_weights"`` or ``"surgery"`` for tensors.
         intervention: Name of the method that asked for it.
         reason: Why, in the method's words.
+        group: The unit group; empty for whole tensors.
+        units: Indices of the units, in order.
+        members: For a stack of members, the member of each unit; else empty.
+        tensors: For edits of whole tensors, their names.
+        last_step: For a run of edits at successive steps, when it was last continued; else ``step``.
+        count: The number of steps at which the run edited; 1 for units.
+        output_change: Largest relative change of the model's outputs on the batch given to
+            ``attach(..., measure_change=batch)`` by one edit (of a run: by any of them); ``None`` if that was not
+            asked for.
     """
+
+    step: int
+    action: str
+    intervention: str
+    reason: str = ""
+    group: str = ""
+    units: tuple[int, ...] = ()
+    members: tuple[int, ...] = ()
+    tensors: tuple[str, ...] = ()
+    last_step: int = 0
+    count: int = 1
+    output_change: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, as JSON has them."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+@dataclass
+class _UnitEdit:
+    """An edit of units as it was made: what is on a device stays there until somebody reads it."""
 
     step: int
     group: str
     action: str
-    units: tuple[int, ...]
-    members: tuple[int, ...]
+    units: Tensor
+    members: Tensor | None
+    active: Tensor | None
     intervention: str
     reason: str
+    output_change: Tensor | None
+
+    def event(self) -> Event | None:
+        """The event; ``None`` if no unit was hit after all."""
+        keep = slice(None) if self.active is None else self.active
+        units = tuple(self.units[keep].tolist())
+        if not units:
+            return None
+        members = () if self.members is None else tuple(self.members[keep].tolist())
+        change = None if self.output_change is None else float(self.output_change)
+        return Event(
+            step=self.step,
+            action=self.action,
+            intervention=self.intervention,
+            reason=self.reason,
+            group=self.group,
+            units=units,
+            members=members,
+            last_step=self.step,
+            output_change=change,
+        )
+
+
+@dataclass
+class _Run:
+    """Edits of whole tensors by one method, continued at every step or interrupted."""
+
+    step: int
+    action: str
+    intervention: str
+    reason: str
+    tensors: dict[str, None]
+    last_step: int
+    count: int = 1
+    output_change: Tensor | None = None
+
+    def event(self) -> Event:
+        change = None if self.output_change is None else float(self.output_change)
+        return Event(
+            step=self.step,
+            action=self.action,
+            intervention=self.intervention,
+            reason=self.reason,
+            tensors=tuple(self.tensors),
+            last_step=self.last_step,
+            count=self.count,
+            output_change=change,
+        )
 
 
 class EventLog:
     """The latest edits, and how many units of each group were reset since the beginning.
 
     Iterating gives :class:`Event` objects, oldest first. On an accelerator the entries stay on the device until they
-    are read.
+    are read. Edits of whole tensors by one method are one event as long as they go on step after step (weight decay
+    would flood the log otherwise), and the two kinds do not push each other out.
 
     Args:
-        maxlen: Number of events that are kept.
+        maxlen: Number of events that are kept, of units and of whole tensors each.
     """
 
     def __init__(self, maxlen: int = 10_000) -> None:
-        self._entries: deque[tuple[int, str, str, Tensor, Tensor | None, Tensor | None, str, str]] = deque(
-            maxlen=maxlen
-        )
+        self._units: deque[_UnitEdit] = deque(maxlen=maxlen)
+        self._runs: deque[_Run] = deque(maxlen=maxlen)
+        self._open: dict[tuple[int, str, str], _Run] = {}
         self._totals: dict[str, Tensor] = {}
+        self._subscribers: list[_Subscriber] = []
         self.step = 0
+        self.clock = 0
         self.intervention = ""
         self.num_members: int | None = None
 
+    # ---- written by the editor ----
     def add(
-        self, group: str, action: str, units: Tensor, members: Tensor | None, active: Tensor | None, reason: str
+        self,
+        group: str,
+        action: str,
+        units: Tensor,
+        members: Tensor | None,
+        active: Tensor | None,
+        reason: str,
+        output_change: Tensor | None = None,
     ) -> None:
-        """Note an edit (called by the editor)."""
-        self._entries.append((self.step, group, action, units, members, active, self.intervention, reason))
-        if action != "reset":
+        """Note an edit of units."""
+        edit = _UnitEdit(self.step, group, action, units, members, active, self.intervention, reason, output_change)
+        self._units.append(edit)
+        if action == "reset":
+            size = self.num_members or 1
+            total = self._totals.setdefault(group, torch.zeros(size, dtype=torch.long, device=units.device))
+            weight = torch.ones_like(units) if active is None else active.long()
+            total.index_add_(0, torch.zeros_like(units) if members is None else members, weight)
+        if self._subscribers and (event := edit.event()) is not None:
+            self._tell(event)
+
+    def add_tensors(
+        self, action: str, names: Sequence[str], reason: str = "", output_change: Tensor | None = None
+    ) -> None:
+        """Note an edit of whole tensors; it continues the method's run if that was at this step or the one before.
+
+        Steps are those of one optimizer: ``clock`` says of which.
+        """
+        key = (self.clock, self.intervention, action)
+        run = self._open.get(key)
+        if run is not None and run.last_step in (self.step, self.step - 1):
+            run.count += run.last_step != self.step
+            run.last_step, run.reason = self.step, reason
+            run.tensors.update(dict.fromkeys(names))
+            if output_change is not None and run.output_change is not None:
+                run.output_change = torch.maximum(run.output_change, output_change)
             return
-        size = self.num_members or 1
-        total = self._totals.setdefault(group, torch.zeros(size, dtype=torch.long, device=units.device))
-        weight = torch.ones_like(units) if active is None else active.long()
-        total.index_add_(0, torch.zeros_like(units) if members is None else members, weight)
+        run = _Run(self.step, action, self.intervention, reason, dict.fromkeys(names), self.step, 1, output_change)
+        self._open[key] = run
+        self._runs.append(run)
+        if self._subscribers:
+            self._tell(run.event())
+
+    # ---- for the user ----
+    def subscribe(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """Call a function at every edit, right after it was made.
+
+        Of a run of edits of whole tensors, only the first is told. What the function raises comes out of the
+        ``optimizer.step()`` (or ``task_boundary()``) that edited. On an accelerator each edit is then read back at
+        once, which waits for the device; iterate over the log now and then where that is too slow.
+
+        Args:
+            callback: Takes an :class:`Event`.
+
+        Returns:
+            A function that ends the subscription.
+
+        Example:
+            >>> log, seen = EventLog(), []
+            >>> stop = log.subscribe(seen.append)
+            >>> log.add("fc1", "reset", torch.tensor([3]), None, None, "dormant")
+            >>> stop()
+            >>> log.add("fc1", "reset", torch.tensor([4]), None, None, "dormant")
+            >>> [event.units for event in seen]
+            [(3,)]
+        """
+        entry = _Subscriber(callback)
+        self._subscribers.append(entry)
+
+        def stop() -> None:
+            if entry in self._subscribers:
+                self._subscribers.remove(entry)
+
+        return stop
 
     def num_resets(self) -> dict[str, Tensor]:
         """Units reset so far per group, int64 ``[]`` (``[S]`` for a stack of members)."""
@@ -79,16 +225,28 @@ class EventLog:
         self._totals = {name: total.clone() for name, total in state.items()}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._units) + len(self._runs)
 
     def __iter__(self) -> Iterator[Event]:
-        for step, group, action, units, members, active, intervention, reason in self._entries:
-            keep = slice(None) if active is None else active
-            chosen = tuple(units[keep].tolist())
-            if chosen:
-                owners = () if members is None else tuple(members[keep].tolist())
-                yield Event(step, group, action, chosen, owners, intervention, reason)
+        units = (event for edit in self._units if (event := edit.event()) is not None)
+        runs = (run.event() for run in self._runs)
+        yield from heapq.merge(runs, units, key=lambda event: event.step)
 
     def __repr__(self) -> str:
         totals = {name: int(total.sum()) for name, total in self._totals.items()}
         return f"EventLog({len(self)} events; units reset so far: {totals or 'none'})"
+
+    def _tell(self, event: Event) -> None:
+        for subscriber in tuple(self._subscribers):
+            try:
+                subscriber.callback(event)
+            except Exception as error:
+                error.add_note(f"raised by a function subscribed to handle.events, at {event}")
+                raise
+
+
+class _Subscriber:
+    """One subscription: the same function may have several."""
+
+    def __init__(self, callback: Callable[[Event], object]) -> None:
+        self.callback = callback

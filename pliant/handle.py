@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pliant.checkpoint import is_dry_step
+from pliant.devices import can_read
 from pliant.edit import Editor
-from pliant.errors import IllegalConfiguration, NoEffect
+from pliant.errors import IllegalConfiguration
 from pliant.events import EventLog
-from pliant.interventions.base import Clock, Context, Intervention
+from pliant.forward import call
+from pliant.interventions.base import Context, Intervention
+from pliant.interventions.state import Memory, cloned
+from pliant.optimizer_state import MomentSpec, check_declared
+from pliant.schedule import Schedule
+from pliant.sharded import Whole, reshard, sharded_modules
 from pliant.stats import Collector
 from pliant.stats.capture import named_tensors
+from pliant.stats.listener import is_in_graph
 from pliant.units import UnitGraph
+from pliant.units.export import Inputs
 from pliant.units.init import InitSpec, initialisers
+from pliant.wiring import (
+    change_of,
+    check_method,
+    check_shapes,
+    editable_groups,
+    find_owners,
+    inputs_first,
+    needed_statistics,
+    on_step,
+    prepare,
+)
 
 __all__ = ["Handle"]
 
-STATE_VERSION = 1
-
-
-def _inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
-    """Matrices whose last dimension is the output: ``x @ W`` instead of ``nn.Linear``'s ``x @ W.T``."""
-    ends = {("incoming", -1), ("outgoing", -2)}
-    found = {piece.name for group in units for piece in group.slices if (piece.role, piece.dim) in ends}
-    return {name for name in found if name in tensors and tensors[name].ndim == 2}
+STATE_VERSION = 2
 
 
 class Handle:
@@ -52,49 +66,74 @@ class Handle:
         init: InitSpec,
         dry_run: bool,
         process_group: Any,
+        moments: MomentSpec = None,
+        measure_change: Inputs | None = None,
     ) -> None:
         self.units, self.methods, self.num_members = units, tuple(methods), num_members
         self.excluded: dict[str, str] = {}
         self._optimizers = list(optimizers)
         self._tensors = named_tensors(model)
-        self._check_shapes(model)
+        self._sharded_modules = sharded_modules(model)
+        check_shapes(units, self._tensors, num_members, type(model).__name__)
         self.events = EventLog()
         self.events.num_members = num_members
-        self._owners = self._find_owners(model)
+        self._owners = find_owners(self._tensors, self._optimizers)
+        check_declared(moments)
         inits = initialisers(
-            model, init, members=num_members is not None, inputs_first=_inputs_first(units, self._tensors)
+            model, init, members=num_members is not None, inputs_first=inputs_first(units, self._tensors)
         )
+        self._forward = partial(call, model)
         self._editor = Editor(
-            self._tensors, self._owners, inits, seeds, num_members=num_members, events=self.events, dry_run=dry_run
+            self._tensors,
+            self._owners,
+            inits,
+            seeds,
+            num_members=num_members,
+            events=self.events,
+            dry_run=dry_run,
+            declared=moments,
+            measure=None if measure_change is None else partial(change_of, model, measure_change),
         )
-        self._clocks = [Clock() for _ in self._optimizers]
+        self._schedules = [Schedule(self.methods) for _ in self._optimizers]
         self._num_boundaries = 0
-        self._owned = [self._groups_of(item, model) for item in self._optimizers]
+        self._owned = [self._groups_of(item) for item in self._optimizers]
         self._check_methods()
-        self._state = [self._make_state(method) for method in self.methods]
+        self._memory = [self._make_memory(m) for m in range(len(self.methods))]
+        self._num_param_groups = [len(item.param_groups) for item in self._optimizers]
+        seen = Whole(self._tensors, model) if self._sharded_modules else self._tensors
         self._collector = Collector(
-            model, units, self._needs(), self._tensors, num_members=num_members, process_group=process_group
+            model,
+            units,
+            needed_statistics(self.methods, self._usable),
+            seen,
+            num_members=num_members,
+            process_group=process_group,
         )
         self._contexts = [[self._context(m, o) for o in range(len(optimizers))] for m in range(len(self.methods))]
         self._hooks: list[Any] = []
         try:
             for method, contexts in zip(self.methods, self._contexts, strict=True):
-                for ctx in contexts:
-                    method.prepare(ctx)
+                prepare(method, contexts)
         except Exception:
             self._collector.remove()
             raise
-        self._schedule()
+        self._accelerated = any(tensor.is_cuda for tensor in self._tensors.values())
+        for index in range(len(self._optimizers)):
+            self._plan(index)
         for index, item in enumerate(self._optimizers):
-            if any(type(method).before_step is not Intervention.before_step for method in self.methods):
-                self._hooks.append(item.register_step_pre_hook(self._pre_hook(index)))
-            self._hooks.append(item.register_step_post_hook(self._post_hook(index)))
+            acts_before = any(type(method).before_step is not Intervention.before_step for method in self.methods)
+            before = self._pre_hook(index) if acts_before else None
+            self._hooks.extend(on_step(item, self._post_hook(index), before))
 
     # ---- what the user reads and calls ----
     @property
     def num_steps(self) -> int:
         """Real steps of the first optimizer since ``attach``."""
-        return self._clocks[0].step
+        return self._schedules[0].clock.step
+
+    @property
+    def _state(self) -> list[dict[str, dict[str, Tensor]]]:
+        return [memory.units for memory in self._memory]
 
     @property
     def num_resets(self) -> dict[str, Tensor]:
@@ -109,16 +148,18 @@ class Handle:
         """
         self._check_attached()
         self._num_boundaries += 1
+        reshard(self._sharded_modules)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
             for ctx in contexts:
                 ctx.task = self._num_boundaries
                 self._enter(method, ctx)
+                self._editor.stepped = None
                 method.at_task_boundary(ctx, data)
 
     def penalty(self) -> Tensor:
         """The sum of all loss terms of the interventions, to be added to the loss; zero if there are none."""
         self._check_attached()
-        total = torch.zeros((), device=next(iter(self._tensors.values())).device)
+        total = torch.zeros((), device=self._device)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
             for ctx in contexts:
                 term = method.penalty(ctx)
@@ -126,12 +167,65 @@ class Handle:
                     total = total + term
         return total
 
+    def step(self, optimizer: Optimizer | None = None) -> None:
+        """Act after an optimizer step that ran inside a captured CUDA graph (call it after each replay).
+
+        A replayed graph runs no hooks. Everywhere else they fire by themselves, and this must not be called.
+
+        Args:
+            optimizer: Which optimizer has stepped; may be left out where there is one only.
+
+        Raises:
+            IllegalConfiguration: If the optimizer was never captured, or is not attached.
+        """
+        self._check_attached()
+        if optimizer is None and len(self._optimizers) > 1:
+            raise IllegalConfiguration("several optimizers are attached: say which one has stepped.")
+        found = [i for i, item in enumerate(self._optimizers) if optimizer is None or item is optimizer]
+        if not found:
+            raise IllegalConfiguration("this optimizer is not attached to this handle.")
+        if not self._schedules[found[0]].in_graph:
+            raise IllegalConfiguration(
+                "handle.step() is for optimizer steps inside a captured CUDA graph, and none was captured since "
+                "pliant.attach: the hook on optimizer.step() does it already. (Attach before the capture.)"
+            )
+        self._after_step(found[0], getattr(self._optimizers[found[0]], "found_inf", None))
+
+    def record(self) -> dict[str, float]:
+        """Numbers for a log: steps, units reset so far, and what each intervention reports of itself.
+
+        Returns:
+            ``"num_steps"``, ``"num_resets"`` (over all groups and members), and ``"<method>.<name>"``; a method that
+            is listed twice is ``"<method>#2"``, and with several optimizers ``"[1]"`` says which. Reading waits for an
+            accelerator.
+        """
+        resets = sum(int(total.sum()) for total in self.num_resets.values())
+        found: dict[str, float] = {"num_steps": float(self.num_steps), "num_resets": float(resets)}
+        names = [type(method).__name__ for method in self.methods]
+        for m, (method, contexts) in enumerate(zip(self.methods, self._contexts, strict=True)):
+            before = names[:m].count(names[m])
+            label = names[m] + (f"#{before + 1}" if before else "")
+            for ctx in contexts:
+                which = f"[{ctx.index}]" if len(contexts) > 1 else ""
+                for key, value in method.on_record(ctx).items():
+                    found[f"{label}.{key}{which}"] = float(value)
+        return found
+
     def detach(self) -> None:
-        """Remove every hook. Afterwards nothing of Pliant is left in the model or the optimizer."""
+        """Remove every hook. Afterwards nothing of Pliant is left in the model or the optimizer.
+
+        Copies of the network that a method kept in the handle are freed, too: save ``state_dict()`` before.
+        """
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         self._collector.remove()
+        for memory in self._memory:
+            memory.clear()
+
+    def also_remove(self, hooks: Sequence[Any]) -> None:
+        """Take over hooks that others put on the optimizers: :meth:`detach` removes them."""
+        self._hooks.extend(hooks)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue bit by bit: plain tensors, numbers and strings.
@@ -143,14 +237,18 @@ class Handle:
             "methods": [repr(method) for method in self.methods],
             "groups": {group.name: group.size for group in self.units},
             "num_members": self.num_members,
-            "clocks": [clock.step for clock in self._clocks],
+            "schedules": [schedule.state_dict() for schedule in self._schedules],
             "num_boundaries": self._num_boundaries,
-            "state": [
-                {name: {key: value.clone() for key, value in entries.items()} for name, entries in per_group.items()}
-                for per_group in self._state
-            ],
+            "state": {index: cloned(memory.units) for index, memory in enumerate(self._memory)},
+            "memory": {str(index): memory.state_dict() for index, memory in enumerate(self._memory)},
             "random": self._editor.random_state(),
-            "num_resets": self.events.state_dict(),
+            "num_resets": self._no_resets() | self.events.state_dict(),
+        }
+
+    def _no_resets(self) -> dict[str, Tensor]:
+        names = [group.name for group in self.units if any(group.name in usable for usable in self._usable)]
+        return {
+            name: torch.zeros(self.num_members or 1, dtype=torch.long, device=self._device_of(name)) for name in names
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -174,20 +272,19 @@ class Handle:
                     f"the saved state has different {what}: {state[key]} instead of {mine[key]}. Attach with what it "
                     "was saved with, or start without loading it."
                 )
-        if len(state["clocks"]) != len(self._clocks):
+        if len(state["schedules"]) != len(self._schedules):
             raise IllegalConfiguration(
-                f"the saved state belongs to {len(state['clocks'])} optimizers; {len(self._clocks)} are attached."
+                f"the saved state belongs to {len(state['schedules'])} optimizers; {len(self._schedules)} are attached."
             )
-        for clock, step in zip(self._clocks, state["clocks"], strict=True):
-            clock.step = step
+        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved, self._device)
         self._num_boundaries = state["num_boundaries"]
-        for per_group, saved in zip(self._state, state["state"], strict=True):
-            for name, entries in per_group.items():
-                for key, value in entries.items():
-                    value.copy_(saved[name][key])
+        for index, memory in enumerate(self._memory):
+            memory.load_state_dict({"units": state["state"][index], **state["memory"][str(index)]})
         self._editor.load_random_state(state["random"])
-        self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items()})
-        self._schedule()
+        self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items() if v.any()})
+        for index in range(len(self._schedules)):
+            self._plan(index)
 
     def __repr__(self) -> str:
         attached = "attached" if self._hooks else "detached"
@@ -197,6 +294,8 @@ class Handle:
     def _pre_hook(self, index: int) -> Any:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the optimizer itself comes first
+            if is_dry_step(optimizer):
+                return
             for method, contexts in zip(self.methods, self._contexts, strict=True):
                 if type(method).before_step is Intervention.before_step:
                     continue
@@ -212,144 +311,113 @@ class Handle:
 
     def _post_hook(self, index: int) -> Any:
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if is_in_graph(self._accelerated):  # the graph will step without this hook: see step()
+                self._schedules[index].in_graph = True
+                return
+            if is_dry_step(optimizer):
+                return
             self._after_step(index, getattr(optimizer, "found_inf", None))
 
         return hook
 
     def _after_step(self, index: int, found_inf: Tensor | None) -> None:
-        groups, clock = self._owned[index], self._clocks[index]
         live: Tensor | None = None
         if found_inf is not None:  # a fused optimizer that skips by itself: its hook fires although nothing changed
-            if found_inf.device.type == "cpu":
+            if can_read(found_inf):
                 if bool(found_inf):
-                    self._collector.drop(groups, skipped=True)
+                    self._collector.drop(self._owned[index], skipped=True)
                     return
             else:
                 live = 1 - found_inf.float().reshape(())
-        clock.step += 1
-        if any(method.samples(clock.step) for method in self.methods):  # by this clock: others may be due elsewhere
-            self._collector.finish(clock.step, groups)
-        else:
+        schedule = self._schedules[index]
+        schedule.clock.advance(live)
+        if schedule.clock.step >= schedule.wake:
+            self._act(index, live)
+        elif self._collector.enabled and not schedule.listens:  # it listens for another optimizer
+            self._collector.drop(self._owned[index], skipped=False)
+
+    def _act(self, index: int, live: Tensor | None) -> None:
+        """Run the interventions that are due at this step of an optimizer, or begin to listen for the next one."""
+        schedule, groups = self._schedules[index], self._owned[index]
+        due = schedule.due()
+        if not due:
+            self._collector.enabled = True
+            return
+        if schedule.is_sampled(due):
+            self._collector.finish(schedule.clock.step, groups)
+        elif self._collector.enabled:
             self._collector.drop(groups, skipped=False)
         self._editor.live = live
-        for method, contexts in zip(self.methods, self._contexts, strict=True):
-            ctx = contexts[index]
-            ctx.live = live
+        for m in due:
+            method, ctx = self.methods[m], self._contexts[m][index]
+            ctx.live, ctx.elapsed = live, schedule.since(m)
             self._enter(method, ctx)
             method.after_step(ctx)
         self._editor.live = None
-        self._schedule()
+        self._plan(index)
 
     def _enter(self, method: Intervention, ctx: Context) -> None:
-        self.events.step, self.events.intervention = ctx.clock.step, type(method).__name__
+        self.events.step, self.events.clock, self.events.intervention = ctx.clock.step, ctx.index, type(method).__name__
+        self._editor.stepped = ctx.optimizer
+        if len(ctx.optimizer.param_groups) != self._num_param_groups[ctx.index]:
+            self._adopt_param_groups(ctx.index)
 
-    def _schedule(self) -> None:
-        """Listen in the next step if any method wants statistics of it."""
-        self._collector.enabled = any(
-            method.samples(clock.step + 1) for method in self.methods for clock in self._clocks
-        )
+    def _adopt_param_groups(self, index: int) -> None:
+        """The user has called ``add_param_group``: edits of whole tensors reach the new parameters.
+
+        Units that could not be edited before (``excluded``) still are not: their statistics are not listened to.
+        """
+        self._num_param_groups[index] = len(self._optimizers[index].param_groups)
+        self._owners.update(find_owners(self._tensors, self._optimizers))
+        trained = self._trained(self._optimizers[index])
+        for memory, contexts in zip(self._memory, self._contexts, strict=True):
+            memory.extend(trained)
+            contexts[index].set_parameters(trained)
+
+    def _plan(self, index: int) -> None:
+        self._schedules[index].plan([row[index] for row in self._contexts])
+        self._collector.enabled = any(schedule.listens for schedule in self._schedules)
 
     # ---- set-up ----
     def _check_attached(self) -> None:
         if not self._hooks:
             raise IllegalConfiguration("this handle is detached; call pliant.attach again.")
 
-    def _check_shapes(self, model: nn.Module) -> None:
-        for group in self.units:
-            for piece in group.slices:
-                if piece.name not in self._tensors:
-                    raise IllegalConfiguration(
-                        f"the unit graph names {piece.name!r}, which {type(model).__name__} does not have. "
-                        "Find the units of this model."
-                    )
-                tensor = self._tensors[piece.name]
-                largest = max(max(row) for row in piece.table)
-                wrong_stack = self.num_members is not None and tensor.shape[0] != self.num_members
-                if wrong_stack or tensor.ndim < -piece.dim or tensor.shape[piece.dim] <= largest:
-                    raise IllegalConfiguration(
-                        f"{piece.name!r} has shape {tuple(tensor.shape)}, which does not fit the unit graph"
-                        + (f" of a stack of {self.num_members} members." if self.num_members else ".")
-                        + " Find the units of this model."
-                    )
+    def _trained(self, optimizer: Optimizer) -> dict[str, Tensor]:
+        """The parameters that an optimizer owns and that are not frozen, by name."""
+        owned = {name: self._tensors[name] for name, owner in self._owners.items() if owner is optimizer}
+        return {name: tensor for name, tensor in owned.items() if tensor.requires_grad}
 
-    def _find_owners(self, model: nn.Module) -> dict[str, Optimizer]:
-        by_id = {id(p): item for item in self._optimizers for group in item.param_groups for p in group["params"]}
-        parameters = dict(model.named_parameters())
-        return {name: by_id[id(tensor)] for name, tensor in parameters.items() if id(tensor) in by_id}
-
-    def _groups_of(self, optimizer: Optimizer, model: nn.Module) -> list[Any]:
+    def _groups_of(self, optimizer: Optimizer) -> list[Any]:
         """The groups whose clock is this optimizer's: it owns their first incoming tensor."""
         return [group for group in self.units if self._owners.get(group.role("incoming")[0].name) is optimizer]
-
-    def _edited(self, method: Intervention) -> list[Any]:
-        pattern = method.unit_pattern()
-        if pattern is None:
-            return []
-        groups = self.units.require(pattern)
-        for group in groups:
-            fixed = [n for n in group.tensors if self._is_parameter(n) and not self._tensors[n].requires_grad]
-            if fixed:
-                self.excluded[group.name] = f"frozen parameters: {', '.join(fixed)}"
-        usable = [group for group in groups if group.name not in self.excluded]
-        if not usable:
-            raise NoEffect(
-                f"{type(method).__name__}: every unit group that matches {pattern!r} has frozen parameters "
-                f"({', '.join(sorted(self.excluded))}), so it would do nothing."
-            )
-        return usable
-
-    def _is_parameter(self, name: str) -> bool:
-        return isinstance(self._tensors[name], nn.Parameter)
 
     def _check_methods(self) -> None:
         self._usable: list[frozenset[str]] = []
         for method in self.methods:
-            groups = self._edited(method)
+            groups = editable_groups(method, self.units, self._tensors, self.excluded)
+            check_method(method, groups, self._tensors, self._owners, self._editor)
             self._usable.append(frozenset(group.name for group in groups))
-            for group in groups:
-                for name in group.tensors:
-                    if self._is_parameter(name) and name not in self._owners:
-                        raise IllegalConfiguration(
-                            f"{type(method).__name__} would edit {name!r} (unit group {group.name!r}), but no given "
-                            "optimizer owns it. Pass every optimizer that trains the model, or leave the group out "
-                            "with where=..."
-                        )
-                if method.needs and group.tap is None:
-                    raise IllegalConfiguration(
-                        f"{type(method).__name__} reads activations, but those of {group.name!r} cannot be seen by any "
-                        "hook. Leave the group out with where=..."
-                    )
-                if method.redraws:
-                    for piece in group.role("incoming"):
-                        self._editor.init_of(piece.name)
 
-    def _needs(self) -> dict[str, frozenset[str]]:
-        needs: dict[str, frozenset[str]] = {}
-        for method, usable in zip(self.methods, self._usable, strict=True):
-            if method.needs:
-                for name in usable:
-                    needs[name] = needs.get(name, frozenset()) | method.needs
-        return needs
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._tensors.values())).device
 
     def _device_of(self, group: str) -> torch.device:
         return self._tensors[self.units[group].slices[0].name].device
 
-    def _make_state(self, method: Intervention) -> dict[str, dict[str, Tensor]]:
-        result: dict[str, dict[str, Tensor]] = {}
-        usable = self._usable[self.methods.index(method)]
-        lead = () if self.num_members is None else (self.num_members,)
-        for group in self.units:
-            if group.name not in usable:
-                continue
-            tensor = self._tensors[group.slices[0].name]
-            result[group.name] = {}
-            for key, spec in method.state.items():
-                shape = (*lead, 1 if spec.per_group else group.size)
-                dtype = torch.int64 if spec.dtype == "int64" else torch.float32
-                if dtype == torch.float32 and tensor.dtype == torch.float64:
-                    dtype = torch.float64
-                result[group.name][key] = torch.full(shape, spec.fill, dtype=dtype, device=tensor.device)
-        return result
+    def _make_memory(self, m: int) -> Memory:
+        method = self.methods[m]
+        trained = [self._trained(optimizer) for optimizer in self._optimizers]
+        return Memory(
+            method.state,
+            groups=[group for group in self.units if group.name in self._usable[m]],
+            trained={name: tensor for part in trained for name, tensor in part.items()},
+            pattern=method.parameter_pattern(),
+            tensors=self._tensors,
+            num_members=self.num_members,
+            num_optimizers=len(self._optimizers),
+        )
 
     def _context(self, method_index: int, optimizer_index: int) -> Context:
         optimizer = self._optimizers[optimizer_index]
@@ -358,14 +426,12 @@ class Handle:
             units=self.units,
             owned=frozenset(group.name for group in self._owned[optimizer_index] if group.name in usable),
             optimizer=optimizer,
-            parameters={
-                name: self._tensors[name]
-                for name, owner in self._owners.items()
-                if owner is optimizer and self._tensors[name].requires_grad
-            },
+            index=optimizer_index,
+            parameters=self._trained(optimizer),
             edit=self._editor,
-            clock=self._clocks[optimizer_index],
-            state=self._state[method_index],
+            clock=self._schedules[optimizer_index].clock,
+            memory=self._memory[method_index],
             stats=self._collector.stats,
+            forward=self._forward,
             num_members=self.num_members,
         )

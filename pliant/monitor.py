@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pliant import metrics as _metrics
+from pliant.checkpoint import is_dry_step
+from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect
+from pliant.sharded import Whole, process_group_of, whole
 from pliant.stats.capture import named_tensors
 from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
 from pliant.units import UnitGraph, find_units
-from pliant.units.export import Inputs, refuse_wrapped
+from pliant.units.export import refuse_wrapped
+from pliant.units.rename import as_named_in
+from pliant.units.several import Models, as_module
+from pliant.wiring import on_step
 
 __all__ = ["METRICS", "Monitor", "Reading", "monitor"]
 
@@ -57,17 +63,18 @@ class _Rows:
     """Keeps up to ``limit`` samples of one group's activations, evenly spread over each batch."""
 
     def __init__(self, reader: TapReader, limit: int, like: Tensor) -> None:
-        self.reader, self.tap, self.limit, self.in_forward = reader, reader.tap, limit, False
+        self.reader, self.tap, self.limit = reader, reader.tap, limit
+        self.in_forward = self.in_backward = False
         self.rows: list[Tensor] = []
         size = reader.group.size
         self.compiled = torch.zeros(limit, size, dtype=torch.float32, device=like.device)
         self.compiled_count = torch.zeros((), dtype=torch.long, device=like.device)
 
-    def add(self, seen: Any) -> None:
+    def add(self, seen: Any, *, in_graph: bool) -> None:
         act_NU = self.reader.matrix(self.reader.value(seen))
         step = -(-act_NU.shape[0] // self.limit)
         chosen = act_NU[::step]
-        if torch.compiler.is_compiling():  # a list would break the graph: the latest batch stays in a fixed buffer
+        if in_graph:  # a list would break the graph: the latest batch stays in a fixed buffer
             count = chosen.shape[0]
             self.compiled[:count].copy_(chosen)
             self.compiled_count.fill_(count)
@@ -89,11 +96,12 @@ class _Rows:
     def forget(self) -> None:
         """Drop the samples of eager forwards."""
         self.rows.clear()
+        self.in_backward = False
 
     def clear(self) -> None:
         self.rows.clear()
         self.compiled_count.zero_()
-        self.in_forward = False
+        self.in_forward = self.in_backward = False
 
 
 class Monitor:
@@ -117,7 +125,7 @@ class Monitor:
     ) -> None:
         self.history: deque[Reading] = deque(maxlen=history)
         self._model, self._names, self._every, self._step = model, names, every, 0
-        tensors = named_tensors(model)
+        tensors = Whole(named_tensors(model), model)
         self._weights = [tensor for tensor in model.parameters() if tensor.ndim >= 2]
         self._rows: dict[str, _Rows] = {}
         if any(name in _OF_ACTIVATIONS for name in names):
@@ -134,7 +142,7 @@ class Monitor:
             raise NoEffect("the model has no weight matrices, so weight_magnitude would measure nothing.")
         self._listener = Listener(model, self._rows.values())
         self._listener.enabled = every == 1
-        self._hook = optimizer.register_step_post_hook(self._after_step)
+        self._hooks = on_step(optimizer, self._after_step)
 
     @property
     def latest(self) -> Reading:
@@ -148,8 +156,10 @@ class Monitor:
         return self.history[-1]
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if is_dry_step(optimizer):
+            return None
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and found_inf.device.type == "cpu" and bool(found_inf):
+        if found_inf is not None and can_read(found_inf) and bool(found_inf):
             return self._clear()
         self._step += 1
         if self._step % self._every == 0:
@@ -174,7 +184,9 @@ class Monitor:
             if self._rows and not counts:
                 raise IllegalConfiguration(silence(self._model, (rows.tap for rows in self._rows.values())))
             if "weight_magnitude" in values:
-                values["weight_magnitude"]["model"] = float(_metrics.weight_magnitude(self._weights))
+                values["weight_magnitude"]["model"] = float(
+                    _metrics.weight_magnitude([whole(tensor) for tensor in self._weights])
+                )
         self.history.append(Reading(self._step, values, counts))
 
     def _clear(self) -> None:
@@ -183,7 +195,8 @@ class Monitor:
 
     def detach(self) -> None:
         """Remove every hook; the history stays."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         self._listener.remove()
 
     def __repr__(self) -> str:
@@ -191,11 +204,11 @@ class Monitor:
 
 
 def monitor(
-    model: nn.Module,
-    optimizer: Optimizer,
+    model: Models,
+    optimizer: Optimizer | Sequence[Optimizer],
     metrics: Sequence[str] = METRICS,
     *,
-    example_inputs: Inputs | None = None,
+    example_inputs: Any = None,
     units: UnitGraph | None = None,
     every: int = 500,
     where: str = "*",
@@ -208,8 +221,8 @@ def monitor(
     computed after the step. Other steps cost one Python call per hook.
 
     Args:
-        model: The model that is trained, before ``torch.compile``.
-        optimizer: Its optimizer; its steps are the clock.
+        model: The model that is trained, before ``torch.compile``; or several by name.
+        optimizer: Its optimizer; its steps are the clock. Of several, the first.
         metrics: Names out of :data:`METRICS`.
         example_inputs: One small batch, to find the unit groups.
         units: Or the unit groups, found before.
@@ -237,7 +250,9 @@ def monitor(
         True
         >>> watch.detach()
     """
-    refuse_wrapped(model)
+    model = as_module(model)
+    refuse_wrapped(model, sharded=units is not None)
+    process_group_of(model)  # refuses what is sharded in another way
     for name in metrics:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=3) or METRICS
@@ -248,9 +263,10 @@ def monitor(
         if example_inputs is None:
             raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
         units = find_units(model, example_inputs)
+    units = as_named_in(units, model)
     return Monitor(
         model,
-        optimizer,
+        optimizer if isinstance(optimizer, Optimizer) else optimizer[0],
         tuple(metrics),
         units,
         every=every,

@@ -1,76 +1,225 @@
-"""What optimizers keep per parameter: moments that a reset clears, counters that only a restart touches."""
+r"""What optimizers keep per parameter, and what it is for an entry that has just been born.
+
+Every element-wise state of ``torch.optim`` is known by name, with the value that a new entry starts from: most start
+at zero, but Adagrad's ``sum`` starts at its ``initial_accumulator_value``, Rprop's ``step_size`` at the step size,
+and ASGD's ``ax``, an average of weights, at the weights. One counter per tensor (``step``) cannot start anew for a
+few entries, so Adam's bias correction is not repeated for a unit that is reset: its first update is
+:math:`(1-\beta_1)/\sqrt{1-\beta_2}` (3.2 by default) times that of a new Adam.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import ASGD, LBFGS, SGD, Adafactor, Adagrad, Optimizer, Rprop
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
 
-__all__ = ["check_optimizer", "moments", "restart"]
+__all__ = ["Fresh", "Moment", "MomentSpec", "check_declared", "check_optimizer", "check_units", "moments", "restart"]
 
-_MOMENTS = frozenset(
+Fresh = float | complex | Literal["weights"]
+"""What a new entry's moment is: a constant, or a copy of the weight."""
+
+MomentSpec = Mapping[str, float | str] | None
+"""Names of further moments: to their initial value, ``"weights"`` (a copy of them) or ``"keep"`` (leave alone)."""
+
+_AT_ZERO = frozenset(
     [
         *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"),  # Adam and its kin
-        *("momentum_buffer", "square_avg", "grad_avg", "acc_delta", "sum"),  # SGD, RMSprop, Adadelta, Adagrad
+        *("momentum_buffer", "square_avg", "grad_avg", "acc_delta"),  # SGD, Muon, RMSprop, Adadelta
     ]
 )
-"""Element-wise moments for which zero is the initial value."""
+"""Moments that start at zero, whatever the optimizer: their names say what they are."""
 
-_SCALARS = {"mu_product": 1.0}
-"""Scalars that do not start at zero (NAdam's running product of momentum coefficients)."""
+_SCALARS = {"mu_product": 1.0, "mu": 1.0}
+"""Scalars that do not start at zero (NAdam's product of momentum coefficients, ASGD's averaging weight)."""
 
-_REFUSED = ("LBFGS", "Adafactor", "Muon", "ASGD", "Rprop", "SparseAdam")
+_FACTORED = ("row_var", "col_var")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One state tensor of a parameter, element by element.
+
+    Attributes:
+        value: The tensor, of the parameter's shape.
+        fresh: What its entries are for weights that have just been born.
+    """
+
+    value: Tensor
+    fresh: Fresh
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
-    """Refuse optimizers whose state cannot be reset unit by unit.
+    """Refuse what is no optimizer, and optimizers beside which nothing may edit the weights.
 
     Raises:
-        NotYetSupported: Naming those that work.
+        IllegalConfiguration: If it is no ``torch.optim.Optimizer``.
+        NotYetSupported: For LBFGS.
     """
     kind = type(optimizer).__name__
-    if kind in _REFUSED:
-        raise NotYetSupported(
-            f"{kind} keeps state that does not belong to single units, so a reset unit cannot start anew. Use SGD, "
-            "Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad or Adadelta for the parameters that are edited."
-        )
     if not isinstance(optimizer, Optimizer):
         raise IllegalConfiguration(
             f"{kind} is not a torch.optim.Optimizer; pass the optimizer whose step() updates the model's parameters."
         )
+    if isinstance(optimizer, LBFGS):
+        raise NotYetSupported(
+            f"{kind} keeps the differences between successive weights and gradients of the whole model; any edit would "
+            f"make them wrong. {_USE}"
+        )
 
 
-def moments(optimizer: Optimizer, parameter: Tensor, name: str) -> list[Tensor]:
-    """The element-wise moments of a parameter, of the parameter's shape.
+_USE = (
+    "Use SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad, Adadelta, ASGD, Rprop, SparseAdam or Muon for the "
+    "parameters that are edited."
+)
 
-    Not everything of that shape may be zeroed (ASGD's ``ax`` is a copy of the weights, Rprop's ``step_size`` must not
-    be zero), so moments are known by name and anything else is refused.
+
+def check_units(optimizer: Optimizer, parameter: Tensor, name: str) -> None:
+    """Refuse, before the first step, an optimizer whose state for a parameter cannot be reset unit by unit.
 
     Raises:
-        NotYetSupported: If the optimizer keeps other tensors of the parameter's shape.
+        NotYetSupported: For Adafactor and parameters of two dimensions or more.
+    """
+    if isinstance(optimizer, Adafactor) and parameter.ndim > 1:
+        raise _factored(optimizer, name)
+
+
+def check_declared(declared: MomentSpec) -> None:
+    """Refuse a declaration of moments that says nothing.
+
+    Raises:
+        IllegalConfiguration: Naming the entry.
+    """
+    for key, fresh in (declared or {}).items():
+        if isinstance(fresh, bool) or not (isinstance(fresh, (int, float)) or fresh in ("weights", "keep")):
+            raise IllegalConfiguration(
+                f"moments={{{key!r}: {fresh!r}}}: give the value that a new entry starts from, such as 0.0, or "
+                '"weights" if it starts as a copy of the weights, or "keep" if a reset must not touch it.'
+            )
+
+
+def moments(optimizer: Optimizer, parameter: Tensor, name: str, declared: MomentSpec = None) -> list[Moment]:
+    """The element-wise moments of a parameter; none before the optimizer's first step.
+
+    Not everything of the parameter's shape may be zeroed (ASGD's ``ax`` is an average of weights, Rprop's
+    ``step_size`` a step size), so moments are known by name, and anything else is refused. Scalars, such as the step
+    counter, belong to the whole tensor and are left alone.
+
+    Args:
+        optimizer: The optimizer that owns the parameter.
+        parameter: The parameter.
+        name: Its name, for errors.
+        declared: Further names, as the user has declared them.
+
+    Raises:
+        NotYetSupported: If the optimizer keeps other state for the parameter.
     """
     found = []
     for key, value in optimizer.state.get(parameter, {}).items():
-        if not isinstance(value, Tensor) or value.ndim == 0:
+        fresh = _fresh(optimizer, parameter, key, declared)
+        if fresh == "keep" or _is_plain(value) or (fresh is None and isinstance(value, Tensor) and value.ndim == 0):
             continue
-        if key not in _MOMENTS or value.shape != parameter.shape:
+        if isinstance(optimizer, Adafactor) and key in _FACTORED:
+            raise _factored(optimizer, name)
+        if fresh is None or not isinstance(value, Tensor) or value.shape != parameter.shape:
+            what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"({type(value).__name__})"
             raise NotYetSupported(
-                f"{type(optimizer).__name__} keeps a state {key!r} of shape {tuple(value.shape)} for {name!r}, and how "
-                f"to reset it for single units is not known. Known moments are: {', '.join(sorted(_MOMENTS))}."
+                f"{type(optimizer).__name__} keeps a state {key!r} {what} for {name!r}, and how to reset it for single "
+                "units is not known. If it has one entry per weight, say what a new weight's entry is: "
+                f'attach(..., moments={{{key!r}: 0.0}}), or "weights" if it starts as a copy of the weights, or '
+                f'"keep" if a reset must not touch it. Known without that: {", ".join(sorted(_AT_ZERO))}.'
             )
-        found.append(value)
+        found.append(Moment(value, fresh))
     return found
 
 
-def restart(optimizer: Optimizer, parameter: Tensor, name: str) -> None:
+def restart(
+    optimizer: Optimizer,
+    parameter: Tensor,
+    name: str,
+    declared: MomentSpec = None,
+    live: Tensor | None = None,
+) -> None:
     """Put a parameter's whole state back to where it was before its first step: moments and scalar counters.
 
+    Tensors are changed in place, because captured graphs and fused kernels hold on to them.
+
+    Args:
+        optimizer: The optimizer that owns the parameter.
+        parameter: The parameter, with its new values.
+        name: Its name, for errors.
+        declared: Further names, as the user has declared them.
+        live: ``None``, or a device scalar: nothing changes where it is 0.
+
     Raises:
-        NotYetSupported: As :func:`moments`.
+        NotYetSupported: As :func:`moments`, but Adafactor's factors, too, can start anew as a whole.
     """
-    for value in moments(optimizer, parameter, name):
-        value.zero_()
-    for key, value in optimizer.state.get(parameter, {}).items():
-        if isinstance(value, Tensor) and value.ndim == 0:
-            value.fill_(_SCALARS.get(key, 0.0))
+    state: dict[str, Any] = optimizer.state.get(parameter, {})
+    group = _group_of(optimizer, parameter)
+    factored = [key for key in state if isinstance(optimizer, Adafactor) and key in _FACTORED]
+    skipped: MomentSpec = {**(declared or {}), **dict.fromkeys(factored, "keep")}
+    for moment in moments(optimizer, parameter, name, skipped):
+        _overwrite(moment.value, parameter if isinstance(moment.fresh, str) else moment.fresh, live)
+    for key in factored:
+        _overwrite(state[key], 0.0, live)
+    for key, value in state.items():
+        first = group["lr"] if isinstance(optimizer, ASGD) and key == "eta" else _SCALARS.get(key, 0.0)
+        if isinstance(value, Tensor) and value.ndim == 0 and _fresh(optimizer, parameter, key, declared) is None:
+            _overwrite(value, first, live)
+        elif isinstance(value, (int, float)) and key == "step" and live is None:  # SparseAdam counts on the host
+            state[key] = type(value)(0)
+    if isinstance(optimizer, SGD) and group["dampening"] and "momentum_buffer" in state and live is None:
+        state["momentum_buffer"] = None  # its first gradient is not dampened: zero is not where it starts
+
+
+def _overwrite(value: Tensor, fresh: Tensor | complex, live: Tensor | None) -> None:
+    new = fresh.detach() if isinstance(fresh, Tensor) else torch.full((), fresh, dtype=value.dtype, device=value.device)
+    value.copy_(new if live is None else torch.where(live.to(value.device) > 0, new, value))
+
+
+def _fresh(optimizer: Optimizer, parameter: Tensor, key: str, declared: MomentSpec) -> Fresh | Literal["keep"] | None:
+    """What a new weight's entry of a state is; ``None`` if that is not known."""
+    if declared is not None and key in declared:
+        return declared[key]  # type: ignore[return-value]
+    if key in _AT_ZERO:
+        return 0.0
+    if isinstance(optimizer, Adagrad) and key == "sum":
+        return _both(float(optimizer.defaults["initial_accumulator_value"]), parameter)
+    if isinstance(optimizer, ASGD) and key == "ax":
+        return "weights"
+    if isinstance(optimizer, Rprop) and key == "prev":
+        return 0.0
+    if isinstance(optimizer, Rprop) and key == "step_size":
+        group = _group_of(optimizer, parameter)
+        return _both(float(group.get("initial_lr", group["lr"])), parameter)  # a scheduler keeps the first one
+    if isinstance(optimizer, Adafactor) and key == "variance":
+        return 0.0
+    return None
+
+
+def _both(value: float, parameter: Tensor) -> float | complex:
+    """For complex weights, PyTorch's optimizers treat the parts as two real numbers."""
+    return complex(value, value) if parameter.is_complex() else value
+
+
+def _group_of(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    return next(group for group in optimizer.param_groups if any(p is parameter for p in group["params"]))
+
+
+def _is_plain(value: Any) -> bool:
+    """A number or a flag: nothing that could belong to single weights."""
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _factored(optimizer: Optimizer, name: str) -> NotYetSupported:
+    return NotYetSupported(
+        f"{type(optimizer).__name__} keeps, for {name!r}, only row and column means of the squared gradients, so a "
+        "unit's past is mixed into what all other units share, and no edit can take it out: clearing the unit's own "
+        "row would make its next update, and by the clipping of the whole tensor everybody else's, wrong by orders "
+        f"of magnitude. {_USE}"
+    )

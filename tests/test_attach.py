@@ -127,7 +127,7 @@ def test_a_state_of_other_methods_groups_or_versions_is_refused_and_changes_noth
         with pytest.raises(IllegalConfiguration, match=word):
             handle.load_state_dict(state)
     now = handle.state_dict()
-    assert now["clocks"] == mine["clocks"]
+    assert now["schedules"] == mine["schedules"]
     for name, entries in mine["state"][0].items():
         assert all(torch.equal(value, now["state"][0][name][key]) for key, value in entries.items())
 
@@ -211,3 +211,45 @@ def test_continual_backprop_on_sampled_steps_only():
     assert heard == [step % 4 == 3 for step in range(12)]
     assert handle.num_steps == 12
     assert handle.num_resets
+
+
+# ---- optimizers whose step calls their parent's ----
+class Inherited(torch.optim.Adam):
+    """A user's own optimizer: PyTorch runs all hooks of the inner step, too, once plain Adam has been used."""
+
+    fails = 0
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        if self.fails:
+            self.fails -= 1
+            raise RuntimeError("out of luck")
+        return loss
+
+
+@pytest.mark.parametrize("used_before", [False, True])
+def test_a_step_inside_a_step_counts_once(used_before):
+    model = ZOO["mlp"].model()
+    if used_before:
+        torch.optim.Adam(model.parameters())
+    optimizer = Inherited(model.parameters(), lr=1e-2)
+    handle = pliant.attach(model, optimizer, ReDo(tau=1.0, every=2), units=units())
+    watch = pliant.monitor(model, optimizer, ["dead_fraction"], units=units(), every=1)
+    train(model, optimizer, 4)
+    assert handle.num_steps == 4
+    assert [reading.step for reading in watch.history] == [1, 2, 3, 4]
+    assert {event.step for event in handle.events} == {2, 4}
+
+
+def test_after_a_step_that_raised_the_next_one_counts():
+    model = ZOO["mlp"].model()
+    torch.optim.Adam(model.parameters())
+    optimizer = Inherited(model.parameters(), lr=1e-2)
+    handle = pliant.attach(model, optimizer, L2(0.1), units=units())
+    optimizer.fails = 2
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="out of luck"):
+            train(model, optimizer, 1)
+    assert handle.num_steps == 0
+    train(model, optimizer, 3)
+    assert handle.num_steps == 3

@@ -14,7 +14,7 @@ from pliant.bench.streams import STREAMS
 from pliant.commands import COMMANDS
 
 PUBLIC = {
-    "find_units verify UnitGraph UnitGroup",
+    "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
     "attach Handle ContinualBackprop FreshStart L2 ReDo ShrinkAndPerturb",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect RecordError",

@@ -36,6 +36,7 @@ class Case:
     groups: Mapping[str, Group]
     excluded: Mapping[str, str] = field(default_factory=dict)  # "name[dim]" to a word of the reason
     init: Any = None  # for parameters that are not of a PyTorch layer
+    inert: str = ""  # members that the output does not depend on, by the architecture
 
     def model(self, seed: int = 0) -> nn.Module:
         with torch.random.fork_rng():
@@ -46,6 +47,18 @@ class Case:
         with torch.random.fork_rng():
             torch.manual_seed(1000 + seed)
             return self.inputs(size)
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """The model's output for a batch: a dict is its keyword arguments."""
+    return model(**batch) if isinstance(batch, dict) else model(batch)
+
+
+def cast(batch: Any, dtype: torch.dtype) -> Any:
+    """A batch whose floating-point tensors have another type."""
+    if isinstance(batch, dict):
+        return {key: cast(value, dtype) for key, value in batch.items()}
+    return batch.to(dtype) if batch.is_floating_point() else batch
 
 
 ZOO: dict[str, Case] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, final
 
 import torch
@@ -13,6 +14,11 @@ from pliant.interventions.base import Context, Intervention, PerUnit, require
 from pliant.units.group import UnitGroup
 
 __all__ = ["ContinualBackprop"]
+
+_MAX_CADENCE = 8
+_SAMPLES_PER_WINDOW = 12
+_MAX_UNITS = 4
+_MAX_DELAY = 0.04
 
 
 @final
@@ -38,16 +44,20 @@ class ContinualBackprop(Intervention):
         exact: Average the product :math:`|h_i| \sum_k |w_{ki}|` at every step, as the paper does, instead of
             multiplying the averaged activation with the weights at decision time. Reading every outgoing weight each
             step is most of the published code's cost.
-        decide_every: Decide every so many steps; ``None``: as often as the rate can accrue a whole unit, so that a
-            replacement is late by at most ``1 / (replacement_rate * U)`` steps. The accrued budget is exact either way.
-        sample_every: Sample the activations every so many steps.
+        decide_every: Decide every so many steps, rounded up to whole samples. ``None``: whenever the rate has accrued
+            one unit, but not more often than at every second sample, so that a replacement is late by at most
+            ``max(1 / (replacement_rate * U), 2 * cadence)`` steps. The accrued budget is exact either way.
+        sample_every: Sample the activations every so many steps. ``None``: every 8, and oftener where the running
+            mean, the maturity threshold or ``decide_every`` are short (at least 12 samples in ``1 / (1 - decay_rate)``
+            and in ``maturity_threshold`` steps, and one in ``decide_every``); every step with ``exact=True``.
         where: Which unit groups, a pattern of names.
 
     State:
         ``age`` int64 ``[U]``; ``activation`` float32 ``[U]`` (uncorrected running mean; of the utility if ``exact``);
         ``budget`` float32 ``[1]``, the unspent :math:`c`; ``since`` int64 ``[1]``, real steps since the last
-        decision. Under DDP the statistics are averaged over ranks. Groups that a sampled step did not use (the other
-        heads of a multi-task network) do not age and are not replaced in it.
+        decision. All four move at sampled steps, by the steps since the last sample. Under DDP the statistics are
+        averaged over ranks. Groups that a sampled step did not use (the other heads of a multi-task network) do not
+        age and are not replaced in it.
 
     Edits:
         Incoming weights (drawn from each layer's own initial distribution), their biases (zero), norm parameters and
@@ -76,7 +86,7 @@ class ContinualBackprop(Intervention):
     utility: str = "contribution"
     exact: bool = False
     decide_every: int | None = None
-    sample_every: int = 1
+    sample_every: int | None = None
     where: str = "*"
 
     needs: ClassVar[frozenset[str]] = frozenset({"mean_abs_activation"})
@@ -96,9 +106,32 @@ class ContinualBackprop(Intervention):
         """The groups that it edits."""
         return self.where
 
+    @cached_property
+    def cadence(self) -> int:
+        """Steps between samples of the activations, ``sample_every`` or its default."""
+        if self.sample_every is not None:
+            return self.sample_every
+        if self.exact:
+            return 1
+        window = round(min(1 / (1 - self.decay_rate), self.maturity_threshold))
+        return max(1, min(_MAX_CADENCE, window // _SAMPLES_PER_WINDOW, self.decide_every or _MAX_CADENCE))
+
+    def period(self, group: UnitGroup) -> int:
+        """Steps between the decisions on a group, ``decide_every`` or its default, rounded up to whole samples."""
+        wanted = self.decide_every
+        if wanted is None:
+            units = min(max(1, int(_MAX_DELAY * group.size)), _MAX_UNITS)
+            accrues = int(units / (self.replacement_rate * group.size)) if self.replacement_rate else 1
+            wanted = max(1, accrues, 2 * self.cadence if self.cadence > 1 else 1)
+        return -(-wanted // self.cadence) * self.cadence
+
     def samples(self, step: int) -> bool:
-        """Every ``sample_every`` steps."""
-        return step % self.sample_every == 0
+        """Once in :attr:`cadence` steps."""
+        return step % self.cadence == 0
+
+    def next_step(self, ctx: Context) -> int:
+        """The next sampled step."""
+        return ctx.clock.next(self.cadence)
 
     def prepare(self, ctx: Context) -> None:
         """Check the hyper-parameters."""
@@ -107,53 +140,41 @@ class ContinualBackprop(Intervention):
         require(0 <= self.decay_rate < 1, self, "decay_rate", "in [0, 1)")
         require(self.utility == "contribution", self, "utility", "'contribution'")
         require(self.decide_every is None or self.decide_every >= 1, self, "decide_every", "None or >= 1")
-        require(self.sample_every >= 1, self, "sample_every", ">= 1")
-        require(not (self.exact and self.sample_every > 1), self, "sample_every", "1 when exact=True")
+        require(self.sample_every is None or self.sample_every >= 1, self, "sample_every", "None or >= 1")
+        require(not (self.exact and self.cadence > 1), self, "sample_every", "None or 1 when exact=True")
 
     def after_step(self, ctx: Context) -> None:
         """Age the units, average what they do, and replace where the budget allows."""
-        groups = ctx.groups(self.where)
-        sampled = self.samples(ctx.clock.step)
-        if sampled:
-            groups = tuple(group for group in groups if ctx.is_seen(group))
+        groups = tuple(group for group in ctx.groups(self.where) if ctx.is_seen(group))
+        if not groups:  # this optimizer trains no group, or nothing was seen of any
+            return
         states = [ctx.state(group) for group in groups]
-        self._count(ctx, [state[name] for state in states for name in ("age", "since")])
-        if sampled:
-            self._average(ctx, groups, [state["activation"] for state in states])
+        for state in states:
+            state["age"].add_(ctx.elapsed)
+            state["since"].add_(ctx.elapsed)
+        self._average(ctx, groups, [state["activation"] for state in states])
         if self.replacement_rate == 0:
             return
         due = [
-            (group, state, self._period(group), self._utility(ctx, group, state))  # all checked before any is edited
+            (group, state, self._utility(ctx, group, state))  # all checked before any is edited
             for group, state in zip(groups, states, strict=True)
-            if ctx.clock.every(self._period(group))
+            if ctx.clock.every(self.period(group))
         ]
-        for group, state, period, utility in due:
-            self._replace(ctx, group, state, period, utility)
-
-    def _count(self, ctx: Context, counters: list[Tensor]) -> None:
-        if ctx.live is None:
-            torch._foreach_add_(counters, 1)
-        else:
-            for counter in counters:
-                counter.add_(ctx.live.to(counter.dtype))
+        for group, state, utility in due:
+            self._replace(ctx, group, state, utility)
 
     def _average(self, ctx: Context, groups: tuple[UnitGroup, ...], averages: list[Tensor]) -> None:
         seen = [ctx.stats(group).mean_abs_activation for group in groups]
         if self.exact:
             seen = [value * ctx.magnitude(group) for value, group in zip(seen, groups, strict=True)]
-        weight = 1 - self.decay_rate**self.sample_every
-        if ctx.live is None:
-            seen = [value.to(average.dtype) for value, average in zip(seen, averages, strict=True)]
+        seen = [value.to(average.dtype) for value, average in zip(seen, averages, strict=True)]
+        weight = 1 - self.decay_rate**ctx.elapsed
+        if not isinstance(weight, Tensor):
             torch._foreach_lerp_(averages, seen, weight)
             return
         for average, value in zip(averages, seen, strict=True):
-            average.copy_(torch.where(ctx.live > 0, torch.lerp(average, value.to(average.dtype), weight), average))
-
-    def _period(self, group: UnitGroup) -> int:
-        """Steps between decisions: as many as it takes to accrue (at most) one unit, if not given."""
-        if self.decide_every is not None:
-            return self.decide_every
-        return max(1, int(1 / (self.replacement_rate * group.size)))
+            mixed = torch.lerp(average, value, weight.to(average.dtype))
+            average.copy_(mixed if ctx.live is None else torch.where(ctx.live > 0, mixed, average))
 
     def _utility(self, ctx: Context, group: UnitGroup, state: dict[str, Tensor]) -> Tensor:
         age, activation = state["age"], state["activation"]
@@ -161,7 +182,7 @@ class ContinualBackprop(Intervention):
         utility = corrected if self.exact else corrected * ctx.magnitude(group)
         return torch.where(ctx.check_finite(utility, group), utility, torch.inf)
 
-    def _replace(self, ctx: Context, group: UnitGroup, state: dict[str, Tensor], period: int, utility: Tensor) -> None:
+    def _replace(self, ctx: Context, group: UnitGroup, state: dict[str, Tensor], utility: Tensor) -> None:
         age, activation, budget, since = (state[name] for name in ("age", "activation", "budget", "since"))
         # each unit has been mature for min(age - m, since) of the steps since the last decision
         mature_steps = torch.minimum((age - self.maturity_threshold).clamp(min=0), since).sum(-1, keepdim=True)
@@ -173,7 +194,7 @@ class ContinualBackprop(Intervention):
         ranked = torch.where(eligible, utility, torch.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
         mask = eligible & (ranked < budget.floor())
         budget.sub_(mask.sum(-1, keepdim=True))
-        at_most = min(int(period * self.replacement_rate * group.size) + 1, group.size)
+        at_most = min(int(self.period(group) * self.replacement_rate * group.size) + 1, group.size)
         ctx.edit.reset(group, mask, at_most=at_most, reason="low utility")
         activation.masked_fill_(mask, 0.0)
         age.masked_fill_(mask, 0)

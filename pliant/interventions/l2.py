@@ -61,4 +61,6 @@ class L2(Intervention):
         if self.strength == 0:
             return
         names = list(ctx.parameters(self.where))
+        if not names:  # this optimizer trains none of them
+            return
         ctx.edit.shrink(names, [1 - rate * self.strength for rate in ctx.learning_rates(names)])

@@ -67,6 +67,10 @@ class ReDo(Intervention):
         """Only the steps at which it acts."""
         return self.every is not None and step % self.every == 0
 
+    def next_step(self, ctx: Context) -> int:
+        """The end of the period."""
+        return ctx.clock.next(self.every)
+
     def prepare(self, ctx: Context) -> None:
         """Check the hyper-parameters."""
         require(self.tau >= 0, self, "tau", ">= 0")

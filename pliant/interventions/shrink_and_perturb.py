@@ -66,6 +66,10 @@ class ShrinkAndPerturb(Intervention):
         """Keep the weights and add nothing."""
         return replace(self, shrink=1.0, noise_scale=0.0)
 
+    def next_step(self, ctx: Context) -> int:
+        """The end of the period."""
+        return ctx.clock.next(self.every)
+
     def prepare(self, ctx: Context) -> None:
         """Check the hyper-parameters and that every initial distribution is known."""
         require(0 <= self.shrink <= 1, self, "shrink", "in [0, 1]")

@@ -8,20 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from pliant.stats.reader import TapReader
-from pliant.units.export import Inputs, as_call, canonical_names, plain_attention
+from pliant.units.export import as_call, canonical_names, plain_attention
 from pliant.units.graph import UnitGraph
+from pliant.units.several import Models, as_module, joined
 
 __all__ = ["capture", "named_tensors"]
 
 
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+def named_tensors(model: Models) -> dict[str, Tensor]:
     """Parameters and buffers by canonical name (tied tensors once)."""
+    model = as_module(model)
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: tensors[name] for name in dict.fromkeys(canonical_names(model).values())}
 
 
 def capture(
-    model: nn.Module, units: UnitGraph, inputs: Inputs, *, members: int | None = None, where: str = "*"
+    model: Models, units: UnitGraph, inputs: Any, *, members: int | None = None, where: str = "*"
 ) -> dict[str, Tensor]:
     """Run one batch in evaluation mode and return what the units did.
 
@@ -29,9 +31,10 @@ def capture(
     state are restored.
 
     Args:
-        model: The model.
+        model: The model, or the mapping of models that the units were found in.
         units: Its unit graph.
-        inputs: A tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+        inputs: A tensor, a tuple of positional inputs, or a mapping of keyword inputs; for several models, a mapping
+            from their names to the inputs of each.
         members: Number of members if the model is a stack of them.
         where: Which groups; those without a tap are left out.
 
@@ -39,6 +42,7 @@ def capture(
         Group name to activations ``[N, U]`` (``[S, N, U]`` for a stack): batch, time and space are samples. A
         module that runs several times adds the samples of each run.
     """
+    model, inputs = joined(model, inputs)
     tensors = named_tensors(model)
     found: dict[str, list[Tensor]] = {}
     handles = []

@@ -8,24 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pliant.errors import IllegalConfiguration, NoEffect
+from pliant.devices import can_read
+from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
 from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
+from pliant.units.several import Several
 
 __all__ = ["STATISTICS", "Collector", "GroupStats"]
 
-STATISTICS = ("mean_abs_activation", "mean_activation")
-"""Statistics that an intervention can ask for in ``needs``."""
+STATISTICS = ("mean_abs_activation", "mean_activation", "mean_abs_gradient", "features")
+"""What an intervention can ask for in ``needs``."""
+
+_OF_ACTIVATIONS = frozenset({"mean_abs_activation", "mean_activation"})
 
 
 class GroupStats:
-    """One group's statistics over the training samples of the last sampled optimizer step.
+    r"""One group's statistics over the training samples of the last sampled optimizer step.
 
     Attributes:
         mean_abs_activation: Mean of ``|h|`` over samples, ``[U]`` or ``[S, U]``.
         mean_activation: Mean of ``h``, of the same shape.
+        mean_abs_gradient: Mean of :math:`|\partial L / \partial h|` over samples, of the same shape; multiplied by
+            the loss scale where mixed precision uses one.
         step: The step that they belong to; 0 before the first.
     """
 
@@ -48,65 +54,144 @@ class GroupStats:
         """Mean of ``h`` over samples."""
         return self._get("mean_activation")
 
+    @property
+    def mean_abs_gradient(self) -> Tensor:
+        """Mean of the absolute gradient of the loss with respect to ``h`` over samples."""
+        if self.step and "mean_abs_gradient" not in self._values:
+            raise NoEffect(
+                "no gradient reached the units in the last step: either the loss does not depend on them, or "
+                "`mean_abs_gradient` is not in the intervention's `needs`."
+            )
+        return self._get("mean_abs_gradient")
+
 
 class _Accumulator:
-    """The running sums of one group between two optimizer steps.
+    """The running means of one group between two optimizer steps.
 
-    Eager forwards keep their sums in ``sums`` and count on the host. Compiled ones cannot branch on the step without
-    recompiling, so they add to fixed buffers at every step; a sample is then the mean since the last one.
+    Eager forwards keep means and count on the host. Those that became part of a graph (compiled, or captured on CUDA)
+    cannot branch on the step, so they add sums to fixed buffers at every step; a sample is then the mean since the
+    last one. Non-finite batches are left out there, since a step that mixed precision skips cannot be told from others
+    inside a graph.
     """
 
     def __init__(self, reader: TapReader, needs: frozenset[str], shape: tuple[int, ...], like: Tensor) -> None:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        self.reader, self.needs, self.tap = reader, tuple(sorted(needs)), reader.tap
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
-        self.compiled = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
-        self.compiled_count = torch.zeros((), dtype=dtype, device=like.device)
-        self.in_forward = False
+        self.reader, self.tap, self.shape = reader, reader.tap, shape
+        self.needs = tuple(sorted(needs & _OF_ACTIVATIONS))
+        self.needs_gradient, self.needs_features = "mean_abs_gradient" in needs, "features" in needs
+        self.means: dict[str, Tensor] = {}
+        self.count = self.gradient_count = 0
+        self.features: list[Tensor] = []
+        self.is_in_graph = False
+        self.graph_sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
+        self.graph_count = torch.zeros((), dtype=dtype, device=like.device)
+        self.in_forward = self.in_backward = False
         self.stats = GroupStats()
 
-    def add(self, seen: Any) -> None:
+    def add(self, seen: Any, *, in_graph: bool) -> None:
+        if self.needs_features or self.needs_gradient:
+            self._add_live(self.reader.live(seen), in_graph)
         act = self.reader.value(seen)
+        if in_graph:
+            return self._add_in_graph(act)
         count = 0
         for name in self.needs:
-            total, count = self.reader.sum_over_samples(act.abs() if name == "mean_abs_activation" else act)
-            if torch.compiler.is_compiling():
-                self.compiled[name].add_(total)
-            else:
-                self.sums[name] = self.sums[name] + total if self.count else total
-        if torch.compiler.is_compiling():
-            self.compiled_count.add_(count)
-        else:
-            self.count += count
+            mean, count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            self._mix(name, mean, count, self.count)
+        self.count += count or self.reader.count(act)
+        return None
+
+    def _mix(self, name: str, mean: Tensor, count: int, before: int) -> None:
+        if before:  # another micro-batch, or another use of the module
+            mean = torch.lerp(self.means[name], mean, count / (before + count))
+        self.means[name] = mean
+
+    def _add_live(self, act: Tensor, in_graph: bool) -> None:
+        if self.needs_features:
+            self.features.append(act)
+        if self.needs_gradient and act.requires_grad and not in_graph:
+            act.register_hook(self._add_gradient)  # type: ignore[no-untyped-call]
+
+    def _add_gradient(self, gradient: Tensor) -> None:
+        mean, count = self.reader.mean_over_samples(gradient.detach().abs())
+        self._mix("mean_abs_gradient", mean, count, self.gradient_count)
+        self.gradient_count += count
+
+    def _add_in_graph(self, act: Tensor) -> None:
+        finite: Tensor | None = None
+        for name in self.needs:
+            mean, count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            finite = mean.isfinite().all() if finite is None else finite
+            self.graph_sums[name].add_(torch.where(finite, mean * count, 0))
+        if finite is not None:
+            self.graph_count.add_(finite * count)
 
     def finish(self, step: int, process_group: Any) -> bool:
-        """Turn sums into means and start anew; false if no rank has seen a sample."""
-        sums: dict[str, Tensor] = self.sums if self.count else self.compiled
-        count: int | Tensor = self.count or self.compiled_count
+        """Make the means readable and start anew; false if no rank has seen a sample."""
+        in_graph = not self.count
+        if in_graph and self.needs_gradient:
+            raise NotYetSupported(
+                f"gradients with respect to the activations of {self.reader.group.name!r} cannot be recorded inside "
+                "a compiled model or a CUDA graph. Train this model without torch.compile, or choose a method that "
+                "reads activations."
+            )
         if process_group is not None:
-            count = torch.as_tensor(count, dtype=self.compiled_count.dtype, device=self.compiled_count.device).clone()
-            torch.distributed.all_reduce(count, group=process_group)
-            if count.device.type == "cpu" and not count:
+            if not self._reduce(process_group):
                 return False
-            for total in sums.values():
-                torch.distributed.all_reduce(total, group=process_group)
-        self.stats._values = {name: total / count for name, total in sums.items()}
+        elif in_graph:
+            self.stats._values = self._graph_means(self.graph_count)
+        else:
+            self.stats._values = self.means
         self.stats.step = step
-        self.reset(compiled=not self.count)
+        self.reset(in_graph=in_graph)
         return True
+
+    def _reduce(self, process_group: Any) -> bool:
+        """Average over ranks, each weighted by its samples."""
+        like = self.graph_count
+        count = torch.full_like(like, self.count) if self.count else like.clone()
+        sums = {name: self.means[name] * self.count for name in self.needs} if self.count else dict(self.graph_sums)
+        counts = dict.fromkeys(sums, count)
+        if self.needs_gradient:
+            zeros = torch.zeros(self.shape, dtype=like.dtype, device=like.device)
+            counts["mean_abs_gradient"] = torch.full_like(like, self.gradient_count)
+            sums["mean_abs_gradient"] = self.means.get("mean_abs_gradient", zeros) * self.gradient_count
+        for item in {id(item): item for item in counts.values()}.values():
+            torch.distributed.all_reduce(item, group=process_group)
+        if can_read(count) and not count:
+            return False
+        for total in sums.values():
+            torch.distributed.all_reduce(total, group=process_group)
+        self.stats._values = {name: total / counts[name] for name, total in sums.items()}
+        return True
+
+    def _graph_means(self, count: Tensor) -> dict[str, Tensor]:
+        means = {name: total / count for name, total in self.graph_sums.items()}
+        if can_read(count):
+            return means
+        old = self.stats._values  # on an accelerator nobody has looked whether there is a sample
+        return {name: torch.where(count > 0, mean, old.get(name, 0.0)) for name, mean in means.items()}
+
+    def is_heard_in_graph(self) -> bool:
+        """Whether a graph added a sample; an accelerator is asked only until the first one."""
+        if can_read(self.graph_count) or not self.is_in_graph:
+            self.is_in_graph = bool(self.graph_count > 0)
+        return self.is_in_graph
 
     def forget(self) -> None:
         """Drop the sums of eager forwards."""
-        self.reset(compiled=False)
+        self.reset(in_graph=False)
 
-    def reset(self, *, compiled: bool) -> None:
-        """Forget the sums; those of compiled forwards only if asked."""
-        self.sums = {}
-        self.count, self.in_forward = 0, False
-        if compiled:
-            self.compiled_count.zero_()
-            for total in self.compiled.values():
+    def reset(self, *, in_graph: bool) -> None:
+        """Forget the sums; those of graphs only if asked."""
+        if self.count:
+            self.means, self.count, self.gradient_count = {}, 0, 0
+        if self.features:
+            self.features = []
+        self.in_forward = self.in_backward = False
+        if in_graph:
+            self.graph_count.zero_()
+            for total in self.graph_sums.values():
                 total.zero_()
 
 
@@ -142,16 +227,21 @@ class Collector:
             reader = TapReader(group, units.replays.get(name), tensors, members=num_members is not None)
             shape = (group.size,) if num_members is None else (num_members, group.size)
             self.accumulators[name] = _Accumulator(reader, wanted, shape, tensors[group.slices[0].name])
-        self._listener = Listener(model, self.accumulators.values())
+        parts = [""] if not isinstance(model, Several) else [f"{name}." for name, _ in model.named_children()]
+        self._listeners = [
+            Listener(model, [item for item in self.accumulators.values() if f"{item.tap.module}.".startswith(part)])
+            for part in parts  # each of several models has gradients of its own
+        ]
 
     @property
     def enabled(self) -> bool:
         """Whether samples are taken at present."""
-        return self._listener.enabled
+        return self._listeners[0].enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self._listener.enabled = value
+        for listener in self._listeners:
+            listener.enabled = value
 
     def finish(self, step: int, groups: Sequence[UnitGroup]) -> None:
         """Close a sampled step for some groups: means become readable, sums start anew.
@@ -164,7 +254,7 @@ class Collector:
             return
         seen = [item for item in active if item.count]
         if not seen:
-            seen = [item for item in active if bool(item.compiled_count > 0)]
+            seen = [item for item in active if item.is_heard_in_graph()]
         if self.process_group is not None:  # ranks must agree on what they reduce
             seen = active
         if not [item for item in seen if item.finish(step, self.process_group)]:
@@ -174,7 +264,7 @@ class Collector:
         """Forget what was added up since the last step: an unsampled step, or one that mixed precision skipped."""
         for group in groups:
             if group.name in self.accumulators:
-                self.accumulators[group.name].reset(compiled=skipped)
+                self.accumulators[group.name].reset(in_graph=skipped)
 
     def stats(self, group: UnitGroup) -> GroupStats:
         """The statistics of a group."""
@@ -182,6 +272,18 @@ class Collector:
             raise NoEffect(f"no statistics are collected for {group.name!r}; list them in the intervention's `needs`.")
         return self.accumulators[group.name].stats
 
+    def features(self, group: UnitGroup) -> list[Tensor]:
+        """The group's activations with their graph, ``[N, U]``, one per training forward since the last step.
+
+        Raises:
+            NoEffect: If nobody asked for them.
+        """
+        item = self.accumulators.get(group.name)
+        if item is None or not item.needs_features:
+            raise NoEffect(f"no features are kept for {group.name!r}; list 'features' in the intervention's `needs`.")
+        return [item.reader.matrix(act) for act in item.features]
+
     def remove(self) -> None:
         """Remove every hook."""
-        self._listener.remove()
+        for listener in self._listeners:
+            listener.remove()

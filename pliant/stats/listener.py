@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
+from pliant.stats.quiet import is_unrecorded
 from pliant.units.export import is_exporting
 from pliant.units.group import Tap
 
-__all__ = ["Listener", "Sink"]
+__all__ = ["Listener", "Sink", "is_in_graph"]
 
 
 class Sink(Protocol):
@@ -20,16 +21,64 @@ class Sink(Protocol):
     Attributes:
         tap: Where it listens.
         in_forward: Whether it heard a forward pass since the last optimizer step (set by the listener).
+        in_backward: Whether what it heard has been through a backward pass (set by the listener).
     """
 
     tap: Tap
     in_forward: bool
+    in_backward: bool
 
-    def add(self, seen: Any) -> None:
-        """Take ``(args, kwargs)`` of the module for an input tap, its output for an output tap."""
+    def add(self, seen: Any, *, in_graph: bool) -> None:
+        """Take ``(args, kwargs)`` of the module for an input tap, its output for an output tap.
+
+        Args:
+            seen: What the hook saw.
+            in_graph: Whether this becomes part of a graph that runs again without the Python around it.
+        """
 
     def forget(self) -> None:
         """Drop what was heard since the last optimizer step."""
+
+
+def is_in_graph(accelerated: bool) -> bool:
+    """Whether what runs now becomes part of a graph that runs again without the Python around it.
+
+    Either ``torch.compile`` traces it, or (asked only where ``accelerated``) CUDA captures it.
+    """
+    return torch.compiler.is_compiling() or (accelerated and torch.cuda.is_current_stream_capturing())
+
+
+class _Place:
+    """One hook on one module, shared by the sinks that listen there."""
+
+    def __init__(self, listener: Listener, module: nn.Module, kind: str, sinks: list[Sink]) -> None:
+        self.listener, self.module, self.kind, self.sinks = listener, module, kind, sinks
+        self.heard_eagerly = False
+        self.handle: torch.utils.hooks.RemovableHandle | None = None
+
+    def install(self) -> None:
+        if self.handle is not None:
+            return
+        if self.kind == "output":
+            self.handle = self.module.register_forward_hook(self.on_output)
+        else:
+            self.handle = self.module.register_forward_pre_hook(self.on_input, with_kwargs=True)
+
+    def remove(self) -> None:
+        if self.handle is not None:
+            self.handle.remove()
+            self.handle = None
+
+    # a deep copy of a module brings its hooks along: only the own one is heard
+    def on_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if module is self.module and (how := self.listener.hears(self)):
+            for sink in self.sinks:
+                sink.add((args, kwargs), in_graph=how == "in_graph")
+
+    def on_output(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module is self.module and (how := self.listener.hears(self)):
+            for sink in self.sinks:
+                sink.add(output, in_graph=how == "in_graph")
 
 
 class Listener:
@@ -39,7 +88,10 @@ class Listener:
     recomputation of a checkpointed one. Evaluation passes, rollouts under ``no_grad`` and target networks leave no
     trace. Neither do forwards whose gradients were thrown away before a step, as mixed precision does when they
     overflow (the scaler then never calls the optimizer): a backward pass is noticed on one parameter, and if that
-    parameter's gradient is gone at the next forward, what was heard in between is forgotten.
+    parameter's gradient is gone at the next forward, what was heard before that backward pass is forgotten.
+
+    While nothing is to be heard (``enabled = False``), the hooks of modules that run eagerly are taken off, so that
+    steps which are not sampled cost nothing. Hooks that became part of a compiled or captured graph stay in it.
 
     Args:
         model: The model that is hooked.
@@ -47,68 +99,84 @@ class Listener:
     """
 
     def __init__(self, model: nn.Module, sinks: Iterable[Sink]) -> None:
-        self.enabled = True
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._enabled = True
         self._sinks = tuple(sinks)
         self._went_back = False
-        hooks: dict[tuple[str, str], list[Sink]] = {}
+        found: dict[tuple[str, str], list[Sink]] = {}
         for sink in self._sinks:
-            hooks.setdefault((sink.tap.module, sink.tap.kind), []).append(sink)
-        for (name, kind), listening in hooks.items():
-            module = model.get_submodule(name)
-            if kind == "input":
-                self._handles.append(
-                    module.register_forward_pre_hook(self._on_input(module, listening), with_kwargs=True)
-                )
-            else:
-                self._handles.append(module.register_forward_hook(self._on_output(module, listening)))
-        places = [*(model.get_submodule(name) for name, _ in hooks), *([model] if hooks else [])]
+            found.setdefault((sink.tap.module, sink.tap.kind), []).append(sink)
+        self._places = [_Place(self, model.get_submodule(name), kind, sinks) for (name, kind), sinks in found.items()]
+        places = [*(place.module for place in self._places), *([model] if self._places else [])]
         self._watched = next((p for place in places for p in place.parameters() if p.requires_grad), None)
-        if self._watched is not None:
-            self._handles.append(self._watched.register_post_accumulate_grad_hook(self._on_backward))  # type: ignore[no-untyped-call]
+        self._backward: torch.utils.hooks.RemovableHandle | None = None
+        self._accelerated = any(parameter.is_cuda for parameter in model.parameters())
+        self._install()
 
-    def _on_input(self, own: nn.Module, sinks: Sequence[Sink]) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if module is own and self._hears(module, sinks):  # a deep copy brings its hooks along
-                for sink in sinks:
-                    sink.add((args, kwargs))
+    @property
+    def enabled(self) -> bool:
+        """Whether forwards are heard at present."""
+        return self._enabled
 
-        return hook
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        if value == self._enabled:
+            return
+        self._enabled = value
+        if value:
+            self._install()
+        elif not self._accelerated:  # a graph needs its hooks whenever it is captured
+            for place in self._places:
+                if place.heard_eagerly:
+                    place.remove()
+            self._forget_backward()
 
-    def _on_output(self, own: nn.Module, sinks: Sequence[Sink]) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if module is own and self._hears(module, sinks):  # a deep copy brings its hooks along
-                for sink in sinks:
-                    sink.add(output)
-
-        return hook
+    def _install(self) -> None:
+        for place in self._places:
+            place.install()
+        if self._watched is not None and self._backward is None:
+            self._backward = self._watched.register_post_accumulate_grad_hook(self._on_backward)  # type: ignore[no-untyped-call]
 
     def _on_backward(self, parameter: torch.Tensor) -> None:
         self._went_back = True
+        for sink in self._sinks:
+            sink.in_backward = sink.in_forward
 
-    def _hears(self, module: nn.Module, sinks: Sequence[Sink]) -> bool:
-        if is_exporting():
-            return False
-        if torch.compiler.is_compiling():  # no branch on the step: it would recompile; unwanted samples are dropped
-            return module.training and torch.is_grad_enabled()
-        if not self.enabled or not module.training or not torch.is_grad_enabled():
-            return False
+    def _forget_backward(self) -> None:
+        self._went_back = False
+        if self._backward is not None:
+            self._backward.remove()
+            self._backward = None
+
+    def hears(self, place: _Place) -> Literal["eagerly", "in_graph"] | None:
+        """Whether the forward that reached a hook is one that counts, and whether it becomes part of a graph.
+
+        ``torch.compile`` traces a forward, or CUDA captures it, and the graph runs again without the Python around
+        it: nothing may branch on the step there (it would recompile), and unwanted samples are dropped later.
+        """
+        if is_exporting() or is_unrecorded():
+            return None
+        if is_in_graph(self._accelerated):
+            return "in_graph" if place.module.training and torch.is_grad_enabled() else None
+        if not self._enabled or not place.module.training or not torch.is_grad_enabled():
+            return None
         if torch._C._current_graph_task_id() != -1:  # inside backward: a checkpointed forward is run again
             # non-reentrant checkpoints were heard in the forward; reentrant ones ran it without gradients
-            return not any(sink.in_forward for sink in sinks)
+            return None if any(sink.in_forward for sink in place.sinks) else "eagerly"
         if self._went_back and self._watched is not None and self._watched.grad is None:
             self._went_back = False
             for sink in self._sinks:
-                sink.forget()
-        for sink in sinks:
+                if sink.in_backward:
+                    sink.forget()
+        place.heard_eagerly = True
+        for sink in place.sinks:
             sink.in_forward = True
-        return True
+        return "eagerly"
 
     def remove(self) -> None:
         """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for place in self._places:
+            place.remove()
+        self._forget_backward()
 
 
 def silence(model: nn.Module, taps: Iterable[Tap]) -> str:
@@ -120,6 +188,7 @@ def silence(model: nn.Module, taps: Iterable[Tap]) -> str:
         )
     return (
         "the optimizer stepped, but no training forward pass went through the hooks. Call the module that was "
-        "given to pliant (not a copy), with gradients enabled; if a whole step function is compiled, attach "
-        "before torch.compile and compile the model instead of the step."
+        "given to pliant (not a copy), with gradients enabled. With torch.compile, attach first, compile the model "
+        "(not the whole step) right after, and only then begin to train. When a CUDA graph is captured, call "
+        "handle.step() after each replay."
     )

@@ -14,6 +14,9 @@ from pliant.units.replay import Replay, tensor_leaves
 
 __all__ = ["TapReader"]
 
+_MAX_RANK = 9
+_WIDE = (torch.float32, torch.float64)
+
 
 class TapReader:
     """Turns what a hook sees into a group's activations.
@@ -37,6 +40,10 @@ class TapReader:
         flat = [position for row in self.tap.table for position in row]
         self._in_order = flat == list(range(len(flat)))
         self._index = torch.tensor(flat, dtype=torch.long)
+        lead = 1 if members else 0  # made now: what a compiled forward fills in later would compile it again
+        self._sample_dims = {
+            rank: [dim for dim in range(lead, rank) if dim != rank + self.tap.dim] for rank in range(1, _MAX_RANK)
+        }
 
     def value(self, seen: Any) -> Tensor:
         """The tensor that carries the units, detached.
@@ -44,44 +51,65 @@ class TapReader:
         Args:
             seen: ``(args, kwargs)`` of the hooked module for an input tap, its output for an output tap.
         """
-        if self.replay is not None:
-            return self.replay(seen, self.tensors)
-        if self.tap.kind == "output" and isinstance(seen, Tensor):
-            return seen.detach()
-        if self.tap.kind == "input" and self.tap.slot == 0 and seen[0] and isinstance(seen[0][0], Tensor):
-            return seen[0][0].detach()
-        return tensor_leaves(seen)[self.tap.slot].detach()
+        return self.replay(seen, self.tensors) if self.replay is not None else self.live(seen).detach()
 
-    def sum_over_samples(self, act: Tensor) -> tuple[Tensor, int]:
-        """Sums of ``act`` over everything but members and units, and the number of samples per unit.
+    def live(self, seen: Any) -> Tensor:
+        """The tensor that carries the units, as the forward pass made it: with its graph.
+
+        Args:
+            seen: As in :meth:`value`.
+
+        Raises:
+            IllegalConfiguration: If the activations are replayed, apart from the forward pass and without gradients.
+        """
+        if self.replay is not None:
+            raise IllegalConfiguration(
+                f"the activations of unit group {self.group.name!r} are recomputed apart from the forward pass, so "
+                "their gradients cannot be seen; choose other groups with where=..."
+            )
+        if self.tap.kind == "output" and isinstance(seen, Tensor):
+            return seen
+        if self.tap.kind == "input" and self.tap.slot == 0 and seen[0] and isinstance(seen[0][0], Tensor):
+            return seen[0][0]
+        return tensor_leaves(seen)[self.tap.slot]
+
+    def mean_over_samples(self, act: Tensor) -> tuple[Tensor, int]:
+        """Means of ``act`` over everything but members and units, and the number of samples per unit.
 
         Args:
             act: A tensor with the tap's layout, ``[..., units' positions, ...]``.
 
         Returns:
-            Sums ``[U]`` or ``[S, U]`` in at least float32, and the count (batch times positions times M).
+            Means ``[U]`` or ``[S, U]`` in at least float32, and the count (batch times positions times M).
         """
-        unit = act.ndim + self.tap.dim
-        dims = [dim for dim in range(1 if self.members else 0, act.ndim) if dim != unit]
-        dtype = torch.float64 if act.dtype == torch.float64 else torch.float32
-        total = act.sum(dims, dtype=dtype) if dims else act.to(dtype)
+        dims, count = self._sample_dims[act.ndim], self.count(act)
+        if not dims:
+            mean = act if act.dtype in _WIDE else act.to(torch.float32)
+        elif act.dtype in _WIDE:
+            mean = act.mean(dims)
+        else:
+            mean = act.mean(dims, dtype=torch.float32)
+        return self._per_unit(mean), count
+
+    def count(self, act: Tensor) -> int:
+        """Samples per unit in a tensor of the tap's layout."""
         count = self.width
-        for dim in dims:
+        for dim in self._sample_dims[act.ndim]:
             count *= act.shape[dim]
-        return self._per_unit(total), count
+        return count
 
     def _is_whole(self, size: int) -> bool:
         """Whether a dimension holds this group's positions, in order, and nothing else (a concatenation does)."""
         return self._in_order and size == len(self._index)
 
-    def _per_unit(self, total: Tensor) -> Tensor:
-        if not self._is_whole(total.shape[-1]):
-            if self._index.device != total.device:
-                self._index = self._index.to(total.device)
-            total = total.index_select(-1, self._index)
+    def _per_unit(self, mean: Tensor) -> Tensor:
+        if not self._is_whole(mean.shape[-1]):
+            if self._index.device != mean.device:
+                self._index = self._index.to(mean.device)
+            mean = mean.index_select(-1, self._index)
         if self.width > 1:
-            total = total.reshape(*total.shape[:-1], self.group.size, self.width).sum(-1)
-        return total
+            mean = mean.reshape(*mean.shape[:-1], self.group.size, self.width).mean(-1)
+        return mean
 
     def matrix(self, act: Tensor) -> Tensor:
         """Samples by units: every other axis (batch, time, space, positions within a unit) is a sample.

@@ -315,18 +315,26 @@ def _take_minor(segment: Segment, size: int) -> tuple[Segment, Segment] | str | 
     return (tuple(head), tuple(tail)) if size_of(tail) == size else None
 
 
-def reshape(axes: Sequence[Axis], old: Sequence[int], new: Sequence[int]) -> list[Axis]:
-    """The axes after ``view(new)`` of a tensor of shape ``old``: blocks of equal size are merged, then factored."""
-    result: list[Axis] = []
+def blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The smallest groups of dimensions of ``old`` and ``new`` shapes that a row-major view maps onto each other.
+
+    Example:
+        >>> blocks([2, 12, 5], [2, 3, 4, 5])
+        [([0], [0]), ([1], [1, 2]), ([2], [3])]
+    """
+    result: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
+        if i >= len(old):  # only sizes of one are left on one side
+            result.append(([], [j]))
+            j += 1
+            continue
+        if j >= len(new):
+            result.append(([i], []))
+            i += 1
+            continue
         left, right = [i], [j]
         i, j = i + 1, j + 1
-        if left[0] >= len(old):
-            result.append(fresh(1))
-            continue
-        if right[0] >= len(new):
-            continue
         while (a := prod(old[k] for k in left)) != (b := prod(new[k] for k in right)):
             if a < b:
                 left.append(i)
@@ -334,9 +342,19 @@ def reshape(axes: Sequence[Axis], old: Sequence[int], new: Sequence[int]) -> lis
             else:
                 right.append(j)
                 j += 1
-        if len(left) == len(right) == 1:
+        result.append((left, right))
+    return result
+
+
+def reshape(axes: Sequence[Axis], old: Sequence[int], new: Sequence[int]) -> list[Axis]:
+    """The axes after ``view(new)`` of a tensor of shape ``old``: blocks of equal size are merged, then factored."""
+    result: list[Axis] = []
+    for left, right in blocks(old, new):
+        if not left:
+            result.append(fresh(1))
+        elif len(left) == len(right) == 1:
             result.append(axes[left[0]])
-        else:
+        elif right:
             result.extend(_rearrange([axes[k] for k in left], [new[k] for k in right]))
     return result
 

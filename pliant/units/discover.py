@@ -5,30 +5,34 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, nn
 
-from pliant.errors import NoEffect
+from pliant.errors import IllegalConfiguration, NoEffect, UnsupportedOp
 from pliant.units import axes as ax
 from pliant.units import rules as _rules  # noqa: F401  (importing it registers the rules)
 from pliant.units.axes import Atom, Axis
-from pliant.units.export import Exported, Inputs, export
+from pliant.units.export import Exported, Inputs, as_call, export, refuse_wrapped
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
+from pliant.units.inputs import check_inputs
 from pliant.units.rules.parametrized import freeze_coupled
 from pliant.units.rules.recurrent import FINAL, is_masked_start, is_state, state_slices
+from pliant.units.several import Models, Several, joined
 from pliant.units.taps import find_taps
 from pliant.units.trace import Trace, flat_axes, live_nodes, opaque_like, parameter_views
 
-__all__ = ["find_units"]
+__all__ = ["check_call", "find_units"]
 
 Key = tuple[str, int]
+OUTPUT = "it is the model's output"
 _OF_MODULE = re.compile(r"(in_proj_|[qkv]_proj_)?(weight|bias)(_[gv]|_orig|_[ih]h(_(?P<layer>l\d+(_reverse)?))?)?")
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*")
 
 
-def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
-    """Find the groups of interchangeable hidden units of a model.
+def find_units(model: Models, example_inputs: Any) -> UnitGraph:
+    """Find the groups of interchangeable hidden units of a model, or of several that train together.
 
     The model's training-mode forward is exported to a graph of ATen operations; rules follow every dimension of
     every parameter through it. What can be permuted without changing the output is a unit group; everything else is
@@ -36,15 +40,19 @@ def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
 
     Args:
         model: Any ``nn.Module`` that ``torch.export`` can follow. Pass it before wrapping it in DDP or FSDP and
-            before ``torch.compile``.
-        example_inputs: One small batch as the training loop passes it: a tensor, a tuple, or a dict of keywords.
+            before ``torch.compile``. Or several by name, ``{"actor": actor, "critic": critic}``: the names become
+            prefixes, and what they share (a trunk, a tied matrix) is one group. Leave out networks that no optimizer
+            trains, such as target networks.
+        example_inputs: One small batch as the training loop passes it: a tensor, a tuple, or a dict of keywords; the
+            inputs themselves may be nested dicts, tuples and lists of tensors. For several models, a mapping from
+            their names to the inputs of each.
 
     Returns:
         The unit graph; ``print`` it to see what was found.
 
     Raises:
         IllegalConfiguration: If the model is wrapped or compiled, or rejects the example inputs.
-        UnsupportedOp: If ``torch.export`` cannot follow the model.
+        UnsupportedOp: If ``torch.export`` cannot follow the model; see :func:`~pliant.units.declare.declare_units`.
         NoEffect: If the model has no hidden units at all.
 
     Example:
@@ -56,7 +64,10 @@ def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
         >>> units.excluded[("2.weight", -2)]
         "it is the model's output"
     """
-    exported = export(model, example_inputs)
+    model, inputs = joined(model, example_inputs)
+    refuse_wrapped(model)
+    check_call(model, inputs)
+    exported = _export(model, inputs)
     tensors = _tensors(model)
     trace = _trace(exported, tensors)
     excluded = _close(trace, tensors)
@@ -65,12 +76,49 @@ def find_units(model: nn.Module, example_inputs: Inputs) -> UnitGraph:
     if not groups:
         reasons = sorted(set(excluded.values()))
         raise NoEffect(
-            f"{type(model).__name__} has no hidden units that could be measured or reset. "
+            f"{_title(model)} has no hidden units that could be measured or reset. "
             f"Its parameters are excluded because: {'; '.join(reasons) or 'it has no parameters'}."
         )
     taps, replays = find_taps(model, exported, trace, groups, atoms)
     done = tuple(replace(group, tap=taps.get(group.name), state=states[group.name]) for group in groups)
     return UnitGraph(done, excluded, dict(trace.unknown), replays)
+
+
+def _title(model: nn.Module) -> str:
+    parts = model.children() if isinstance(model, Several) else [model]
+    return " and ".join(type(part).__name__ for part in parts)
+
+
+def check_call(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse example inputs that cannot be those of the model, or of one of several.
+
+    Args:
+        model: The module, or several as one.
+        inputs: Its inputs, as :func:`~pliant.units.several.joined` gives them.
+
+    Raises:
+        IllegalConfiguration: See :func:`~pliant.units.inputs.check_inputs`.
+    """
+    if isinstance(model, Several):
+        for name, (args, kwargs) in as_call(inputs)[0][0].items():
+            check_inputs(model.get_submodule(name), kwargs or args, f" of {name!r}")
+    else:
+        check_inputs(model, inputs)
+
+
+def _export(model: nn.Module, inputs: Inputs) -> Exported:
+    """Export one module, or several as one; of several, say which cannot be followed."""
+    if not isinstance(model, Several):
+        return export(model, inputs)
+    try:
+        return export(model, inputs)
+    except (IllegalConfiguration, UnsupportedOp):
+        for name, (args, kwargs) in as_call(inputs)[0][0].items():
+            try:
+                export(model.get_submodule(name), kwargs or args)
+            except (IllegalConfiguration, UnsupportedOp) as error:
+                raise type(error)(f"in {name!r}: {error}") from error
+        raise
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -116,18 +164,13 @@ def _trace(exported: Exported, tensors: dict[str, Tensor]) -> Trace:
                     for axis in trace.finals.get(source, []):
                         ax.freeze(axis, FINAL)
                     for axis in flat_axes(trace.values.get(source)):
-                        ax.freeze(axis, "it is the model's output")
+                        ax.freeze(axis, OUTPUT)
     return trace
 
 
 def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
     """Freeze what no rule gave a role, and return the reason of every dimension with a frozen part."""
-    for name, axes in trace.parameter_axes.items():
-        for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
-            if (name, dim) not in trace.roles:
-                ax.freeze(
-                    axis, "no rule says how it is used" if name in trace.used else "it is not used in the forward pass"
-                )
+    trace.freeze_unused()
     for axes in trace.parameter_axes.values():  # resolving one axis may coarsen, and freeze, an atom of another
         for axis in axes:
             ax.resolve(axis)
@@ -135,7 +178,7 @@ def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
     for name, axes in trace.parameter_axes.items():
         for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
             reason = next((atom.frozen for atom in ax.leaves(axis) if atom.frozen), None)
-            if reason is None and tensors[name].shape[dim] == 1:
+            if tensors[name].shape[dim] == 1 and reason != OUTPUT:
                 reason = "it has a single entry"
             if reason is not None:
                 excluded[name, dim] = reason
@@ -168,7 +211,7 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
     slices = []
     ambiguous = False
     for (name, dim), axis in found:
-        roles = trace.roles[name, dim]
+        roles = trace.roles_of(name, dim, atom)
         ambiguous |= len(roles) > 1
         role: Role = next(kind for kind in ("incoming", "outgoing", "carried") if kind in roles)
         if {"incoming", "outgoing"} <= roles:
@@ -181,13 +224,16 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
     incoming = [piece for piece in slices if piece.role in ("incoming", "both")]
     if not incoming:
         return "nothing in the model produces it (it has no incoming weights)"
-    site: Site = next((kind for kind in ("residual", "heads", "head_dims") if kind in atom.marks), "hidden")
+    site: Site = next((kind for kind in ("heads", "residual", "head_dims") if kind in atom.marks), "hidden")
     outgoing = [piece for piece in slices if piece.role in ("outgoing", "both")]
-    produced = [axis for (name, dim), axis in found if "incoming" in trace.roles[name, dim]]
+    computed = [piece for piece in incoming if (piece.name, piece.dim) not in trace.learned]
+    if not computed:
+        return "its values are learned constants, which are not computed from the data"
+    produced = [axis for (name, dim), axis in found if "incoming" in trace.roles_of(name, dim, atom)]
     if site == "hidden" and not outgoing and all(_is_part(axis, atom) for axis in produced):
         return "it numbers the parts that other units consist of, and nothing reads it by itself"
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
-    matrix = next((piece for piece in incoming if len(trace.parameter_axes[piece.name]) > 1), incoming[0])
+    matrix = next((piece for piece in computed if len(trace.parameter_axes[piece.name]) > 1), computed[0])
     name = _name(matrix.name, site, set(taken), trace.parameter_axes)
     return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)
 

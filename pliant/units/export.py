@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration, UnsupportedOp
+from pliant.units.call import call_with, distinct
 from pliant.units.layers import expose_layers, refusing_packed
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "canonical_names",
     "export",
     "is_exporting",
+    "model_outputs",
     "plain_attention",
     "refuse_wrapped",
     "training_mode",
@@ -85,8 +88,12 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     return names
 
 
-def refuse_wrapped(model: nn.Module) -> None:
+def refuse_wrapped(model: nn.Module, *, sharded: bool = False) -> None:
     """Refuse modules whose export would fail, or silently break them, before it is tried.
+
+    Args:
+        model: The model.
+        sharded: Accept modules on which ``fully_shard`` was called: nothing will be exported.
 
     Raises:
         IllegalConfiguration: For DDP, FSDP and compiled modules; the message names the order that works.
@@ -102,7 +109,7 @@ def refuse_wrapped(model: nn.Module) -> None:
         for kind, advice in _WRAPPERS.items():
             if kind in kinds:
                 raise IllegalConfiguration(f"{where} is wrapped in {kind}: {advice}.")
-        if "FSDPModule" in kinds:
+        if "FSDPModule" in kinds and not sharded:
             raise IllegalConfiguration(f"{where} is sharded by fully_shard: {_WRAPPERS['FullyShardedDataParallel']}.")
 
 
@@ -140,6 +147,88 @@ def _no_distribution_checks() -> Iterator[None]:
         torch.distributions.Distribution.set_default_validate_args(before)
 
 
+_STATE = frozenset(["past_key_values", "mems", "encoder_last_hidden_state", "router_logits", "encoder_router_logits"])
+
+
+def model_outputs(output: Any) -> list[Tensor]:
+    """The tensors of a model's output that are its function, in order.
+
+    Left out is what a model hands back for its own later use: caches of keys and values, and the entries
+    ``past_key_values``, ``mems``, ``encoder_last_hidden_state`` and ``router_logits`` of a Hugging Face output. They
+    follow a permutation of hidden units as the units themselves do. Hidden states and attention maps are only in an
+    output that was asked for them, so they count.
+
+    Args:
+        output: A tensor, or any nesting of tuples, lists, mappings and output dataclasses.
+
+    Example:
+        >>> model_outputs({"logits": torch.zeros(2), "past_key_values": (torch.ones(3),)})
+        [tensor([0., 0.])]
+    """
+    if isinstance(output, Mapping):
+        return model_outputs([value for key, value in output.items() if key not in _STATE])
+    if isinstance(output, (tuple, list)):
+        return [leaf for item in output for leaf in model_outputs(item)]
+    if any(cls.__name__ == "Cache" and cls.__module__.startswith("transformers.") for cls in type(output).__mro__):
+        return []
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+@contextlib.contextmanager
+def _outputs_only(model: nn.Module) -> Iterator[None]:
+    """Reduce the output to :func:`model_outputs` for a while: export refuses objects that it does not know."""
+    handle = model.register_forward_hook(lambda _, __, output: tuple(model_outputs(output)))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _inline(graph_module: torch.fx.GraphModule) -> None:
+    """Put the bodies of ``with torch.no_grad():`` and ``with torch.autocast(...):`` back where they were.
+
+    Export wraps them in higher-order operations over a subgraph; what they say about gradients and precision does
+    not matter to the axes, and a flat graph is all that the rules, taps and replays have to understand.
+    """
+    graph, changed = graph_module.graph, False
+    for node in list(graph.nodes):
+        if node.op != "call_function" or str(getattr(node.target, "__name__", "")) not in _WRAPPED:
+            continue
+        at = next(i for i, item in enumerate(node.args) if _subgraph(graph_module, item) is not None)
+        body = _subgraph(graph_module, node.args[at])
+        _inline(body)
+        inside: dict[Node, Any] = {}
+        inputs = iter(node.args[at + 1 :])
+        with graph.inserting_before(node):
+            for inner in body.graph.nodes:
+                if inner.op == "placeholder":
+                    inside[inner] = next(inputs)
+                elif inner.op != "output":
+                    inside[inner] = graph.node_copy(inner, inside.__getitem__)
+        results = torch.fx.node.map_arg(next(iter(reversed(body.graph.nodes))).args[0], inside.__getitem__)
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+        changed = True
+    if changed:
+        for node in list(graph.nodes):
+            if node.op == "get_attr" and not node.users:
+                graph.erase_node(node)
+        graph.lint()
+        graph_module.recompile()
+
+
+_WRAPPED = frozenset(["wrap_with_set_grad_enabled", "wrap_with_autocast"])
+
+
+def _subgraph(owner: torch.fx.GraphModule, item: Any) -> Any:
+    if not isinstance(item, Node) or item.op != "get_attr":
+        return None
+    found = getattr(owner, str(item.target), None)
+    return found if isinstance(found, torch.fx.GraphModule) else None
+
+
 _exporting = False
 
 
@@ -169,7 +258,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
         UnsupportedOp: When ``torch.export`` cannot follow the model (data-dependent control flow).
     """
     refuse_wrapped(model)
-    args, kwargs = as_call(example_inputs)
+    args, kwargs = distinct(as_call(example_inputs))
     with refusing_packed(model):
         _check_runs(model, args, kwargs)
     dynamic = (
@@ -179,8 +268,10 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
     with (
         training_mode(model),
         plain_attention(),
+        _outputs_only(model),
         _no_distribution_checks(),
         _marked_as_exporting(),
+        _quiet(),
         torch.random.fork_rng(),
         warnings.catch_warnings(),
     ):
@@ -189,10 +280,9 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
             program = _export(model, args, kwargs, dynamic)
         except Exception as error:
             raise UnsupportedOp(
-                f"torch.export cannot follow {type(model).__name__}: {_first_line(error)}. "
-                "A forward pass that branches on the data is the usual reason; rewrite the branch with torch.where "
-                "or torch.cond, or find the units of the submodules that can be exported."
+                f"torch.export cannot follow {type(model).__name__}: {_first_line(error)}. {_advice(model)}"
             ) from error
+    _inline(program.graph_module)
     expose_layers(program.graph)
     return _describe(model, program, args, kwargs)
 
@@ -201,15 +291,49 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     """A clear error for inputs that the model rejects, before export says it in its own words."""
     buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
     try:
-        with training_mode(model), torch.no_grad(), torch.random.fork_rng():
-            torch.func.functional_call(model, buffers, copy.copy(args), kwargs)
+        with training_mode(model), torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad")  # reentrant checkpoints
+            call_with(model, buffers, copy.copy(args), kwargs)
     except Exception as error:
-        shapes = [tuple(item.shape) for item in pytree.tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
+        shapes = [str(tuple(item.shape)) for item in pytree.tree_leaves(args) if isinstance(item, Tensor)]
+        shapes += [f"{key} {tuple(item.shape)}" for key, item in kwargs.items() if isinstance(item, Tensor)]
         raise IllegalConfiguration(
-            f"{type(model).__name__} fails on the example inputs (shapes {shapes}) in training mode: "
+            f"{type(model).__name__} fails on the example inputs ({', '.join(shapes)}) in training mode: "
             f"{_first_line(error)}. Pass one small batch exactly as your training loop passes it, for example "
             "example_inputs=(x,), with at least two examples where the model has batch norm."
         ) from error
+
+
+def _advice(model: nn.Module) -> str:
+    """What to change in a model that cannot be exported."""
+    experts = any("Experts" in type(module).__name__ for module in model.modules())
+    if experts and getattr(getattr(model, "config", None), "_experts_implementation", None) == "eager":
+        return (
+            "Its experts are a loop over those that the data chose: call "
+            "model.set_experts_implementation('grouped_mm') before, and any other setting afterwards if you need it."
+        )
+    if any(getattr(module, "layerdrop", 0) for module in model.modules()):
+        return (
+            "It skips whole layers at random (layerdrop): find the units of the same model with layerdrop 0 in its "
+            "configuration and pass them with units=; names are the same."
+        )
+    return (
+        "A forward pass that branches on the data is the usual reason; rewrite the branch with torch.where "
+        "or torch.cond, or state the units by hand with pliant.declare_units (those of submodules that can be "
+        "exported are found as before)."
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Export logs a warning for every size that it cannot make dynamic, which no user can do anything about."""
+    logger = logging.getLogger("torch._export.non_strict_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _export(model: nn.Module, args: Any, kwargs: Any, dynamic: tuple[Any, Any]) -> ExportedProgram:

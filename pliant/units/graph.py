@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from pliant.errors import NoEffect
+from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.units.group import UnitGroup
 
 if TYPE_CHECKING:
-    from pliant.units.export import Inputs
     from pliant.units.replay import Replay
+    from pliant.units.several import Models
     from pliant.units.verify import Verification
 
 __all__ = ["UnitGraph"]
@@ -77,7 +75,7 @@ class UnitGraph:
                     break
         return tuple(chosen)
 
-    def verify(self, model: nn.Module, example_inputs: Inputs, *, seed: int = 0) -> Verification:
+    def verify(self, model: Models, example_inputs: Any, *, seed: int = 0) -> Verification:
         """Prove every group on this model: permuting its units must not change the output, see :func:`verify`."""
         from pliant.units.verify import verify
 
@@ -97,6 +95,85 @@ class UnitGraph:
                 f"The model's groups are: {names}. Try `print(pliant.find_units(model, example_inputs))`."
             )
         return chosen
+
+    def prefixed(self, prefix: str) -> UnitGraph:
+        """The same groups as part of a larger model, under the name that the module has there.
+
+        Args:
+            prefix: Name of the submodule that the units were found in, for example ``"encoder"``.
+
+        Example:
+            >>> import torch, pliant
+            >>> encoder = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> units = pliant.find_units(encoder, torch.randn(3, 4)).prefixed("encoder")
+            >>> [(group.name, str(group.tap)) for group in units]
+            [('encoder.0', 'input of encoder.2')]
+        """
+        start = prefix.rstrip(".") + "."
+
+        def module(name: str) -> str:
+            return (start + name).rstrip(".")
+
+        groups = tuple(
+            replace(
+                group,
+                name=start + group.name,
+                slices=tuple(replace(piece, name=start + piece.name) for piece in group.slices),
+                tap=replace(group.tap, module=module(group.tap.module)) if group.tap else None,
+            )
+            for group in self.groups
+        )
+        replays = {
+            start + name: replace(
+                replay, module=module(replay.module), names=tuple(start + tensor for tensor in replay.names)
+            )
+            for name, replay in self.replays.items()
+        }
+        excluded = {(start + name, dim): reason for (name, dim), reason in self.excluded.items()}
+        return UnitGraph(groups, excluded, dict(self.unknown_ops), replays)
+
+    def renamed(self, names: Mapping[str, str]) -> UnitGraph:
+        """The same groups over tensors of other names.
+
+        Args:
+            names: Old name to new name; tensors that are not in it keep theirs.
+        """
+
+        def new(name: str) -> str:
+            return names.get(name, name)
+
+        groups = tuple(
+            replace(group, slices=tuple(replace(piece, name=new(piece.name)) for piece in group.slices))
+            for group in self.groups
+        )
+        replays = {name: replace(replay, names=tuple(map(new, replay.names))) for name, replay in self.replays.items()}
+        excluded = {(new(name), dim): reason for (name, dim), reason in self.excluded.items()}
+        return UnitGraph(groups, excluded, dict(self.unknown_ops), replays)
+
+    def __or__(self, other: UnitGraph) -> UnitGraph:
+        """The groups of both graphs, of one model.
+
+        Raises:
+            IllegalConfiguration: If both have a group of one name, or groups of both own the same positions.
+        """
+        owned = {key: group.name for group in self.groups for key in _places(group)}
+        for group in other.groups:
+            for key in _places(group):
+                if key in owned:
+                    raise IllegalConfiguration(
+                        f"{key[0]!r} (dimension {key[1]}) belongs to {owned[key]!r} and to {group.name!r}: groups of "
+                        "two graphs cannot share positions. Find or declare them together."
+                    )
+        both = [group.name for group in other.groups if group.name in self]
+        if both:
+            raise IllegalConfiguration(f"both graphs have a group {both[0]!r}.")
+        named = [{(p.name, p.dim) for group in graph.groups for p in group.slices} for graph in (self, other)]
+        excluded = {key: reason for key, reason in other.excluded.items() if key not in named[0]}
+        excluded |= {key: reason for key, reason in self.excluded.items() if key not in named[1]}
+        unknown = dict(self.unknown_ops)
+        for name, count in other.unknown_ops.items():
+            unknown[name] = unknown.get(name, 0) + count
+        return UnitGraph((*self.groups, *other.groups), excluded, unknown, {**self.replays, **other.replays})
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able summary: the groups with all positions, and the exclusions."""
@@ -133,3 +210,7 @@ class UnitGraph:
                 shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
                 lines.append(f"  {shown}: {reason}")
         return "\n".join(lines)
+
+
+def _places(group: UnitGroup) -> set[tuple[str, int, int]]:
+    return {(piece.name, piece.dim, place) for piece in group.slices for row in piece.table for place in row}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration
 from pliant.units.export import canonical_names
+from pliant.units.recorded_init import recorded_fills
 
 __all__ = ["NAMED", "Init", "InitSpec", "initialisers"]
 
@@ -87,10 +88,11 @@ def initialisers(
 
     Args:
         model: The model.
-        init: ``None``: what PyTorch's own ``reset_parameters`` draws for the module that owns the tensor. A name of
-            :data:`NAMED`: that distribution for every matrix and kernel, zero for their biases. A mapping from
-            patterns of tensor names to names: the first that matches; ``"zeros"`` and ``"ones"`` also serve bare
-            vectors, such as a learned scale.
+        init: ``None``: what PyTorch's own ``reset_parameters`` draws for the module that owns the tensor, and in a
+            Hugging Face model what its ``_init_weights`` draws (``initializer_range``, scaled residual projections,
+            T5's factors), see :mod:`pliant.units.recorded_init`. A name of :data:`NAMED`: that distribution for every
+            matrix and kernel, zero for their biases. A mapping from patterns of tensor names to names: the first that
+            matches; ``"zeros"`` and ``"ones"`` also serve bare vectors, such as a learned scale.
         members: The tensors carry a leading dimension of ensemble members, which no fan counts.
         inputs_first: Matrices stored as inputs x outputs (``x @ W``), whose fans are exchanged.
 
@@ -104,9 +106,13 @@ def initialisers(
     canonical = canonical_names(model)
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     result: dict[str, Init | None] = {}
+    recorded = recorded_fills(model)
     for name in dict.fromkeys(canonical.values()):
         path, _, leaf = _PARAMETRIZED.sub(r"\1", name).rpartition(".")
         result[name] = _of_module(model.get_submodule(path), leaf, tensors[name], members)
+        if name in recorded:
+            fill = recorded[name]
+            result[name] = None if fill is None else Init(*fill)
     if init is not None:
         _apply(init, model, tensors, result, members, inputs_first)
     _set_lengths(tensors, result)
@@ -152,7 +158,10 @@ def _apply(
         if chosen in _CONSTANTS:  # of any shape: scales and offsets that are bare parameters
             result[name] = NAMED[chosen](1, 1)
         elif tensor.ndim >= 2:
-            result[name] = NAMED[chosen](*_fans(tensor.mT if name in inputs_first else tensor))
+            matrix = tensor.mT if name in inputs_first else tensor
+            if matrix.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd):
+                matrix = matrix[0]  # stacked experts [experts, outputs, inputs]: each has fans of its own
+            result[name] = NAMED[chosen](*_fans(matrix))
         elif "bias" in leaf or leaf.startswith("b"):
             result[name] = Init("constant", 0.0)
 

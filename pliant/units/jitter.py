@@ -41,14 +41,24 @@ def _draw(tensor: Tensor, is_buffer: bool, generator: torch.Generator, dtype: to
     if not tensor.dtype.is_floating_point:
         return tensor.clone()
     target = dtype or tensor.dtype
-    uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-    if is_buffer and tensor.ndim <= 1:
-        drawn = 0.5 + uniform
+    if tensor.ndim <= 1:
+        uniform = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        drawn = 0.5 + uniform if is_buffer else 0.25 + uniform * torch.sign(uniform - 0.2)
     elif is_buffer:  # masks, tables of angles: their values carry meaning
         return tensor.to(target).clone()
-    elif tensor.ndim <= 1:
-        drawn = 0.25 + uniform * torch.sign(uniform - 0.2)
-    else:
+    elif tensor.numel() <= _BLOCK:
         fan_in = max(tensor[0].numel(), 1)
         drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / fan_in**0.5
+    else:
+        drawn = _repeated(tensor, generator, target)
     return drawn.to(device=tensor.device, dtype=target)
+
+
+_BLOCK = 1_000_003  # a prime, so that no two rows or columns of a usual size begin at the same place
+
+
+def _repeated(tensor: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """A large matrix from one block of random numbers: drawing each of a hundred million takes seconds."""
+    block = torch.rand(_BLOCK, generator=generator, dtype=torch.float32).sub_(0.5)
+    block.mul_((12 / max(tensor[0].numel(), 1)) ** 0.5)
+    return block.to(dtype).repeat(-(-tensor.numel() // _BLOCK))[: tensor.numel()].view(tensor.shape)

@@ -14,23 +14,26 @@ import math
 import operator
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
 from torch.fx import Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from pliant.units import axes as ax
 from pliant.units.axes import Atom, Axis
+from pliant.units.call import call_with
 from pliant.units.export import Exported, plain_attention, training_mode
 from pliant.units.group import Tap, UnitGroup
 from pliant.units.jitter import jittered
 from pliant.units.layers import RECURRENT
 from pliant.units.replay import Hit, Replay, extract_replay, tensor_leaves
 from pliant.units.rules.shape import is_uniform
+from pliant.units.several import Several
 from pliant.units.trace import Trace, op_name
 
 __all__ = ["find_taps"]
@@ -60,7 +63,7 @@ def find_taps(
 ) -> tuple[dict[str, Tap], dict[str, Replay]]:
     """A tap for every group that can be read, and the replays that some of them need."""
     sites = {group.name: _sites(trace, group, atoms[group.name]) for group in groups}
-    values, calls = _observe(model, exported)
+    values, calls = _observe(model, exported, trace)
     taps: dict[str, Tap] = {}
     replays: dict[str, Replay] = {}
     for group in groups:
@@ -72,6 +75,7 @@ def find_taps(
         if located is None:
             continue
         dim, table = located
+        found = Sites(_alike(trace, found.nodes, atoms[group.name], located), found.direct)
         hit = _choose(found, values, calls, group)
         if hit is not None:
             taps[group.name] = Tap(hit.kind, hit.module, hit.slot, dim, table)
@@ -91,6 +95,7 @@ def _sites(trace: Trace, group: UnitGroup, atom: Atom) -> Sites:
             continue
         node = _before_dropout(trace, consumer.source, atom)
         result.direct &= node is consumer.source
+        node = _before_view(trace, node, atom)
         if node.op == "call_function" and _carries(trace.of(node), atom) and node not in result.nodes:
             result.nodes.append(node)
     result.nodes.sort(key=is_uniform)  # the zeros that a loop starts from are seen by its hook, but never replayed
@@ -143,6 +148,26 @@ def _before_dropout(trace: Trace, source: Node, atom: Atom) -> Node:
     return site
 
 
+def _before_view(trace: Trace, node: Node, atom: Atom) -> Node:
+    """The input of a view that only joins samples (batch and time) and leaves the units where they are."""
+    while node.op == "call_function" and op_name(node) in ("view", "reshape", "_unsafe_view"):
+        before = node.args[0]
+        if not isinstance(before, Node) or _locate(trace.of(before), atom) != _locate(trace.of(node), atom):
+            break
+        node = before
+    return node
+
+
+def _alike(trace: Trace, nodes: Sequence[Node], atom: Atom, located: Any) -> list[Node]:
+    """The nodes that hold the units at the same place as the first one; a concatenation stands for its operand, too."""
+    wider = list(nodes)
+    for node in nodes:
+        if op_name(node) in ("cat", "concat", "concatenate"):
+            operands: Any = node.args[0]
+            wider.extend(o for o in operands if o.op == "call_function" and _carries(trace.of(o), atom))
+    return [node for node in dict.fromkeys(wider) if _locate(trace.of(node), atom) == located]
+
+
 def _carries(axes: Sequence[Axis], atom: Atom) -> bool:
     return any(atom.root() is leaf.root() for axis in axes for leaf in ax.leaves(axis))
 
@@ -181,14 +206,14 @@ class Calls:
         return {hit: sets[0] for hit, sets in self.seen.items() if self.counts[hit.module] == 1}
 
 
-def _observe(model: nn.Module, exported: Exported) -> tuple[dict[Node, Tensor], Calls]:
+def _observe(model: nn.Module, exported: Exported, trace: Trace) -> tuple[dict[Node, Tensor], Calls]:
     """Run graph and model on the same generic parameters and random state, and compare what they compute."""
     state = jittered(model, seed=0)
     args, kwargs = _generic_inputs(exported)
     with torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        values = _interpret(exported, state, args, kwargs)
+        values = _interpret(exported, state, args, kwargs, trace.views)
         torch.manual_seed(0)
         calls = _watch(model, state, args, kwargs, values)
     return values, calls
@@ -209,34 +234,38 @@ def _generic_inputs(exported: Exported) -> tuple[Any, Any]:
 
 
 class _Recorder(Interpreter):
-    """Runs the exported graph and keeps the value of every tensor in it, as it was when it was made."""
+    """Runs the exported graph and keeps the value of every activation in it, as it was when it was made."""
 
-    def __init__(self, exported: Exported) -> None:
+    def __init__(self, exported: Exported, parameters: Container[Node]) -> None:
         super().__init__(exported.program.graph_module)
+        self.parameters = parameters
         self.kept: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         """Run one node and keep a copy, since later in-place operations may change the original."""
         result = super().run_node(n)
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and n not in self.parameters:
             self.kept[n] = result.clone()
         return result
 
 
-def _interpret(exported: Exported, state: dict[str, Tensor], args: Any, kwargs: Any) -> dict[Node, Tensor]:
+def _interpret(
+    exported: Exported, state: dict[str, Tensor], args: Any, kwargs: Any, parameters: Container[Node]
+) -> dict[Node, Tensor]:
     leaves = iter(pytree.tree_leaves((args, kwargs)))
     feed: list[Any] = []
     program = exported.program
     placeholders = (node for node in exported.nodes if node.op == "placeholder")
     for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
         if node in exported.parameters:
-            feed.append(state[exported.parameters[node]].clone())
+            tensor = state[exported.parameters[node]]
+            feed.append(tensor.clone() if spec.kind is InputKind.BUFFER else tensor)  # a forward may update buffers
         elif node in exported.inputs:
             feed.append(next(leaves))
         else:
             held = program.constants if str(spec.target) in program.constants else program.state_dict
             feed.append(held[str(spec.target)])
-    recorder = _Recorder(exported)
+    recorder = _Recorder(exported, parameters)
     recorder.run(*feed)
     return recorder.kept
 
@@ -247,6 +276,7 @@ def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, v
         index.setdefault(_fingerprint(value), []).append(node)
     calls = Calls()
     handles = []
+    buffers = dict(model.named_buffers(remove_duplicate=False))
 
     def look(hit: Hit, tensor: Tensor) -> None:
         same = {node for node in index.get(_fingerprint(tensor), ()) if torch.equal(values[node], tensor)}
@@ -268,13 +298,13 @@ def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, v
         return hook
 
     for name, module in model.named_modules():
+        if isinstance(module, Several):  # nobody calls the container itself in training
+            continue
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name)))
     try:
         with training_mode(model), plain_attention():
-            torch.func.functional_call(
-                model, {k: v.clone() for k, v in state.items()}, args, kwargs, tie_weights=False
-            )  # every name of a tied tensor is given
+            call_with(model, {k: v.clone() if k in buffers else v for k, v in state.items()}, args, kwargs)
     finally:
         for handle in handles:
             handle.remove()
@@ -291,6 +321,9 @@ def _choose(found: Sites, values: dict[Node, Tensor], calls: Calls, group: UnitG
     valid = calls.always(nodes) if nodes else []
     if not valid:
         return None
+    # of several models, each may run without the other: a hook inside what they share hears both
+    covered = {hit: len(nodes & set().union(*calls.seen[hit])) for hit in valid}
+    valid = [hit for hit in valid if covered[hit] == max(covered.values())]
     if found.direct:
         owners = {piece.name.rpartition(".")[0] for piece in group.role("outgoing")}
         for hit in valid:

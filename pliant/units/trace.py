@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from pliant.units import axes as ax
-from pliant.units.axes import Axis
+from pliant.units.axes import Atom, Axis
 from pliant.units.group import Role
 
-__all__ = ["RULES", "Consumer", "Trace", "arg", "live_nodes", "rule"]
+__all__ = ["RULES", "Consumer", "Key", "Trace", "View", "arg", "live_nodes", "rule"]
 
 Rule = Callable[["Trace", Node], Any]
 RULES: dict[str, Rule] = {}
@@ -47,8 +47,14 @@ def op_name(node: Node) -> str:
     if packet is None:
         return str(getattr(target, "__name__", target))
     namespace, name = str(packet).split(".", 1)
+    if name.startswith("__"):
+        return name  # `__and__` is no in-place op
     name = name.rstrip("_") if not name.startswith("_") else "_" + name[1:].rstrip("_")
     return name if namespace == "aten" else f"{namespace}.{name}"
+
+
+Key = tuple[str, int]
+View = tuple[frozenset[Key], ...]
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,17 @@ class Trace:
     Attributes:
         values: Node to its axes (one per dimension), or a tuple of such for several results.
         parameter_axes: Name of each parameter and buffer to its axes.
-        roles: ``(name, dim from the end)`` to the roles that rules gave it.
+        views: Nodes that are computed from parameters alone (views, cuts, joins, element-wise combinations), and for
+            each of their dimensions the parameter dimensions ``(name, dim from the end)`` that it came from.
+        uses: ``(name, dim from the end)`` to the roles that rules gave it, each with the axis that was used so: of
+            a fused weight that is cut or viewed, every part has its own role.
         consumers: Where units are consumed by weights, in graph order.
         unknown: Ops met that no rule explains, with the number of times.
         used: Parameters and buffers that the graph reads.
-        blends: Nodes computed entry by entry from parameters alone (a standardised or noisy weight), with those
-            operands that have the shape of the result: what happens to the result happens to them.
-        orders: The order of dimensions of those blends that are a permutation of their operand.
         moving: Nodes that depend on more than parameters and buffers.
-        shifted: Blends that are not zero where their operands are (``exp(w)``, ``1 + w``): zeroed outgoing weights
-            do not silence what they consume.
+        learned: Dimensions of parameters that stand where activations do.
+        shifted: What is computed from parameters and is not zero where they are (``exp(w)``, ``1 + w``): zeroed
+            outgoing weights do not silence what they consume.
         buffers: Names of the buffers among the tensors.
         inputs: The model's input tensors, and their places in the flattened call.
         starts: Inputs that recurrent units start from: place, row (layer and direction), axis of the units.
@@ -86,19 +93,21 @@ class Trace:
 
     parameter_axes: dict[str, tuple[Axis, ...]]
     values: dict[Node, Any] = field(default_factory=dict)
-    views: dict[Node, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
-    roles: dict[tuple[str, int], set[Role]] = field(default_factory=dict)
+    views: dict[Node, View] = field(default_factory=dict)
+    uses: dict[Key, list[tuple[Role, Axis]]] = field(default_factory=dict)
     consumers: list[Consumer] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
-    blends: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
-    orders: dict[Node, tuple[int, ...]] = field(default_factory=dict)
     moving: set[Node] = field(default_factory=set)
+    learned: set[Key] = field(default_factory=set)
     shifted: set[Node] = field(default_factory=set)
     buffers: frozenset[str] = frozenset()
     inputs: dict[Node, int] = field(default_factory=dict)
     starts: list[tuple[int, int | None, Axis]] = field(default_factory=list)
     finals: dict[Node, list[Axis]] = field(default_factory=dict)
+    _place: dict[Node, int] = field(default_factory=dict)
+    _past: dict[Node, int] = field(default_factory=dict)  # bit i of an entry: the node depends on the i-th one
+    _branch: dict[Node, int] = field(default_factory=dict)  # the same, with a contraction in between
 
     # ---- reading ----
     def of(self, node: Any) -> tuple[Axis, ...]:
@@ -110,42 +119,63 @@ class Trace:
         return shape_of(node.meta["val"])
 
     def is_parameter(self, node: Any) -> bool:
-        """Whether the node is a parameter or buffer, a plain view of one, or computed from some entry by entry."""
-        return node in self.views or node in self.blends
+        """Whether the node is a parameter or buffer, or computed from such alone."""
+        return node in self.views
+
+    def branches(self, newer: Node, older: Node) -> bool:
+        """Whether ``newer`` was computed from ``older`` by way of a matrix product, convolution or attention."""
+        return bool(self._branch.get(newer, 0) >> self._place[older] & 1)
+
+    def roles_of(self, name: str, dim: int, atom: Atom) -> set[Role]:
+        """The roles in which the units of ``atom`` were used on one dimension of a parameter."""
+        top = atom.root()
+        return {role for role, axis in self.uses.get((name, dim), ()) if any(top is leaf for leaf in ax.leaves(axis))}
 
     # ---- writing ----
     def role(self, node: Any, dim: int, role: Role) -> None:
-        """Say how a parameter's dimension is used; ignored where the node is no view of a parameter."""
-        for part in self.blends.get(node, ()):
-            self.role(part, self._before(node, dim), role)
+        """Say how a parameter's dimension is used; ignored where the node is not computed from parameters alone."""
         if node not in self.views:
             return
-        name, dims = self.views[node]
-        original = dims[dim]
-        if name in self.buffers:  # whatever a buffer does, nobody draws it anew
-            role = "carried"
-        if original is not None:
-            self.roles.setdefault((name, original), set()).add(role)
+        axis = self.of(node)[dim]
+        for key in self.views[node][dim]:  # whatever a buffer does, nobody draws it anew
+            self.uses.setdefault(key, []).append(("carried" if key[0] in self.buffers else role, axis))
+
+    def learn(self, node: Any) -> None:
+        """Say that a parameter stands where activations do (class token, learned queries): it produces its entries."""
+        for dim, keys in enumerate(self.views.get(node, ())):
+            self.role(node, dim, "incoming")
+            self.learned |= keys
 
     def consume(self, node: Node, source: Any, weight: Any, dim: int) -> None:
         """Record that ``weight`` contracts its dimension ``dim`` with the activation ``source``."""
         self.role(weight, dim, "outgoing")
-        if weight in self.shifted:
-            ax.mark(self.of(weight)[dim], "mixed")
-        for part in self.blends.get(weight, ()):
-            self.consume(node, source, part, self._before(weight, dim))
-        if weight in self.views:
-            name, dims = self.views[weight]
-            original = dims[dim]
-            if name in self.buffers:  # a fixed matrix cannot be zeroed
-                ax.mark(self.of(weight)[dim], "mixed")
-            if original is not None:
-                self.consumers.append(Consumer(name, original, node, source))
+        keys = sorted(self.views.get(weight, {dim: ()})[dim])
+        if keys and (weight in self.shifted or all(name in self.buffers for name, _ in keys)):
+            ax.mark(self.of(weight)[dim], "mixed")  # a fixed matrix, or a function of one, cannot be zeroed
+        for name, original in keys:
+            self.consumers.append(Consumer(name, original, node, source))
 
-    def _before(self, node: Node, dim: int) -> int:
-        """The dimension of a permuted blend's operand that its dimension ``dim`` was, counted from the end."""
-        order = self.orders.get(node)
-        return dim if order is None else order[dim] - len(order)
+    def derive(self, node: Node, *sources: Any) -> None:
+        """Note that ``node`` is an element-wise combination of ``sources``, if those are parameters, all of them."""
+        if not sources or not all(source in self.views for source in sources):
+            return
+        rank = max(len(self.views[source]) for source in sources)
+        dims: list[frozenset[Key]] = [frozenset()] * rank
+        for source in sources:
+            for back, keys in enumerate(reversed(self.views[source]), start=1):
+                dims[-back] |= keys
+        self.views[node] = tuple(dims)
+        if self.shifted.intersection(sources):
+            self.shifted.add(node)
+
+    def freeze_unused(self) -> None:
+        """Freeze every part of every parameter that no rule gave a role."""
+        for name, axes in self.parameter_axes.items():
+            reason = "no rule says how it is used" if name in self.used else "it is not used in the forward pass"
+            for dim, axis in zip(range(-len(axes), 0), axes, strict=True):
+                for atom in ax.leaves(axis):
+                    if atom.size > 1 and not self.roles_of(name, dim, atom):
+                        atom.freeze(reason)
 
     def opaque(self, node: Node, reason: str) -> Any:
         """Axes of a result that nothing is known about: every dimension frozen."""
@@ -162,18 +192,24 @@ class Trace:
         """Apply the rules to the graph's calls, in order."""
         order = list(nodes)
         live = live_nodes(order)
-        for node in order:
-            if node not in live:  # attention weights that were averaged for nobody must not mark the heads
-                continue
+        for place, node in enumerate(order):
+            self._place[node] = place
+            past = branch = 0
+            for source in () if op_name(node) in _BLANK else node.all_input_nodes:
+                past |= self._past.get(source, 0) | (1 << self._place[source])
+                branch |= self._branch.get(source, 0)
+            self._past[node] = past
+            self._branch[node] = branch | (past if op_name(node) in _CONTRACTIONS else 0)
             if node.op == "placeholder" and node not in self.views:
                 self.moving.add(node)
             self.moving.update([node] if self.moving.intersection(node.all_input_nodes) else ())
             if node.op == "call_function" and node not in self.values:  # a rule may know what an item of its result is
-                self.values[node] = self._call(node)
+                # attention weights that were averaged for nobody must not mark the heads
+                self.values[node] = self._call(node) if node in live else self.opaque(node, "it is not used")
 
     def _call(self, node: Node) -> Any:
         name = op_name(node)
-        if not _has_tensor(node.meta.get("val")) and name not in ("getitem", "wrap_with_set_grad_enabled"):
+        if not _has_tensor(node.meta.get("val")) and name != "getitem":
             return None  # sizes, guards and other scalars
         if name in RULES:
             return RULES[name](self, node)
@@ -183,14 +219,32 @@ class Trace:
         return self.opaque(node, reason)
 
 
+_SIZES = frozenset(["sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "_assert_tensor_metadata"])
+
+
+_BLANK = frozenset(["zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like"])
+"""What has the shape of its operand does not depend on its values."""
+
+_CONTRACTIONS = frozenset(
+    [
+        *("linear", "addmm", "baddbmm", "mm", "bmm", "matmul", "einsum", "scaled_dot_product_attention"),
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution"),
+    ]
+)
+
+
 def live_nodes(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes that the model's output, a written tensor, or a reading of the units (``meta["read"]``) depends on."""
+    """The nodes that the model's output, a written tensor, or a reading of the units (``meta["read"]``) depends on.
+
+    Reading a tensor's size is no use of it.
+    """
     live: set[Node] = set()
     for node in reversed(list(nodes)):
         schema = getattr(node.target, "_schema", None)
         if node in live or node.op == "output" or node.meta.get("read") or (schema is not None and schema.is_mutable):
             live.add(node)
-            live.update(node.all_input_nodes)
+            if op_name(node) not in _SIZES:
+                live.update(node.all_input_nodes)
     return live
 
 
@@ -200,7 +254,17 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def _hint(size: Any) -> int:
-    return size if isinstance(size, int) else int(size.node.hint)
+    if isinstance(size, int):
+        return size
+    if size.node.hint is not None:
+        return int(size.node.hint)
+    # how many entries a mask selects depends on the data: each such number stands for a size of its own
+    symbols = {symbol: _SELECTED + sum(map(ord, str(symbol))) for symbol in size.node.expr.free_symbols}
+    backed = {symbol: size.node.shape_env.size_hint(symbol) for symbol in symbols if not str(symbol).startswith("u")}
+    return int(size.node.expr.subs({**symbols, **backed}))
+
+
+_SELECTED = 1_000_003
 
 
 def _has_tensor(value: Any) -> bool:
@@ -237,11 +301,12 @@ def _is_axes(value: Sequence[Any]) -> bool:
     return isinstance(probe, ax.Atom)
 
 
-def parameter_views(
-    names: Mapping[Node, str], parameter_axes: Mapping[str, tuple[Axis, ...]]
-) -> dict[Node, tuple[str, tuple[int | None, ...]]]:
+def parameter_views(names: Mapping[Node, str], parameter_axes: Mapping[str, tuple[Axis, ...]]) -> dict[Node, View]:
     """The identity views of the graph's parameter placeholders; dims are counted from the end."""
-    return {node: (name, tuple(range(-len(parameter_axes[name]), 0))) for node, name in names.items()}
+    return {
+        node: tuple(frozenset([(name, dim)]) for dim in range(-len(parameter_axes[name]), 0))
+        for node, name in names.items()
+    }
 
 
 def dtype_is_float(node: Node) -> bool:

@@ -8,9 +8,11 @@ on at all (the key bias of an attention layer) is reported as inert.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +20,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration
-from pliant.units.export import Inputs, as_call, canonical_names, plain_attention
+from pliant.units.call import call_with
+from pliant.units.exact import FullPrecision, NoNoise
+from pliant.units.export import Inputs, as_call, canonical_names, model_outputs, plain_attention
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.jitter import jittered
-from pliant.units.replay import tensor_leaves
+from pliant.units.several import Models, joined
 
 if TYPE_CHECKING:
     from pliant.units.graph import UnitGraph
@@ -127,12 +131,12 @@ def permute(state: dict[str, Tensor], pieces: tuple[TensorSlice, ...], order: Te
     return result
 
 
-def verify(units: UnitGraph, model: nn.Module, example_inputs: Inputs, *, seed: int = 0) -> Verification:
+def verify(units: UnitGraph, model: Models, example_inputs: Any, *, seed: int = 0) -> Verification:
     """Check every group of a unit graph on a model, by running it.
 
     Args:
         units: The unit graph.
-        model: The model; it is not changed.
+        model: The model, or the mapping of models that the units were found in; it is not changed.
         example_inputs: As for :func:`~pliant.units.discover.find_units`.
         seed: Seed of the random state, inputs and permutations.
 
@@ -142,6 +146,7 @@ def verify(units: UnitGraph, model: nn.Module, example_inputs: Inputs, *, seed: 
     Raises:
         IllegalConfiguration: If a group names tensors that the model does not have.
     """
+    model, example_inputs = joined(model, example_inputs)
     missing = {name for group in units for name in group.tensors} - set(canonical_names(model).values())
     if missing:
         raise IllegalConfiguration(
@@ -154,7 +159,7 @@ def verify(units: UnitGraph, model: nn.Module, example_inputs: Inputs, *, seed: 
             probe = _Probe(model, example_inputs, seed, torch.float64)
             probe.baseline()
             tolerance = 1e-9
-        except RuntimeError:  # a model that makes float32 tensors inside its forward cannot run in float64
+        except RuntimeError:  # kernels that exist in float32 only
             probe = _Probe(model, example_inputs, seed, torch.float32)
             probe.baseline()
             tolerance = 1e-4
@@ -181,11 +186,19 @@ class _Probe:
 
     def baseline(self) -> None:
         self.reference = self.run(self.state)
+        if not self.reference:
+            raise IllegalConfiguration(
+                f"{type(self.model).__name__} returns no floating-point tensor (only actions or indices), in which no "
+                "small change can be seen. Check the network inside it that computes values, for example "
+                "policy.q_net instead of policy."
+            )
 
-    def run(self, state: dict[str, Tensor], group: UnitGroup | None = None, order: Tensor | None = None) -> Any:
+    def run(
+        self, state: dict[str, Tensor], group: UnitGroup | None = None, order: Tensor | None = None
+    ) -> list[Tensor]:
         """Outputs in evaluation mode, then in training mode; a group's recurrent state goes in permuted, and back."""
         args, kwargs = _move_state((self.args, self.kwargs), group, order, "input")
-        full = {alias: state[name].clone() for alias, name in self.names.items()}
+        full = {name: state[name].clone() for name in self.names.values()}
         outputs: list[Tensor] = []
         flags = [(module, module.training) for module in self.model.modules()]
         rates = [(m, key, getattr(m, key)) for m in self.model.modules() for key in _DROPOUT_RATES if _is_rate(m, key)]
@@ -194,12 +207,20 @@ class _Probe:
                 setattr(module, key, 0.0)
             for mode in (False, True):
                 self.model.train(mode)
-                with torch.no_grad(), torch.random.fork_rng(), plain_attention(), _NoFunctionalDropout():
+                with (
+                    torch.no_grad(),
+                    torch.random.fork_rng(),
+                    plain_attention(),
+                    _NoFunctionalDropout(),
+                    NoNoise(),
+                    _PlainKernels(),
+                    FullPrecision() if self.dtype == torch.float64 else contextlib.nullcontext(),
+                ):
                     torch.manual_seed(self.seed)
-                    result = torch.func.functional_call(self.model, full, args, kwargs, tie_weights=False)
+                    result = call_with(self.model, full, args, kwargs)
                 if order is not None:
                     result = _move_state(result, group, order.argsort(), "output")
-                outputs.extend(leaf for leaf in tensor_leaves(result) if leaf.dtype.is_floating_point)
+                outputs.extend(leaf for leaf in model_outputs(result) if leaf.dtype.is_floating_point)
         finally:
             for module, flag in flags:
                 module.training = flag
@@ -286,6 +307,19 @@ class _NoFunctionalDropout(torch.overrides.TorchFunctionMode):
             kwargs["dropout_p"] = 0.0
             args = args[:4] + args[5:] if len(args) > 4 else args
         return func(*args, **kwargs)
+
+
+class _PlainKernels(torch.overrides.TorchFunctionMode):
+    """Grouped matrix products of mixtures of experts, whose kernels exist in short types only, one by one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(func, "__name__", "") not in ("_grouped_mm", "grouped_mm", "grouped_mm_fallback"):
+            return func(*args, **kwargs)
+        rows, weight, offsets = [*args, *(kwargs[key] for key in ("offs",) if key in kwargs)][:3]
+        starts = [0, *offsets.tolist()]
+        parts = [rows[a:b] @ weight[i] for i, (a, b) in enumerate(pairwise(starts))]
+        return torch.cat([*parts, rows.new_zeros(len(rows) - starts[-1], weight.shape[-1])])
 
 
 def _relative(reference: Tensor, other: Tensor) -> float:

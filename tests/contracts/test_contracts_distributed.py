@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import ddp_worker
 import pytest
 import torch
+import two_processes
 
-SCRIPT = Path(__file__).with_name("ddp_worker.py")
+
+def same(a, b, *, to_the_bit):
+    assert a["events"] == b["events"]
+    for part in ("model", "state"):
+        assert a[part].keys() == b[part].keys()
+        for key, value in a[part].items():
+            if to_the_bit:
+                assert torch.equal(value, b[part][key]), key
+            else:
+                assert torch.allclose(value.double(), b[part][key].double(), atol=1e-9), key
 
 
 @pytest.mark.slow
-def test_two_ranks_stay_bit_identical_over_200_steps(tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        errors = [worker.communicate(timeout=240)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
-    first, second, alone = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("0", "1", "alone"))
-    for method in first:
-        a, b, c = first[method], second[method], alone[method]
-        assert a["events"] == b["events"]
-        assert len(a["events"]) > 20
-        for key, value in a["model"].items():
-            assert torch.equal(value, b["model"][key]), (method, key)
-        for key, value in a["state"].items():
-            assert torch.equal(value, b["state"][key])
-            assert torch.allclose(value.double(), c["state"][key].double(), atol=1e-9), (method, key)
-        # averaged statistics: the same resets as one process that sees both halves
-        assert a["events"] == c["events"], method
-        for key, value in a["model"].items():
-            assert torch.allclose(value, c["model"][key], atol=1e-9), (method, key)
-    assert first["eval_error"]["events"][0].startswith("the optimizer stepped while the model was in evaluation mode")
+def test_two_processes_are_one(tmp_path):
+    """Over 200 steps with resets, and with no_sync, static graphs, bucket views, unused parameters, uneven batches."""
+    first, second = two_processes.run("ddp_worker", "everything", tmp_path)
+    errors = first.pop("errors")
+    assert second.pop("errors") == errors
+    for name, result in first.items():
+        same(result, second[name], to_the_bit=True)
+    for name, run in ddp_worker.SAME.items():
+        alone = run(None).result()
+        if name == "uneven":  # with unequal halves the averaged gradients are others, and so would the moments be
+            assert any(value.any() for value in alone["state"].values())
+        same(first[name], alone, to_the_bit=False)
+        assert len(alone["events"]) > 4 or name in ("shrink_and_perturb", "uneven"), name
+
+    # a group that only one process has seen: the mean over its samples, and resets in both
+    groups = {event[1] for event in first["one_expert_each"]["events"]}
+    assert {"experts.0.0", "experts.1.0"} <= groups
+    for rank in (0, 1):
+        alone = ddp_worker.Run(ddp_worker.QUICK, None, model=ddp_worker.two_experts(), used=(rank,), lr=0.0)
+        for step in range(3):
+            x, y = ddp_worker.halves(*ddp_worker.batch(step), rank)
+            alone.optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(alone.model(x), y).backward()
+            alone.optimizer.step()
+        key = f"0.experts.{rank}.0.activation"
+        assert torch.allclose(first["one_expert_each_at_rest"]["state"][key], alone.result()["state"][key], atol=1e-12)
+
+    assert errors["eval"].startswith("the optimizer stepped while the model was in evaluation mode")
+    assert "join" in errors["join"]
+    assert "the same number of batches" in errors["join"]

@@ -147,3 +147,93 @@ def test_capture_leaves_no_hook_when_the_model_fails():
         capture(model, units, torch.randn(2, 2, 9, 9))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert model.training
+
+
+def gradient_by_hand(model, x):
+    hidden = torch.relu(model[0](x))
+    hidden.retain_grad()
+    model[3](model[2](hidden)).square().sum().backward()
+    return hidden.grad
+
+
+def test_the_gradient_of_every_activation_counts_once_and_micro_batches_add_up():
+    model = conv()
+    units = pliant.find_units(model, torch.randn(2, 2, 4, 4))
+    found = collector(model, units, needs=("mean_abs_activation", "mean_abs_gradient"))
+    x = torch.randn(6, 2, 4, 4)
+    for piece in (x[:4], x[4:]):
+        model(piece).square().sum().backward()
+    found.finish(1, list(units))
+    stats = found.stats(units["0"])
+    found.remove()
+    assert torch.allclose(stats.mean_abs_gradient, gradient_by_hand(model, x).abs().mean((0, 2, 3)))
+    assert torch.allclose(stats.mean_abs_activation, torch.relu(model[0](x)).mean((0, 2, 3)))
+
+
+def test_gradients_alone_can_be_asked_for_and_a_loss_without_them_is_said():
+    model = conv()
+    units = pliant.find_units(model, torch.randn(2, 2, 4, 4))
+    found = collector(model, units, needs=("mean_abs_gradient",))
+    x = torch.randn(6, 2, 4, 4)
+    model(x).square().sum().backward()
+    found.finish(1, list(units))
+    assert found.stats(units["0"]).mean_abs_gradient.shape == (3,)
+    model(x)  # the loss is computed from something else
+    found.finish(2, list(units))
+    with pytest.raises(pliant.NoEffect, match="no gradient reached"):
+        found.stats(units["0"]).mean_abs_gradient  # noqa: B018
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradients_are_seen_once_under_activation_checkpointing(reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    model = conv()
+    units = pliant.find_units(model, torch.randn(2, 2, 4, 4))
+    found = collector(model, units, needs=("mean_abs_gradient", "mean_abs_activation"))
+    x = torch.randn(6, 2, 4, 4)
+    checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant).square().sum().backward()
+    assert found.accumulators["0"].count == found.accumulators["0"].gradient_count == 24
+    found.finish(1, list(units))
+    found.remove()
+    want = gradient_by_hand(model, x).abs().mean((0, 2, 3))
+    assert torch.allclose(found.stats(units["0"]).mean_abs_gradient, want)
+
+
+def test_features_carry_their_graph_until_the_step():
+    model = conv()
+    units = pliant.find_units(model, torch.randn(2, 2, 4, 4))
+    found = collector(model, units, needs=("features",))
+    x = torch.randn(6, 2, 4, 4)
+    model(x)
+    (act_NU,) = found.features(units["0"])
+    assert act_NU.shape == (24, 3)
+    act_NU.square().mean().backward()
+    want = torch.autograd.grad(torch.relu(model[0](x)).square().mean(), model[0].weight)[0]
+    assert torch.allclose(model[0].weight.grad, want)
+    found.finish(1, list(units))
+    assert found.features(units["0"]) == []
+    with pytest.raises(pliant.NoEffect, match="features"):
+        collector(model, units).features(units["0"])
+
+
+def test_what_is_replayed_has_no_gradient_and_says_so():
+    model = nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoderLayer(8, 2, 6, batch_first=True), nn.Linear(8, 2))
+    units = pliant.find_units(model, torch.randn(2, 3, 4))
+    replayed = next(group for group in units if group.tap and group.tap.replay)
+    found = Collector(model, units, {replayed.name: frozenset({"mean_abs_gradient"})}, named_tensors(model))
+    with pytest.raises(pliant.IllegalConfiguration, match="apart from the forward pass"):
+        model(torch.randn(2, 3, 4))
+    found.remove()
+
+
+def test_gradients_inside_a_compiled_model_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    units = pliant.find_units(model, torch.randn(2, 4))
+    found = collector(model, units, needs=("mean_abs_activation", "mean_abs_gradient"))
+    compiled = torch.compile(model, backend="eager")
+    compiled(torch.randn(3, 4)).sum().backward()
+    with pytest.raises(pliant.NotYetSupported, match=r"without torch\.compile"):
+        found.finish(1, list(units))
+    found.remove()
+    torch._dynamo.reset()

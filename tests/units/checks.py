@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from zoo_base import call
 
 from pliant.units import TensorSlice
 
@@ -23,17 +25,34 @@ def generic_copy(model: nn.Module, seed: int = 0) -> nn.Module:
         for buffer in other.buffers():
             if buffer.is_floating_point():
                 buffer.copy_(torch.rand(buffer.shape, generator=generator, dtype=torch.float64) + 0.5)
+    if hasattr(other, "set_experts_implementation"):
+        other.set_experts_implementation("eager")  # a loop over the experts; the grouped kernel has no float64
     for module in other.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
             module.dropout = 0.0
-        if hasattr(module, "rate"):
-            module.rate = 0.0
+        for name, value in vars(module).items():  # rates that modules keep as numbers
+            if (name == "rate" or "dropout" in name) and isinstance(value, float):
+                setattr(module, name, 0.0)
     return other
 
 
+class Wide(TorchFunctionMode):
+    """Casts to float32 inside a model (norms, softmax, rotary angles) give float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def wide(item: Any) -> Any:
+            return torch.float64 if item is torch.float32 else item
+
+        if func is Tensor.float:
+            return args[0].double()
+        return func(*map(wide, args), **{key: wide(value) for key, value in (kwargs or {}).items()})
+
+
 def flat(output: Any) -> list[Tensor]:
+    if isinstance(output, dict):  # of a Hugging Face output: what it was trained for, not its caches
+        return [output[key] for key in ("loss", "logits") if output.get(key) is not None]
     return list(output) if isinstance(output, (tuple, list)) else [output]
 
 
@@ -43,8 +62,8 @@ def outputs(model: nn.Module, x: Any) -> list[Tensor]:
     result = []
     for mode in (False, True):
         model.train(mode)
-        with torch.no_grad():
-            result.extend(item.clone() for item in flat(model(x)))
+        with torch.no_grad(), Wide():
+            result.extend(item.clone() for item in flat(call(model, x)))
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(saved[name])

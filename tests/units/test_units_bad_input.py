@@ -200,6 +200,14 @@ def test_pieces_of_a_parameter_are_followed():
 
 
 def test_a_parameter_that_is_used_in_a_way_without_a_rule_is_not_called_unused():
-    units = pliant.find_units(Pieces(join=True), torch.randn(3, 5))
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.fc1, self.fc2 = nn.Parameter(torch.randn(8, 5)), nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.fc2(torch.relu(self.fc1(nn.functional.linear(x, self.w.softmax(0)))))
+
+    units = pliant.find_units(Normalised(), torch.randn(3, 5))
     assert [group.name for group in units] == ["fc1"]
-    assert units.excluded["v", -2] == "no rule says how it is used"
+    assert units.excluded["w", -2] == "no rule says how it is used"

@@ -1,5 +1,31 @@
 """Op rules, one file per family: what each ATen operation does to the axes of its tensors."""
 
-from pliant.units.rules import attention, conv, elementwise, linear, norm, parametrized, recurrent, reduction, shape
+from pliant.units.rules import (
+    attention,
+    conv,
+    elementwise,
+    experts,
+    linear,
+    loss,
+    norm,
+    parametrized,
+    recurrent,
+    reduction,
+    sampling,
+    shape,
+)
 
-__all__ = ["attention", "conv", "elementwise", "linear", "norm", "parametrized", "recurrent", "reduction", "shape"]
+__all__ = [
+    "attention",
+    "conv",
+    "elementwise",
+    "experts",
+    "linear",
+    "loss",
+    "norm",
+    "parametrized",
+    "recurrent",
+    "reduction",
+    "sampling",
+    "shape",
+]

@@ -19,7 +19,6 @@ _ZERO_AT_ZERO = frozenset({
     "softsign", "hardshrink", "softshrink", "abs", "neg", "expm1", "log1p", "sqrt", "square", "sin", "tan", "atan",
     "erf", "sign", "floor", "ceil", "round", "trunc", "dropout", "native_dropout", "nan_to_num",
 })  # fmt: skip
-_BLANK = frozenset({"zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "empty_like"})
 
 
 @rule(
@@ -38,12 +37,9 @@ def unary(trace: Trace, node: Node) -> Any:
     """The same axes come out."""
     source = node.args[0]
     axes = trace.of(source)
-    if source in trace.views and op_name(node) in _COPIES:  # a cast or copy of a parameter is still that parameter
-        trace.views[node] = trace.views[source]  # type: ignore[index]
-    elif trace.is_parameter(source):
-        trace.blends[node] = (source,)  # type: ignore[assignment]
-        if op_name(node) not in _COPIES | _ZERO_AT_ZERO:
-            trace.shifted.add(node)
+    trace.derive(node, source)  # a function of a parameter's entries is used where the parameter is
+    if trace.is_parameter(node) and op_name(node) not in _COPIES | _ZERO_AT_ZERO:
+        trace.shifted.add(node)
     value = node.meta["val"]
     return tuple(axes for _ in value) if isinstance(value, (tuple, list)) else axes
 
@@ -55,14 +51,14 @@ def unary(trace: Trace, node: Node) -> Any:
     "__and__", "__or__", "xlogy", "hypot",
 )  # fmt: skip
 def broadcast(trace: Trace, node: Node) -> Any:
-    """Equal dimensions are tied after broadcasting; a sum with one of its own ancestors is a residual stream."""
+    """Equal dimensions are tied after broadcasting; a sum of a tensor and a branch of it is a residual stream."""
     operands = [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), Tensor)]
     name = str(node.target)
     shape = trace.shape(node)
     result: list[Axis | None] = [None] * len(shape)
-    blended: tuple[Node, ...] = ()
+    parts: tuple[Node, ...] = ()
     if node not in trace.moving:  # a weight computed from parameters: what consumes it says how they are used
-        blended = _blend(trace, node, operands)
+        parts = _parts(trace, node, operands)
     for operand in operands:
         axes = trace.of(operand)
         sizes = shape_of(operand.meta["val"])
@@ -76,9 +72,7 @@ def broadcast(trace: Trace, node: Node) -> Any:
                 result[-back] = axes[-back]
             else:
                 ax.tie(current, axes[-back])
-        if operand in blended:
-            continue
-        if trace.is_parameter(operand):
+        if trace.is_parameter(operand) and operand not in parts:
             for back in range(1, len(trace.of(operand)) + 1):
                 trace.role(operand, -back, "carried")
     if ("add" in name or "sub" in name) and "addc" not in name:
@@ -86,7 +80,7 @@ def broadcast(trace: Trace, node: Node) -> Any:
     return tuple(axis if axis is not None else ax.fresh(size) for axis, size in zip(result, shape, strict=True))
 
 
-def _blend(trace: Trace, node: Node, operands: list[Node]) -> tuple[Node, ...]:
+def _parts(trace: Trace, node: Node, operands: list[Node]) -> tuple[Node, ...]:
     """The operands that are, entry by entry, the weight that is being computed; masks and noise only scale it."""
     whole = [item for item in operands if trace.is_parameter(item) and trace.shape(item) == trace.shape(node)]
     name, first = op_name(node), node.args[0]
@@ -96,13 +90,14 @@ def _blend(trace: Trace, node: Node, operands: list[Node]) -> tuple[Node, ...]:
     else:
         is_shifted = name not in ("add", "sub") or len(whole) < 2 or any(_is_buffer(trace, item) for item in whole)
     if whole:
-        trace.blends[node] = tuple(whole)
+        trace.derive(node, *whole)
         trace.shifted.update([node] if is_shifted else [])
     return tuple(whole)
 
 
 def _is_buffer(trace: Trace, node: Node) -> bool:
-    return node in trace.views and trace.views[node][0] in trace.buffers
+    names = {name for keys in trace.views.get(node, ()) for name, _ in keys}
+    return bool(names) and names <= trace.buffers
 
 
 def _at_channel(axes: tuple[Axis, ...], sizes: tuple[int, ...], rank: int) -> tuple[Any, tuple[int, ...]]:
@@ -111,26 +106,22 @@ def _at_channel(axes: tuple[Axis, ...], sizes: tuple[int, ...], rank: int) -> tu
     return (*axes, *(ax.fresh(1) for _ in range(pad))), (*sizes, *([1] * pad))
 
 
+_LAYOUT = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "transpose", "permute", "unsqueeze", "squeeze")
+_SAME = frozenset([*_LAYOUT, "to", "_to_copy", "clone", "contiguous", "detach", "alias", "dropout", "native_dropout"])
+
+
+def _stem(node: Node) -> Node:
+    """The tensor that a cast, copy or view was made of."""
+    while node.op == "call_function" and op_name(node) in _SAME and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
+
+
 def _mark_residual(trace: Trace, operands: list[Node]) -> None:
     activations = [operand for operand in operands if not trace.is_parameter(operand)]
-    if len(activations) == 2 and (
-        _is_ancestor(activations[0], activations[1]) or _is_ancestor(activations[1], activations[0])
-    ):
-        for axis in trace.of(activations[0]):
-            ax.mark(axis, "residual")
-
-
-def _is_ancestor(older: Node, newer: Node) -> bool:
-    """Whether ``newer`` depends on ``older``."""
-    pending, seen = [newer], {newer}
-    while pending:
-        node = pending.pop()
-        if op_name(node) in _BLANK:  # a tensor of the same shape is no descendant
-            continue
-        for source in node.all_input_nodes:
-            if source is older:
-                return True
-            if source not in seen:
-                seen.add(source)
-                pending.append(source)
-    return False
+    if len(activations) != 2:
+        return
+    for older, newer in (activations, activations[::-1]):
+        if trace.branches(newer, _stem(older)):  # not the other way round: a mask is added to every layer's scores
+            for axis in trace.of(older):
+                ax.mark(axis, "residual")

@@ -16,6 +16,7 @@ def linear(trace: Trace, node: Node) -> tuple[Axis, ...]:
     """``y = x W.T + b``: columns consume, rows and bias produce."""
     source, weight, bias = node.args[0], node.args[1], arg(node, 2, "bias")
     weight_axes = trace.of(weight)
+    trace.learn(source)
     ax.tie(trace.of(source)[-1], weight_axes[-1])
     trace.consume(node, source, weight, -1)
     trace.role(weight, -2, "incoming")

@@ -8,7 +8,7 @@ from torch.fx import Node
 
 from pliant.units import axes as ax
 from pliant.units.axes import Axis
-from pliant.units.trace import Trace, arg, rule
+from pliant.units.trace import Trace, arg, rule, shape_of
 
 
 def _dims(node: Node, rank: int, index: int = 1, name: str = "dim") -> list[int]:
@@ -78,9 +78,13 @@ def glu(trace: Trace, node: Node) -> Any:
 def ordered(trace: Trace, node: Node) -> Any:
     """Anything that depends on the order along a dimension freezes it."""
     source = trace.of(node.args[0])
-    dims = node.args[2:3] if "topk" in str(node.target) else node.args[1:2]
     name = str(node.target)
+    at = 2 if "topk" in name or "roll" in name else 1  # after the number of entries, or the shifts
+    given = arg(node, at, "dim")
+    dims = [] if given is None else [given]
     reason = f"its order matters to {name.removeprefix('aten.').split('.')[0]!r}"
+    if "topk" in name:
+        reason = "its largest entries are chosen by number ('topk'), as a router chooses experts"
     flat = [d for item in dims for d in (item if isinstance(item, (list, tuple)) else [item])]
     chosen = [int(d) % len(source) for d in flat if isinstance(d, int)] or list(range(len(source)))
     if any(word in name for word in ("argmax", "argmin", "roll", "topk")):
@@ -92,13 +96,9 @@ def ordered(trace: Trace, node: Node) -> Any:
         if value.ndim == len(source):
             return tuple(
                 ax.fresh(size, reason) if i in chosen else axis
-                for i, (axis, size) in enumerate(zip(source, _sizes(value), strict=True))
+                for i, (axis, size) in enumerate(zip(source, shape_of(value), strict=True))
             )
         return tuple(axis for i, axis in enumerate(source) if i not in chosen)
 
     value = node.meta["val"]
     return tuple(result(item) for item in value) if isinstance(value, (tuple, list)) else result(value)
-
-
-def _sizes(value: Any) -> list[int]:
-    return [size if isinstance(size, int) else int(size.node.hint) for size in value.shape]

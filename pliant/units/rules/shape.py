@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.fx import Node
 
 from pliant.units import axes as ax
 from pliant.units.axes import Axis
-from pliant.units.trace import Trace, arg, op_name, opaque_like, rule, shape_of
+from pliant.units.trace import Key, Trace, arg, op_name, opaque_like, rule, shape_of
 
 
 def _length(axis: Axis) -> int:
@@ -19,21 +21,34 @@ def _dim(node: Node, index: int, name: str, rank: int, default: int = 0) -> int:
     return int(arg(node, index, name, default)) % rank
 
 
+_NOTHING: frozenset[Key] = frozenset()
+
+
+def _view(trace: Trace, node: Node, source: Any, dims: Sequence[int | None]) -> None:
+    """Note that ``node`` is a view of a parameter: its dimensions are the given ones of ``source`` (or new)."""
+    if source in trace.views:
+        keys = trace.views[source]
+        trace.views[node] = tuple(_NOTHING if dim is None else keys[dim] for dim in dims)
+
+
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as")
 def view(trace: Trace, node: Node) -> Any:
     """Row-major: joined dimensions become a product, split ones its factors."""
-    source = node.args[0]
-    return tuple(ax.reshape(trace.of(source), trace.shape(source), trace.shape(node)))  # type: ignore[arg-type]
+    source: Any = node.args[0]
+    old, new = trace.shape(source), trace.shape(node)
+    if source in trace.views:
+        keys, made = trace.views[source], [_NOTHING] * len(new)
+        for left, right in ax.blocks(old, new):
+            for dim in right:
+                made[dim] = _NOTHING.union(*(keys[k] for k in left))
+        trace.views[node] = tuple(made)
+    return tuple(ax.reshape(trace.of(source), old, new))
 
 
 def _permuted(trace: Trace, node: Node, order: list[int]) -> tuple[Axis, ...]:
     source = node.args[0]
     axes = trace.of(source)
-    if source in trace.views:
-        name, dims = trace.views[source]  # type: ignore[index]
-        trace.views[node] = (name, tuple(dims[i] for i in order))
-    elif source in trace.blends and len(order) == len(axes):
-        trace.blends[node], trace.orders[node] = (source,), tuple(order)  # type: ignore[assignment]
+    _view(trace, node, source, order)
     return tuple(axes[i] for i in order)
 
 
@@ -85,10 +100,8 @@ def unsqueeze(trace: Trace, node: Node) -> Any:
     source = node.args[0]
     axes = list(trace.of(source))
     dim = int(node.args[1]) % (len(axes) + 1)  # type: ignore[arg-type]
+    _view(trace, node, source, [*range(dim), None, *range(dim, len(axes))])
     axes.insert(dim, ax.fresh(1))
-    if source in trace.views:
-        name, dims = trace.views[source]  # type: ignore[index]
-        trace.views[node] = (name, (*dims[:dim], None, *dims[dim:]))
     return tuple(axes)
 
 
@@ -110,9 +123,9 @@ def expand(trace: Trace, node: Node) -> Any:
     source = node.args[0]
     axes, old, new = trace.of(source), trace.shape(source), trace.shape(node)  # type: ignore[arg-type]
     lead = len(new) - len(old)
-    return tuple(
-        axes[dim - lead] if dim >= lead and old[dim - lead] == size else ax.fresh(size) for dim, size in enumerate(new)
-    )
+    same = [dim - lead if dim >= lead and old[dim - lead] == size else None for dim, size in enumerate(new)]
+    _view(trace, node, source, same)
+    return tuple(ax.fresh(size) if dim is None else axes[dim] for dim, size in zip(same, new, strict=True))
 
 
 @rule("repeat", "tile", "repeat_interleave")
@@ -122,6 +135,7 @@ def repeat(trace: Trace, node: Node) -> Any:
     axes, old, new = trace.of(source), trace.shape(source), trace.shape(node)  # type: ignore[arg-type]
     interleaved = "interleave" in str(node.target)
     lead = len(new) - len(old)
+    _view(trace, node, source, [dim - lead if dim >= lead else None for dim in range(len(new))])
     result: list[Axis] = []
     for dim, size in enumerate(new):
         if dim < lead:
@@ -147,7 +161,17 @@ def cat(trace: Trace, node: Node) -> Any:
                 ax.tie(trace.of(items[0])[other], trace.of(item)[other])
     result = list(trace.of(items[0]))
     result[dim] = ax.concat([trace.of(item)[dim] for item in items])
+    _join(trace, node, items)
     return tuple(result)
+
+
+def _join(trace: Trace, node: Node, items: list[Any]) -> None:
+    """Joined parameters are derived from all of them; among activations, a parameter produces its entries."""
+    if all(item in trace.views for item in items):
+        trace.derive(node, *items)
+        return
+    for item in items:
+        trace.learn(item)
 
 
 @rule("stack")
@@ -159,6 +183,12 @@ def stack(trace: Trace, node: Node) -> Any:
         for first, other in zip(axes, trace.of(item), strict=True):
             ax.tie(first, other)
     dim = _dim(node, 1, "dim", len(axes) + 1)
+    if all(item in trace.views for item in items):
+        trace.derive(node, *items)
+        trace.views[node] = (*trace.views[node][:dim], _NOTHING, *trace.views[node][dim:])
+    else:
+        for item in items:
+            trace.learn(item)
     axes.insert(dim, ax.fresh(len(items), "its entries are different tensors, stacked"))
     return tuple(axes)
 
@@ -173,6 +203,7 @@ def split(trace: Trace, node: Node) -> Any:
     dim = _dim(node, 2, "dim", len(source))
     sizes = [shape_of(value)[dim] for value in node.meta["val"]]
     pieces = ax.split(source[dim], sizes)
+    _view(trace, node, node.args[0], range(len(source)))  # of every piece alike
     return tuple(tuple(piece if i == dim else axis for i, axis in enumerate(source)) for piece in pieces)
 
 
@@ -183,8 +214,7 @@ def cut(trace: Trace, node: Node) -> Any:
     source = trace.of(source_node)
     dim = _dim(node, 1, "dim", len(source))
     old, new = trace.shape(source_node)[dim], trace.shape(node)[dim]  # type: ignore[arg-type]
-    if source_node in trace.views:  # a piece of a parameter is used as the parameter is
-        trace.views[node] = trace.views[source_node]  # type: ignore[index]
+    _view(trace, node, source_node, range(len(source)))
     if old == new:
         return source
     start, step = arg(node, 2, "start", 0), arg(node, 4, "step", 1)
@@ -210,6 +240,7 @@ def select(trace: Trace, node: Node) -> Any:
     source = trace.of(node.args[0])
     dim = _dim(node, 1, "dim", len(source))
     ax.freeze(source[dim], "single entries of it are selected by index")
+    _view(trace, node, node.args[0], [i for i in range(len(source)) if i != dim])
     return tuple(axis for i, axis in enumerate(source) if i != dim)
 
 
@@ -219,6 +250,7 @@ def unbind(trace: Trace, node: Node) -> Any:
     source = trace.of(node.args[0])
     dim = _dim(node, 1, "dim", len(source))
     ax.freeze(source[dim], "single entries of it are selected by index")
+    _view(trace, node, node.args[0], [i for i in range(len(source)) if i != dim])
     rest = tuple(axis for i, axis in enumerate(source) if i != dim)
     return tuple(rest for _ in node.meta["val"])
 
@@ -242,19 +274,35 @@ def index(trace: Trace, node: Node) -> Any:
     source_node = node.args[0]
     source, reason = trace.of(source_node), "it is indexed by the data"
     if "index.Tensor" in str(node.target):
-        indices = list(node.args[1])  # type: ignore[arg-type]
-        if all(item is not None for item in indices):
-            for axis in source[: len(indices)]:
-                ax.freeze(axis, reason)
-            kept = source[len(indices) :]
-            new = trace.shape(node)
-            return (*(ax.fresh(size, reason) for size in new[: len(new) - len(kept)]), *kept)
-    elif "index_select" in str(node.target):
+        return _looked_up(trace, node, source, list(node.args[1]), reason)  # type: ignore[arg-type]
+    if "index_select" in str(node.target):
         dim = _dim(node, 1, "dim", len(source))
         ax.freeze(source[dim], reason)
         return tuple(ax.fresh(trace.shape(node)[i], reason) if i == dim else axis for i, axis in enumerate(source))
     trace.freeze_inputs(node, reason)
     return trace.opaque(node, reason)
+
+
+def _looked_up(trace: Trace, node: Node, source: tuple[Axis, ...], indices: list[Any], reason: str) -> Any:
+    """``x[i, :, j]``: indexed dimensions are frozen, the others stay; those of a table of parameters are produced."""
+    given: list[int] = []
+    at = 0
+    for item in indices:
+        covered = 1 if item is None or item.meta["val"].dtype != torch.bool else item.meta["val"].ndim
+        given += [] if item is None else range(at, at + covered)
+        at += covered
+    kept = [index for index in range(len(source)) if index not in given]
+    for index in given:
+        ax.freeze(source[index], reason)
+        trace.role(node.args[0], index, "carried")
+    for index in kept:
+        trace.role(node.args[0], index, "incoming")
+    new = trace.shape(node)
+    adjacent = given == list(range(given[0], given[-1] + 1))
+    at = given[0] if adjacent else 0  # where the dimensions of the indices go
+    looked_up = new[at : at + len(new) - len(kept)]
+    result = [source[index] for index in kept]
+    return (*result[:at], *(ax.fresh(size, reason) for size in looked_up), *result[at:])
 
 
 @rule("constant_pad_nd", "pad", "reflection_pad2d", "replication_pad2d", "reflection_pad1d")
@@ -274,7 +322,7 @@ def pad(trace: Trace, node: Node) -> Any:
     return tuple(result)
 
 
-@rule("tril", "triu", "diagonal", "unfold", "im2col")
+@rule("tril", "triu", "diagonal", "unfold", "im2col", "nonzero", "masked_select")
 def fixed(trace: Trace, node: Node) -> Any:
     """Operations whose result depends on the order of every dimension they touch."""
     reason = f"its order matters to {str(node.target).removeprefix('aten.').split('.')[0]!r}"
@@ -282,15 +330,18 @@ def fixed(trace: Trace, node: Node) -> Any:
     return trace.opaque(node, reason)
 
 
-@rule(
-    "arange", "zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full", "new_empty",
-    "rand", "randn", "eye", "linspace", "randint", "randperm",
-)  # fmt: skip
+@rule("zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full", "new_empty")
+def uniform(trace: Trace, node: Node) -> Any:
+    """All entries are equal (writing into a part of it cuts or freezes that dimension), so their order is free."""
+    return tuple(ax.fresh(size) for size in trace.shape(node))
+
+
+@rule("arange", "rand", "randn", "eye", "linspace", "randint", "randperm")
 def constant(trace: Trace, node: Node) -> Any:
-    """Tensors made on the spot: their dimensions are data, unless all entries are and stay equal."""
-    if is_uniform(node):
-        return tuple(ax.fresh(size) for size in trace.shape(node))
-    return opaque_like(node.meta["val"], "it is tied to a tensor made inside the forward pass")
+    """Tensors with an order of their own: their dimensions are data."""
+    return opaque_like(
+        node.meta["val"], "it is tied to a tensor made inside the forward pass (positions, a mask, noise)"
+    )
 
 
 _CONSTANT = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like"})
@@ -320,8 +371,6 @@ def _is_written(node: Node) -> bool:
 @rule("getitem")
 def getitem(trace: Trace, node: Node) -> Any:
     """One of several results."""
-    parent: Any = node.args[0]
-    values = trace.values.get(parent)
-    if op_name(parent) in _SPLITS and parent.args[0] in trace.views:  # a piece of a parameter is used as it is
-        trace.views[node] = trace.views[parent.args[0]]
+    trace.derive(node, node.args[0])
+    values = trace.values.get(node.args[0])  # type: ignore[arg-type]
     return values[int(node.args[1])] if values is not None else None  # type: ignore[arg-type]

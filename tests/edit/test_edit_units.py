@@ -3,84 +3,18 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
 
 import pytest
 import torch
 import zoo
+from edit_tools import double, editor, mask_of, owned, state_tensors, trained, units_of
 from torch import Tensor, nn
 from zoo import NAMES, ZOO
 
 import pliant
-from pliant.edit import Editor
-from pliant.events import EventLog
-from pliant.interventions import FreshStart
 from pliant.stats.capture import named_tensors
-from pliant.units import UnitGraph
 from pliant.units.init import Init, initialisers
-from pliant.units.verify import permute
-
-OPTIMIZERS = {
-    "sgd_momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
-    "adam_amsgrad": lambda p: torch.optim.Adam(p, lr=1e-3, amsgrad=True),
-    "adam_fused": lambda p: torch.optim.Adam(p, lr=1e-3, fused=True),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-3),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9, centered=True),
-    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-3),
-    "adadelta": lambda p: torch.optim.Adadelta(p, lr=1e-3),
-    "adamax": lambda p: torch.optim.Adamax(p, lr=1e-3),
-    "nadam": lambda p: torch.optim.NAdam(p, lr=1e-3),
-    "radam": lambda p: torch.optim.RAdam(p, lr=1e-3),
-}
-
-
-@cache
-def units_of(name: str) -> UnitGraph:
-    return pliant.find_units(ZOO[name].model(), ZOO[name].batch())
-
-
-def trained(name: str, optimizer: str = "adam_amsgrad", steps: int = 3, dtype: torch.dtype = torch.float64):
-    """A model in the middle of training, all its moments alive."""
-    case = ZOO[name]
-    model = case.model().to(dtype)
-    opt = OPTIMIZERS[optimizer](model.parameters())
-    for step in range(steps):
-        opt.zero_grad()
-        zoo.loss_of(model(double(case.batch(seed=step), dtype))).backward()
-        opt.step()
-    return model, opt
-
-
-def double(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    return x.to(dtype) if x.is_floating_point() else x
-
-
-def editor(model, optimizer, *, init=None, seed: int = 0) -> Editor:
-    names = dict(model.named_parameters())
-    return Editor(
-        named_tensors(model), dict.fromkeys(names, optimizer), initialisers(model, init), (seed,),
-        num_members=None, events=EventLog(),
-    )  # fmt: skip
-
-
-def mask_of(size: int) -> Tensor:
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[[0, size - 1]] = True
-    return mask
-
-
-def owned(group, name: str, shape, mask: Tensor) -> Tensor:
-    """Which entries of a tensor belong to the masked units of a group."""
-    found = torch.zeros(shape, dtype=torch.bool)
-    for piece in group.slices:
-        if piece.name == name:
-            where = torch.tensor(piece.table)[mask].flatten()
-            found.movedim(piece.dim, 0)[where] = True
-    return found
-
-
-def state_tensors(optimizer, parameter) -> dict[str, Tensor]:
-    return {k: v for k, v in optimizer.state[parameter].items() if torch.is_tensor(v) and v.shape == parameter.shape}
+from pliant.units.replay import tensor_leaves
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,12 +23,21 @@ def test_a_reset_changes_the_units_entries_and_nothing_else(name):
     case = ZOO[name]
     for group in units_of(name):
         model, optimizer = trained(name)
+        one = editor(model, optimizer, init=case.init)
+        if unknown := [piece.name for piece in group.role("incoming") if one.inits[piece.name] is None]:
+            assert (name, group.site) == ("hf_whisper", "residual")  # its sinusoids are drawn by nobody
+            with pytest.raises(pliant.IllegalConfiguration, match=rf"{unknown[0]}.*init="):
+                one.reset(group, mask_of(group.size))
+            continue
         for parameter in model.parameters():  # make untouched moments recognisable
             for value in state_tensors(optimizer, parameter).values():
                 value.add_(1.0)
-        before = copy.deepcopy((model.state_dict(), [state_tensors(optimizer, p) for p in model.parameters()]))
+        before = (
+            {key: tensor.detach().clone() for key, tensor in named_tensors(model).items()},
+            copy.deepcopy([state_tensors(optimizer, p) for p in model.parameters()]),
+        )
         mask = mask_of(group.size)
-        editor(model, optimizer, init=case.init).reset(group, mask)
+        one.reset(group, mask)
         tensors = named_tensors(model)
         for key, tensor in tensors.items():
             if not tensor.is_floating_point():
@@ -155,41 +98,25 @@ def test_a_reset_equals_the_network_with_zeroed_outgoing_weights(name):
             for piece in group.role("outgoing"):
                 tensors[piece.name].movedim(piece.dim, 0)[torch.tensor(piece.table)[mask].flatten()] = 0
         editor(model, optimizer, init=case.init).reset(group, mask)
-        x = double(case.batch(seed=9))
+        x = double(case.batch(seed=9), next(model.parameters()).dtype)
         for mode in (False, True):
             outputs = []
             for one in (model, zeroed):
                 one.train(mode)
                 with torch.no_grad():
-                    out = copy.deepcopy(one)(x)
-                outputs.append(out if isinstance(out, tuple) else (out,))
+                    torch.manual_seed(0)  # the same dropout, where it is functional
+                    outputs.append(tensor_leaves(zoo.call(copy.deepcopy(one), x)))
             for a, b in zip(*outputs, strict=True):
-                assert torch.allclose(a, b, rtol=0, atol=1e-12), (group.name, mode)
+                assert torch.allclose(a, b, rtol=0, atol=1e-12 if a.dtype == torch.float64 else 1e-6), (
+                    group.name,
+                    mode,
+                )
 
 
 def test_a_unit_under_layer_norm_is_not_promised_to_preserve():
     assert not units_of("transformer_post_norm")["embed:residual"].reset_preserves_function
     model = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
     assert not pliant.find_units(model, torch.randn(3, 5))["0"].reset_preserves_function
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_moments_of_reset_units_are_zero_and_the_others_untouched(optimizer):
-    """The published failure: weights redrawn, Adam's moments left as they were (7.0 before, 7.0 after)."""
-    model, opt = trained("mlp", optimizer)
-    for parameter in model.parameters():
-        assert state_tensors(opt, parameter)
-        for value in state_tensors(opt, parameter).values():
-            value.fill_(7.0)
-    steps = [opt.state[p].get("step") for p in model.parameters()]
-    steps = [s.clone() if torch.is_tensor(s) else s for s in steps]
-    group = units_of("mlp")["0"]
-    editor(model, opt).reset(group, mask_of(8))
-    for (name, parameter), step in zip(model.named_parameters(), steps, strict=True):
-        inside = owned(group, name, parameter.shape, mask_of(8))
-        for value in state_tensors(opt, parameter).values():
-            assert torch.equal(value, torch.where(inside, 0.0, 7.0).to(value)), name
-        assert opt.state[parameter].get("step") == step  # one counter per tensor: a stated deviation
 
 
 def test_flattened_channels_zero_the_columns_of_all_their_positions():
@@ -237,60 +164,6 @@ def test_zeroed_columns_win_over_fresh_rows_whatever_the_layout():
     editor(model, optimizer, init="kaiming_uniform").reset(group, mask)
     assert not model.w[[0, 3]].any()
     assert not model.w2[[0, 3]].any()
-
-
-@pytest.mark.parametrize(
-    ("name", "optimizer"),
-    [
-        (name, optimizer)
-        for name in ("mlp", "conv_bn_flatten", "resnet_basic", "vit", "conv_depthwise", "swiglu")
-        for optimizer in ("sgd_momentum", "adam_amsgrad", "rmsprop")
-        # a bias before a norm has no gradient but rounding, which centred RMSprop divides by itself
-        if (name, optimizer) not in (("conv_bn_flatten", "rmsprop"), ("vit", "rmsprop"))
-    ],
-)
-def test_permuted_weights_and_moments_give_the_permuted_trajectory(name, optimizer):
-    """Moments are members of a group as much as weights are."""
-    case = ZOO[name]
-    model, opt = trained(name, optimizer)
-    other = copy.deepcopy(model)
-    other_opt = OPTIMIZERS[optimizer](other.parameters())
-    other_opt.load_state_dict(copy.deepcopy(opt.state_dict()))
-    group = max(units_of(name), key=lambda g: (g.site == "hidden", g.size))
-    order = torch.arange(group.size).roll(1)
-    names = list(dict(other.named_parameters()))
-
-    def permute_all(target, target_opt, moments=True):
-        tensors = named_tensors(target)
-        with torch.no_grad():
-            for key, value in permute({k: v.detach() for k, v in tensors.items()}, group.slices, order).items():
-                tensors[key].copy_(value.clone())
-        parameters = dict(target.named_parameters())
-        for kind in state_tensors(target_opt, parameters[names[0]]) if moments else ():
-            values = {key: target_opt.state[parameters[key]][kind] for key in names}
-            values |= {k: v.detach() for k, v in tensors.items() if k not in values}
-            for key, value in permute(values, group.slices, order).items():
-                if key in parameters:
-                    target_opt.state[parameters[key]][kind].copy_(value.clone())
-
-    stale = copy.deepcopy(other)
-    stale_opt = OPTIMIZERS[optimizer](stale.parameters())
-    stale_opt.load_state_dict(copy.deepcopy(opt.state_dict()))
-    permute_all(other, other_opt)
-    permute_all(stale, stale_opt, moments=False)
-    for step in range(5):
-        for one, one_opt in ((model, opt), (other, other_opt), (stale, stale_opt)):
-            one_opt.zero_grad()
-            zoo.loss_of(one(double(case.batch(seed=20 + step)))).backward()
-            one_opt.step()
-    permute_all(model, opt)
-    for (key, p), q in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
-        assert torch.allclose(p.double(), q.double(), atol=1e-9), key
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        for kind, value in state_tensors(opt, p).items():
-            assert torch.allclose(value, other_opt.state[q][kind], atol=1e-9)
-    # with the moments left behind it is another trajectory: the check can fail
-    assert any(not torch.allclose(p, q, atol=1e-7) for p, q in zip(model.parameters(), stale.parameters(), strict=True))
 
 
 # ---- draws ----
@@ -369,29 +242,6 @@ def test_scale_multiplies_the_units_weights():
                             for unit, row in enumerate(piece.table):
                                 along[list(row)] *= factor[unit]
                     assert torch.allclose(tensor.double(), want.double()), (group.name, role, key)
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_fresh_start_leaves_the_optimizer_as_new(optimizer):
-    """After it, training goes on exactly as a new optimizer would from the same weights."""
-    case = ZOO["mlp"]
-    model = case.model().double()
-    opt = OPTIMIZERS[optimizer](model.parameters())
-    handle = pliant.attach(model, opt, FreshStart(), units=units_of("mlp"))
-    for step in range(4):
-        opt.zero_grad()
-        zoo.loss_of(model(double(case.batch(seed=step)))).backward()
-        opt.step()
-    handle.task_boundary()
-    other = copy.deepcopy(model)
-    other_opt = OPTIMIZERS[optimizer](other.parameters())
-    for step in range(4, 8):
-        for one, one_opt in ((model, opt), (other, other_opt)):
-            one_opt.zero_grad()
-            zoo.loss_of(one(double(case.batch(seed=step)))).backward()
-            one_opt.step()
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=1e-10, atol=1e-12)
 
 
 def test_an_empty_mask_edits_and_logs_nothing():

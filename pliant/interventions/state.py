@@ -1,0 +1,201 @@
+"""The kinds of state that a method can declare; the handle creates it, saves it, and puts it on the right device.
+
+Under DistributedDataParallel every rank holds the same state, because everything that goes into it is the same on all
+ranks: statistics are reduced before a method sees them, gradients are averaged, draws come from the same seed. State
+itself is never reduced; a method that puts rank-local values into it would let the replicas drift apart.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pliant.errors import IllegalConfiguration
+from pliant.units.group import UnitGroup
+
+__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "cloned"]
+
+_DTYPES = {"bool": torch.bool, "int64": torch.int64, "float32": torch.float32, "float64": torch.float64}
+Plain = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class PerUnit:
+    """A tensor with one entry per unit: ``[U, *shape]``, or ``[S, U, *shape]`` for a stack of members.
+
+    Read with ``ctx.state(group)[name]``, changed in place.
+
+    Attributes:
+        fill: Initial value.
+        dtype: ``"float32"`` (float64 for a float64 model), ``"float64"``, ``"int64"`` for counters (which must not
+            saturate), or ``"bool"``.
+        per_group: One entry per group (and member) instead of one per unit: ``[1, *shape]``.
+        shape: Trailing dimensions, for example ``(bins,)`` for a histogram per unit.
+    """
+
+    fill: float = 0.0
+    dtype: str = "float32"
+    per_group: bool = False
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PerParameter:
+    """A tensor of the shape of each parameter that the method's ``parameter_pattern()`` matches.
+
+    Read with ``ctx.parameter_state(name)``, a mapping from parameter names; changed in place.
+
+    Attributes:
+        fill: Initial value, or ``"initial"``: a copy of the parameter when the handle is made.
+        dtype: As for :class:`PerUnit`; ``None``: the parameter's own.
+    """
+
+    fill: float | Literal["initial"] = 0.0
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the whole network, parameters and buffers, as it is when the handle is made (a slow network).
+
+    Read with ``ctx.snapshot(name)``, a mapping from tensor names; changed in place, and usable as the ``params`` of
+    ``ctx.call``.
+    """
+
+
+@dataclass(frozen=True)
+class Host:
+    """A number, a flag or a string on the host, one per optimizer.
+
+    Read and assigned as ``ctx.host[name]``.
+
+    Attributes:
+        fill: Initial value.
+    """
+
+    fill: Plain = 0
+
+
+StateKind = PerUnit | PerParameter | Snapshot | Host
+
+
+class Memory:
+    """The state of one method, made from what it declares.
+
+    Attributes:
+        units: Group name to the tensors per unit.
+        parameters: State name to parameter name to tensor.
+        snapshots: State name to tensor name to tensor.
+        host: One mapping per optimizer.
+    """
+
+    def __init__(
+        self,
+        declared: Mapping[str, StateKind],
+        *,
+        groups: Sequence[UnitGroup],
+        trained: Mapping[str, Tensor],
+        pattern: str,
+        tensors: Mapping[str, Tensor],
+        num_members: int | None,
+        num_optimizers: int,
+    ) -> None:
+        self.units: dict[str, dict[str, Tensor]] = {group.name: {} for group in groups}
+        self.parameters: dict[str, dict[str, Tensor]] = {}
+        self.snapshots: dict[str, dict[str, Tensor]] = {}
+        self.host: list[dict[str, Plain]] = [{} for _ in range(num_optimizers)]
+        self._declared, self._pattern, self._cleared = dict(declared), pattern, False
+        for key, kind in declared.items():
+            if isinstance(kind, PerUnit):
+                for group in groups:
+                    self.units[group.name][key] = _per_unit(kind, key, group, tensors, num_members)
+            elif isinstance(kind, PerParameter):
+                self.parameters[key] = {}
+            elif isinstance(kind, Snapshot):
+                self.snapshots[key] = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            else:
+                for host in self.host:
+                    host[key] = kind.fill
+        self.extend(trained)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of everything but the state per unit (the handle saves that by itself).
+
+        Raises:
+            IllegalConfiguration: If a method has put something else than plain values into its host state, or if the
+                handle is detached and copies of the network are gone.
+        """
+        if self._cleared:
+            raise IllegalConfiguration("the handle is detached and its copies of the network are gone: save it before.")
+        for host in self.host:
+            for key, value in host.items():
+                if key not in self._declared or not isinstance(value, (bool, int, float, str)):
+                    raise IllegalConfiguration(
+                        f"host state {key!r} is {type(value).__name__}; declare it with Host(...) and keep plain "
+                        "numbers, flags or strings in it."
+                    )
+        return {
+            "parameters": cloned(self.parameters),
+            "snapshots": cloned(self.snapshots),
+            "host": [dict(host) for host in self.host],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`, with ``"units"`` beside it, in place."""
+        for mine, saved in (
+            (self.units, state["units"]),
+            (self.parameters, state["parameters"]),
+            (self.snapshots, state["snapshots"]),
+        ):
+            for outer, tensors in mine.items():
+                for inner, tensor in tensors.items():
+                    tensor.copy_(saved[outer][inner])
+        for host, values in zip(self.host, state["host"], strict=True):
+            host.update(values)
+
+    def clear(self) -> None:
+        """Free what is as large as the network; what is kept per unit stays readable."""
+        self._cleared = self._cleared or bool(self.parameters or self.snapshots)
+        self.parameters, self.snapshots = {}, {}
+
+    def extend(self, trained: Mapping[str, Tensor]) -> None:
+        """State for parameters that an optimizer has taken on later; what is there is kept."""
+        for key, kind in self._declared.items():
+            if isinstance(kind, PerParameter):
+                for name, parameter in trained.items():
+                    if name not in self.parameters[key] and fnmatch.fnmatchcase(name, self._pattern):
+                        self.parameters[key][name] = _per_parameter(kind, key, parameter)
+
+
+def _per_unit(
+    kind: PerUnit, key: str, group: UnitGroup, tensors: Mapping[str, Tensor], num_members: int | None
+) -> Tensor:
+    tensor = tensors[group.slices[0].name]
+    lead = () if num_members is None else (num_members,)
+    dtype = _dtype(kind.dtype, key)
+    if dtype == torch.float32 and tensor.dtype == torch.float64:
+        dtype = torch.float64
+    shape = (*lead, 1 if kind.per_group else group.size, *kind.shape)
+    return torch.full(shape, kind.fill, dtype=dtype, device=tensor.device)
+
+
+def _per_parameter(kind: PerParameter, key: str, parameter: Tensor) -> Tensor:
+    dtype = parameter.dtype if kind.dtype is None else _dtype(kind.dtype, key)
+    copy = parameter.detach().clone().to(dtype)
+    return copy if kind.fill == "initial" else copy.fill_(kind.fill)
+
+
+def _dtype(name: str, key: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise IllegalConfiguration(f"state {key!r}: dtype={name!r}; known are {', '.join(_DTYPES)}.")
+    return _DTYPES[name]
+
+
+def cloned(tree: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """A copy, tensors included."""
+    return {outer: {inner: tensor.clone() for inner, tensor in tensors.items()} for outer, tensors in tree.items()}

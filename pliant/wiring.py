@@ -1,0 +1,202 @@
+"""What ``attach`` checks and works out before a handle starts: who owns what, and which units each method can edit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pliant.edit import Editor
+from pliant.errors import IllegalConfiguration, NoEffect
+from pliant.forward import outputs, relative_change
+from pliant.interventions.base import Context, Intervention
+from pliant.optimizer_state import check_units
+from pliant.units.export import Inputs
+from pliant.units.graph import UnitGraph
+from pliant.units.group import UnitGroup
+
+__all__ = [
+    "change_of",
+    "check_method",
+    "check_shapes",
+    "editable_groups",
+    "find_owners",
+    "inputs_first",
+    "needed_statistics",
+    "on_step",
+    "prepare",
+]
+
+
+def check_shapes(units: UnitGraph, tensors: Mapping[str, Tensor], num_members: int | None, model: str) -> None:
+    """Refuse a unit graph of another model.
+
+    Raises:
+        IllegalConfiguration: Naming the tensor that is missing or does not fit.
+    """
+    for group in units:
+        for piece in group.slices:
+            if piece.name not in tensors:
+                raise IllegalConfiguration(
+                    f"the unit graph names {piece.name!r}, which {model} does not have. Find the units of this model."
+                )
+            tensor = tensors[piece.name]
+            largest = max(max(row) for row in piece.table)
+            wrong_stack = num_members is not None and tensor.shape[0] != num_members
+            if wrong_stack or tensor.ndim < -piece.dim or tensor.shape[piece.dim] <= largest:
+                raise IllegalConfiguration(
+                    f"{piece.name!r} has shape {tuple(tensor.shape)}, which does not fit the unit graph"
+                    + (f" of a stack of {num_members} members." if num_members else ".")
+                    + " Find the units of this model."
+                )
+
+
+def inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Matrices whose last dimension is the output: ``x @ W`` instead of ``nn.Linear``'s ``x @ W.T``."""
+    ends = {("incoming", -1), ("outgoing", -2)}
+    found = {piece.name for group in units for piece in group.slices if (piece.role, piece.dim) in ends}
+    return {name for name in found if name in tensors and tensors[name].ndim == 2}
+
+
+def find_owners(tensors: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) -> dict[str, Optimizer]:
+    """Which optimizer updates each parameter."""
+    by_id = {id(p): item for item in optimizers for group in item.param_groups for p in group["params"]}
+    return {name: by_id[id(tensor)] for name, tensor in tensors.items() if id(tensor) in by_id}
+
+
+def editable_groups(
+    method: Intervention, units: UnitGraph, tensors: Mapping[str, Tensor], excluded: dict[str, str]
+) -> list[UnitGroup]:
+    """The groups that a method edits; those with frozen parameters go to ``excluded``, with the reason.
+
+    Raises:
+        NoEffect: If none is left.
+    """
+    pattern = method.unit_pattern()
+    if pattern is None:
+        return []
+    groups = units.require(pattern)
+    for group in groups:
+        fixed = [n for n in group.tensors if isinstance(tensors[n], nn.Parameter) and not tensors[n].requires_grad]
+        if fixed:
+            excluded[group.name] = f"frozen parameters: {', '.join(fixed)}"
+    usable = [group for group in groups if group.name not in excluded]
+    if not usable:
+        raise NoEffect(
+            f"{type(method).__name__}: every unit group that matches {pattern!r} has frozen parameters "
+            f"({', '.join(sorted(excluded))}), so it would do nothing."
+        )
+    return usable
+
+
+def check_method(
+    method: Intervention,
+    groups: Sequence[UnitGroup],
+    tensors: Mapping[str, Tensor],
+    owners: Mapping[str, Optimizer],
+    edit: Editor,
+) -> None:
+    """Refuse what a method could not do right on the groups that it edits.
+
+    Raises:
+        IllegalConfiguration: If nobody owns a parameter, activations cannot be seen, or an initial distribution is
+            unknown.
+        NotYetSupported: If an optimizer's state cannot be reset unit by unit.
+    """
+    for group in groups:
+        for name in group.tensors:
+            if not isinstance(tensors[name], nn.Parameter):
+                continue
+            if name not in owners:
+                raise IllegalConfiguration(
+                    f"{type(method).__name__} would edit {name!r} (unit group {group.name!r}), but no given "
+                    "optimizer owns it. Pass every optimizer that trains the model, or leave the group out "
+                    "with where=..."
+                )
+            check_units(owners[name], tensors[name], name)
+        if method.needs and group.tap is None:
+            raise IllegalConfiguration(
+                f"{type(method).__name__} reads activations, but those of {group.name!r} cannot be seen by any "
+                "hook. Leave the group out with where=..."
+            )
+        if method.redraws:
+            for piece in group.role("incoming"):
+                edit.init_of(piece.name)
+
+
+def needed_statistics(methods: Sequence[Intervention], usable: Sequence[frozenset[str]]) -> dict[str, frozenset[str]]:
+    """Group name to the statistics that some method reads of it."""
+    needs: dict[str, frozenset[str]] = {}
+    for method, names in zip(methods, usable, strict=True):
+        if method.needs:
+            for name in sorted(names):  # in the same order in every process: reading sharded tensors is collective
+                needs[name] = needs.get(name, frozenset()) | method.needs
+    return needs
+
+
+def prepare(method: Intervention, contexts: Sequence[Context]) -> None:
+    """Nothing to act on for one optimizer (of a temperature, say) is fine; for all of them it is an error.
+
+    Raises:
+        NoEffect: The first one's.
+    """
+    without: list[NoEffect] = []
+    for ctx in contexts:
+        try:
+            method.prepare(ctx)
+        except NoEffect as error:
+            without.append(error)
+    if without and len(without) == len(contexts):
+        raise without[0]
+
+
+def change_of(model: nn.Module, batch: Inputs) -> Callable[[], Tensor]:
+    """Remember the outputs on a batch; what is returned tells by how much they have changed since."""
+    before = outputs(model, batch)
+    return lambda: relative_change(before, outputs(model, batch))
+
+
+def on_step(optimizer: Optimizer, after: Callable[..., None], before: Callable[..., None] | None = None) -> list[Any]:
+    """Hooks that fire once for each step.
+
+    PyTorch's own fire twice where a subclass's ``step`` calls its parent's, if the parent class has ever been used by
+    itself in this process: the inner call, too, runs all hooks.
+
+    Args:
+        optimizer: The optimizer.
+        after: Called after each step with the arguments of PyTorch's hooks.
+        before: Called before it.
+
+    Returns:
+        Handles to remove the hooks.
+    """
+    depth = 0
+
+    def enter(item: Optimizer, args: Any, kwargs: Any) -> None:
+        nonlocal depth
+        if depth and not _is_nested(item):
+            depth = 0  # an earlier step has raised, and never came to its end
+        depth += 1
+        if depth == 1 and before is not None:
+            before(item, args, kwargs)
+
+    def leave(item: Optimizer, args: Any, kwargs: Any) -> None:
+        nonlocal depth
+        depth = max(depth - 1, 0)
+        if not depth:
+            after(item, args, kwargs)
+
+    return [optimizer.register_step_pre_hook(enter), optimizer.register_step_post_hook(leave)]
+
+
+def _is_nested(optimizer: Optimizer) -> bool:
+    """Whether a step of this optimizer is running inside another one: PyTorch's wrapper is on the stack twice."""
+    frame, found = sys._getframe(1), 0
+    while frame is not None and found < 2:
+        if frame.f_code.co_name == "wrapper" and frame.f_locals.get("self") is optimizer:
+            found += 1
+        frame = frame.f_back  # type: ignore[assignment]
+    return found == 2
