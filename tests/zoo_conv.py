@@ -290,7 +290,7 @@ class StandardisedConv(nn.Conv2d):
         "3": Group(4, "3.weight[-4] 3.bias[-1] 4.weight[-4] 4.bias[-1] 7.weight[-3]", tap="any"),
         "7": Group(2, "7.weight[-4] 7.bias[-1] 9.weight[-3]", tap="any"),
     },
-    excluded={"7.weight[-2]": "kernel"},
+    excluded={"4.weight[-2]": "kernel"},
 )
 def weight_standardised() -> nn.Module:
     return nn.Sequential(

@@ -98,11 +98,15 @@ def extract_replay(
         fed = hooks.setdefault((hit.module, hit.kind), {})
         for node in nodes:
             fed.setdefault(node, hit.slot)
-    found = [(_reach(exported, site, fed), hook) for hook, fed in hooks.items()]
-    sufficient = [(reach, hook) for reach, hook in found if reach is not None]
-    if not sufficient:
+    before = _ancestors(site)
+    reach, module, kind = None, "", None
+    for (name, when), fed in reversed(hooks.items()):  # the latest hook is the nearest: others have to be shorter
+        if not before.isdisjoint(fed):
+            other = _reach(exported, site, fed, len(reach.inner) if reach else len(before) + 2)
+            if other is not None:
+                reach, module, kind = other, name, when
+    if reach is None or kind is None:
         return None
-    reach, (module, kind) = min(reversed(sufficient), key=lambda item: len(item[0].inner))  # ties: the latest hook
     fed = hooks[module, kind]
     graph = _build(exported, site, reach)
     if graph is None:
@@ -122,7 +126,19 @@ class _Reach:
     sizes: tuple[Node, ...]
 
 
-def _reach(exported: Exported, site: Node, available: Mapping[Node, int]) -> _Reach | None:
+def _ancestors(site: Node) -> set[Node]:
+    """Everything that a node depends on."""
+    pending, seen = [site], {site}
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                pending.append(source)
+    return seen - {site}
+
+
+def _reach(exported: Exported, site: Node, available: Mapping[Node, int], limit: int) -> _Reach | None:
+    """What leads from a hook's tensors to a site; ``None`` if that takes at least ``limit`` operations."""
     inner: list[Node] = []
     fed: list[Node] = []
     parameters: list[Node] = []
@@ -136,7 +152,7 @@ def _reach(exported: Exported, site: Node, available: Mapping[Node, int]) -> _Re
             fed.append(node)
         elif op_name(node) == "sym_size":
             sizes.append(node)
-        elif node.op != "call_function" or op_name(node) in _RANDOM:
+        elif node.op != "call_function" or op_name(node) in _RANDOM or len(inner) + 1 >= limit:
             return None
         else:
             inner.append(node)
