@@ -111,7 +111,8 @@ class Listener:
         modules = [place.module for place in self._places]  # gradients elsewhere may be cleared at other times
         near = [p for module in modules for p in module.parameters() if p.requires_grad]
         trained = near or [p for p in model.parameters() if p.requires_grad and modules]
-        self._watched = min(trained, key=torch.Tensor.numel, default=None)  # a small one, since its gradient is read
+        # a small one, since its gradient is read; no bias, whose gradient may well be zero (in twin networks)
+        self._watched = min(trained, key=lambda p: (p.ndim < 2, p.numel()), default=None)
         self._backward: torch.utils.hooks.RemovableHandle | None = None
         self._accelerated = any(parameter.is_cuda for parameter in model.parameters())
         self._install()
