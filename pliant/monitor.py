@@ -20,11 +20,10 @@ from pliant.sharded import Whole, process_group_of, whole
 from pliant.stats.capture import named_tensors
 from pliant.stats.listener import Listener, silence
 from pliant.stats.reader import TapReader
-from pliant.units import UnitGraph, find_units
+from pliant.units import UnitGraph
 from pliant.units.export import refuse_wrapped
-from pliant.units.rename import as_named_in
 from pliant.units.several import Models, as_module
-from pliant.wiring import on_step
+from pliant.wiring import on_step, units_of
 
 __all__ = ["METRICS", "Monitor", "Reading", "monitor"]
 
@@ -259,11 +258,7 @@ def monitor(
             raise IllegalConfiguration(f"there is no metric {name!r} to monitor; nearest: {', '.join(near)}.")
     if every < 1 or num_samples < 1 or history < 1:
         raise IllegalConfiguration("monitor: every, num_samples and history must be at least 1.")
-    if units is None:
-        if example_inputs is None:
-            raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
-        units = find_units(model, example_inputs)
-    units = as_named_in(units, model)
+    units = units_of(model, example_inputs, units)
     return Monitor(
         model,
         optimizer if isinstance(optimizer, Optimizer) else optimizer[0],

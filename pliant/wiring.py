@@ -14,9 +14,11 @@ from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.forward import outputs, relative_change
 from pliant.interventions.base import Context, Intervention
 from pliant.optimizer_state import check_units
+from pliant.units import find_units
 from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
+from pliant.units.rename import as_named_in
 
 __all__ = [
     "change_of",
@@ -28,7 +30,21 @@ __all__ = [
     "needed_statistics",
     "on_step",
     "prepare",
+    "units_of",
 ]
+
+
+def units_of(model: nn.Module, example_inputs: Any, units: UnitGraph | None) -> UnitGraph:
+    """The unit graph that was given, under the names that the model has now, or the one found with example inputs.
+
+    Raises:
+        IllegalConfiguration: If neither was given.
+    """
+    if units is None:
+        if example_inputs is None:
+            raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
+        units = find_units(model, example_inputs)
+    return as_named_in(units, model)
 
 
 def check_shapes(units: UnitGraph, tensors: Mapping[str, Tensor], num_members: int | None, model: str) -> None:
