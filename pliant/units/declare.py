@@ -146,7 +146,7 @@ class _Wish:
         if unknown:
             raise IllegalConfiguration(
                 f"{what}: unknown {', '.join(map(repr, sorted(unknown)))}; the keys are {', '.join(map(repr, _KEYS))}, "
-                "and the names of modules and tensors are their values: {'incoming': 'fc1', 'outgoing': ['fc2.weight']}."
+                "names of modules and tensors are their values: {'incoming': 'fc1', 'outgoing': ['fc2.weight']}."
             )
         site: Site = given.get("site", "hidden")
         if site not in get_args(Site):
