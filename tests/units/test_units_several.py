@@ -73,7 +73,7 @@ def test_what_is_shared_is_one_group_with_the_members_of_both(kind):
     result = units.verify(both, inputs())
     assert result.ok, result
     assert {group.name: str(group.tap) for group in units} == {
-        "actor.trunk.0": "output of actor.trunk.1" if kind == "one trunk" else "input of actor.fc",
+        "actor.trunk.0": "output of actor.trunk.1",
         "actor.fc": "input of actor.out",
         "critic.fc": "input of critic.out",
     }
