@@ -18,7 +18,7 @@ from pliant.units import UnitGraph
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
 from pliant.units.several import Models, as_module
-from pliant.wiring import units_of
+from pliant.wiring import check_batch, units_of
 
 __all__ = ["attach"]
 
@@ -75,7 +75,7 @@ def attach(
 
     Raises:
         IllegalConfiguration: If the model is compiled, an edited parameter belongs to no optimizer, a hyper-parameter
-            is out of range, or an initial distribution is needed and unknown.
+            is out of range, an initial distribution is needed and unknown, or the model fails on ``measure_change``.
         NotYetSupported: If the optimizer keeps state that cannot be reset, or two optimizers update one tensor.
         NoEffect: If a method would find nothing to act on.
 
@@ -125,6 +125,8 @@ def attach(
     operations = _operate(model, optimizers, chosen, seeds[0], units is not None or process_group is not None, dry_run)
     units = units_of(model, example_inputs, units)
     _check_one_owner(model, optimizers, chosen, units)
+    if measure_change is not None:
+        check_batch(model, measure_change)
     handle = Handle(
         model,
         optimizers,

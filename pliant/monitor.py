@@ -205,7 +205,7 @@ class Monitor:
 def monitor(
     model: Models,
     optimizer: Optimizer | Sequence[Optimizer],
-    metrics: Sequence[str] = METRICS,
+    metrics: str | Sequence[str] = METRICS,
     *,
     example_inputs: Any = None,
     units: UnitGraph | None = None,
@@ -222,7 +222,7 @@ def monitor(
     Args:
         model: The model that is trained, before ``torch.compile``; or several by name.
         optimizer: Its optimizer; its steps are the clock. Of several, the first.
-        metrics: Names out of :data:`METRICS`.
+        metrics: Names out of :data:`METRICS`, or one.
         example_inputs: One small batch, to find the unit groups.
         units: Or the unit groups, found before.
         every: Steps between readings.
@@ -235,7 +235,8 @@ def monitor(
         The monitor: ``latest``, ``history``, ``detach()``.
 
     Raises:
-        IllegalConfiguration: For an unknown metric or a compiled model; at a reading, if no training forward was seen.
+        IllegalConfiguration: For an unknown metric, a compiled model or what is no optimizer; at a reading, if no
+            training forward was seen.
         NoEffect: If there is nothing to measure.
 
     Example:
@@ -252,6 +253,10 @@ def monitor(
     model = as_module(model)
     refuse_wrapped(model, sharded=units is not None)
     process_group_of(model)  # refuses what is sharded in another way
+    first = optimizer if isinstance(optimizer, Optimizer) else next(iter(optimizer or ()), None)
+    if not isinstance(first, Optimizer):
+        raise IllegalConfiguration(f"monitor counts the steps of an optimizer; {type(first).__name__} is none.")
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     for name in metrics:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=3) or METRICS
@@ -261,7 +266,7 @@ def monitor(
     units = units_of(model, example_inputs, units)
     return Monitor(
         model,
-        optimizer if isinstance(optimizer, Optimizer) else optimizer[0],
+        first,
         tuple(metrics),
         units,
         every=every,
