@@ -19,7 +19,7 @@ from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.events import EventLog
 from pliant.optimizer_state import Moment, MomentSpec, moments, restart, restartable
 from pliant.units.group import TensorSlice, UnitGroup
-from pliant.units.init import Init
+from pliant.units.init import Init, directions
 from pliant.write import Selection, Writer
 
 __all__ = ["Editor"]
@@ -68,6 +68,7 @@ class Editor:
         self.stepped: Optimizer | None = None
         self.writer = Writer(tensors, seeds, num_members=num_members)
         self._declared, self._measure = declared, measure
+        self._directions = directions(tensors.keys())
 
     # ---- randomness ----
     def random_state(self) -> dict[str, list[Tensor]]:
@@ -106,7 +107,8 @@ class Editor:
             bias: The same for one-dimensional incoming tensors.
             carried: Norm affine parameters and running statistics: to their initial values, or kept.
             outgoing: Outgoing weights: zeroed (so that the network's function is kept where
-                ``group.reset_preserves_function``), or kept.
+                ``group.reset_preserves_function``), or kept. Those of a weight-normalised layer are drawn anew instead
+                of zeroed: zeros have no direction.
             moments: Optimizer moments of everything that was written: ``"zero"`` gives them the values that new
                 entries have in that optimizer (zero for most), ``"keep"`` keeps them.
             at_most: Upper bound on the number of units per member; needed on accelerators to bound the work.
@@ -340,7 +342,7 @@ class Editor:
     # ---- internals ----
     def _action(self, piece: TensorSlice, incoming: str, bias: str, carried: str, outgoing: str) -> str:
         if piece.role == "outgoing":
-            return outgoing
+            return "init" if outgoing == "zero" and piece.name in self._directions else outgoing
         if piece.role == "carried":
             return carried
         lead = 0 if self.num_members is None else 1

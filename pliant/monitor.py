@@ -18,7 +18,7 @@ from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.sharded import Whole, process_group_of, whole
 from pliant.stats.capture import named_tensors
-from pliant.stats.listener import Listener, silence
+from pliant.stats.listener import Listeners, silence
 from pliant.stats.reader import TapReader
 from pliant.units import UnitGraph
 from pliant.units.export import refuse_wrapped
@@ -139,7 +139,7 @@ class Monitor:
                 )
         if "weight_magnitude" in names and not self._weights:
             raise NoEffect("the model has no weight matrices, so weight_magnitude would measure nothing.")
-        self._listener = Listener(model, self._rows.values())
+        self._listener = Listeners(model, self._rows.values())
         self._listener.enabled = every == 1
         self._hooks = on_step(optimizer, self._after_step)
 

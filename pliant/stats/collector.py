@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
-from pliant.stats.listener import Listener, silence
+from pliant.stats.listener import Listeners, silence
 from pliant.stats.reader import TapReader
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
-from pliant.units.several import Several
 
 __all__ = ["STATISTICS", "Collector", "GroupStats"]
 
@@ -227,21 +226,16 @@ class Collector:
             reader = TapReader(group, units.replays.get(name), tensors, members=num_members is not None)
             shape = (group.size,) if num_members is None else (num_members, group.size)
             self.accumulators[name] = _Accumulator(reader, wanted, shape, tensors[group.slices[0].name])
-        parts = [""] if not isinstance(model, Several) else [f"{name}." for name, _ in model.named_children()]
-        self._listeners = [
-            Listener(model, [item for item in self.accumulators.values() if f"{item.tap.module}.".startswith(part)])
-            for part in parts  # each of several models has gradients of its own
-        ]
+        self._listener = Listeners(model, self.accumulators.values())
 
     @property
     def enabled(self) -> bool:
         """Whether samples are taken at present."""
-        return self._listeners[0].enabled
+        return self._listener.enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        for listener in self._listeners:
-            listener.enabled = value
+        self._listener.enabled = value
 
     @property
     def unheard(self) -> tuple[str, ...]:
@@ -290,5 +284,4 @@ class Collector:
 
     def remove(self) -> None:
         """Remove every hook."""
-        for listener in self._listeners:
-            listener.remove()
+        self._listener.remove()

@@ -12,8 +12,9 @@ from pliant.devices import can_read
 from pliant.stats.quiet import is_unrecorded
 from pliant.units.export import is_exporting
 from pliant.units.group import Tap
+from pliant.units.several import Several
 
-__all__ = ["Listener", "Sink", "is_in_graph"]
+__all__ = ["Listener", "Listeners", "Sink", "is_in_graph", "silence"]
 
 
 class Sink(Protocol):
@@ -184,6 +185,37 @@ class Listener:
         for place in self._places:
             place.remove()
         self._forget_backward()
+
+
+class Listeners:
+    """One listener for each of several models, since each has gradients of its own; for one model, just one.
+
+    Args:
+        model: The model, or the container of several.
+        sinks: As for :class:`Listener`.
+    """
+
+    def __init__(self, model: nn.Module, sinks: Iterable[Sink]) -> None:
+        everything = tuple(sinks)
+        parts = [f"{name}." for name, _ in model.named_children()] if isinstance(model, Several) else [""]
+        self._listeners = [
+            Listener(model, [sink for sink in everything if f"{sink.tap.module}.".startswith(part)]) for part in parts
+        ]
+
+    @property
+    def enabled(self) -> bool:
+        """Whether forwards are heard at present."""
+        return self._listeners[0].enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        for listener in self._listeners:
+            listener.enabled = value
+
+    def remove(self) -> None:
+        """Remove every hook."""
+        for listener in self._listeners:
+            listener.remove()
 
 
 def silence(model: nn.Module, taps: Iterable[Tap]) -> str:

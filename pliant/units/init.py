@@ -16,7 +16,7 @@ from pliant.errors import IllegalConfiguration
 from pliant.units.export import canonical_names
 from pliant.units.recorded_init import recorded_fills
 
-__all__ = ["NAMED", "Init", "InitSpec", "initialisers"]
+__all__ = ["NAMED", "Init", "InitSpec", "directions", "initialisers"]
 
 InitSpec = str | Mapping[str, str] | None
 
@@ -121,6 +121,16 @@ def initialisers(
 
 _PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original\d*")
 _LENGTHS = (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v"))
+
+
+def directions(names: Collection[str]) -> frozenset[str]:
+    """The tensors that weight normalisation divides by their length: a row of zeros in them has no direction."""
+    return frozenset(
+        name.removesuffix(length) + direction
+        for name in names
+        for length, direction in _LENGTHS
+        if name.endswith(length) and name.removesuffix(length) + direction in names
+    )
 
 
 def _set_lengths(tensors: Mapping[str, Tensor], result: dict[str, Init | None]) -> None:

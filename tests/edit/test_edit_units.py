@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_a_reset_changes_the_units_entries_and_nothing_else(name):
                 assert torch.equal(value[~inside], old[kind][~inside])
         # incoming redrawn, biases zero, outgoing zero (an entry that is both ends at zero), norms restored
         for piece in group.role("outgoing"):
-            if piece.role == "both":  # zeroed, the unit would be dead for ever
+            if piece.role == "both" or piece.name.endswith("weight.original1"):  # zeroed, it would be dead, or NaN
                 continue
             where = torch.tensor(piece.table)[mask].flatten()
             assert not tensors[piece.name].movedim(piece.dim, 0)[where].any(), piece
@@ -260,3 +261,24 @@ def test_autograd_notices_an_edit_between_forward_and_backward():
     editor(model, optimizer).reset(units_of("mlp")["2"], mask_of(6))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("old_style", [False, True])
+def test_what_a_weight_normalised_layer_reads_is_drawn_anew_because_zeros_have_no_direction(old_style):
+    """Were all outgoing weights zeroed, as for other layers, g * v / |v| would be NaN."""
+    torch.manual_seed(0)
+    norm = nn.utils.weight_norm if old_style else nn.utils.parametrizations.weight_norm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the old form is deprecated
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), norm(nn.Linear(6, 3)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = pliant.ReDo(tau=1e9, every=1)  # all units at once
+    handle = pliant.attach(model, optimizer, method, example_inputs=torch.randn(2, 4))
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+    assert int(handle.num_resets["0"]) == 18
+    assert not handle.units["0"].reset_preserves_function
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert model(torch.randn(8, 4)).isfinite().all()
