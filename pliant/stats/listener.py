@@ -108,9 +108,11 @@ class Listener:
         for sink in self._sinks:
             found.setdefault((sink.tap.module, sink.tap.kind), []).append(sink)
         self._places = [_Place(self, model.get_submodule(name), kind, sinks) for (name, kind), sinks in found.items()]
-        places = [*(place.module for place in self._places), *([model] if self._places else [])]
-        trained = [p for place in places for p in place.parameters() if p.requires_grad]
-        self._watched = min(trained, key=torch.Tensor.numel, default=None)  # a small one, since its gradient is read
+        modules = [place.module for place in self._places]  # gradients elsewhere may be cleared at other times
+        near = [p for module in modules for p in module.parameters() if p.requires_grad]
+        trained = near or [p for p in model.parameters() if p.requires_grad and modules]
+        # a small one, since its gradient is read; no bias, whose gradient may well be zero (in twin networks)
+        self._watched = min(trained, key=lambda p: (p.ndim < 2, p.numel()), default=None)
         self._backward: torch.utils.hooks.RemovableHandle | None = None
         self._accelerated = any(parameter.is_cuda for parameter in model.parameters())
         self._install()
