@@ -14,11 +14,11 @@ from pliant.interventions.base import Intervention
 from pliant.optimizer_state import MomentSpec, check_optimizer
 from pliant.sharded import process_group_of, refuse_join
 from pliant.surgery import operate
-from pliant.units import UnitGraph, find_units
+from pliant.units import UnitGraph
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
-from pliant.units.rename import as_named_in
 from pliant.units.several import Models, as_module
+from pliant.wiring import check_batch, units_of
 
 __all__ = ["attach"]
 
@@ -54,12 +54,14 @@ def attach(
             of the single model.
         init: How parameters are initialised, where that is not PyTorch's own default for their layer, see
             :func:`pliant.units.init.initialisers`.
-        dry_run: Only report in ``handle.events`` what would be edited.
+        dry_run: Only report in ``handle.events`` what would be edited; ``num_resets`` then counts what would be, too.
         moments: For optimizers from elsewhere: the names of their moments, the state with one entry per weight, and
             the value that a new weight's entry starts from, such as ``{"my_buffer": 0.0}``; ``"weights"`` if it
             starts as a copy of the weights, ``"keep"`` if a reset must not touch it.
         measure_change: A batch, as the loop passes it: every event then carries the largest relative change of the
-            model's outputs on it (two forward passes for each edit, in evaluation mode).
+            model's outputs on it (two forward passes for each edit, in evaluation mode). A reset of a unit that was
+            in use is a change, also where it "preserves the function": that says that the new weights add nothing to
+            the loss of the old ones.
 
     While it is attached, save ``state_dict()``s as usual; pickling the whole module (``torch.save(model)``) needs
     ``handle.detach()`` first, because hooks cannot be pickled. ``torch.distributed.checkpoint`` takes the handle
@@ -73,7 +75,7 @@ def attach(
 
     Raises:
         IllegalConfiguration: If the model is compiled, an edited parameter belongs to no optimizer, a hyper-parameter
-            is out of range, or an initial distribution is needed and unknown.
+            is out of range, an initial distribution is needed and unknown, or the model fails on ``measure_change``.
         NotYetSupported: If the optimizer keeps state that cannot be reset, or two optimizers update one tensor.
         NoEffect: If a method would find nothing to act on.
 
@@ -113,7 +115,7 @@ def attach(
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else _as_list(optimizer)
     for item in optimizers:
         check_optimizer(item)
-    chosen = [methods] if isinstance(methods, Intervention) else list(methods)
+    chosen: list[Any] = list(methods) if isinstance(methods, (list, tuple)) else [methods]
     for method in chosen:
         if not isinstance(method, Intervention):
             raise IllegalConfiguration(
@@ -121,12 +123,10 @@ def attach(
             )
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     operations = _operate(model, optimizers, chosen, seeds[0], units is not None or process_group is not None, dry_run)
-    if units is None:
-        if example_inputs is None:
-            raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
-        units = find_units(model, example_inputs)
-    units = as_named_in(units, model)
+    units = units_of(model, example_inputs, units)
     _check_one_owner(model, optimizers, chosen, units)
+    if measure_change is not None:
+        check_batch(model, measure_change)
     handle = Handle(
         model,
         optimizers,

@@ -29,11 +29,11 @@ def pack(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Example:
         >>> import torch
-        >>> state = {"clocks": [3], "state": [{"fc1": {"age": torch.tensor([3, 3])}}], "random": {"cpu": [None]}}
+        >>> state = {"version": [3], "state": [{"fc1": {"age": torch.tensor([3, 3])}}], "random": {"cpu": [None]}}
         >>> tensors, metadata = pack(state)
         >>> tensors
         {'pliant.state.0.fc1.age': tensor([3, 3])}
-        >>> unpack(tensors, metadata)["clocks"], unpack(tensors, metadata)["state"]
+        >>> unpack(tensors, metadata)["version"], unpack(tensors, metadata)["state"]
         ([3], [{'fc1': {'age': tensor([3, 3])}}])
     """
     tensors: dict[str, Tensor] = {}

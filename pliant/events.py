@@ -13,6 +13,14 @@ from torch import Tensor
 
 __all__ = ["Event", "EventLog"]
 
+_SHOWN = 10
+
+
+def _short(items: list[Any]) -> str:
+    """The first ten of a list, and how many more there are."""
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(map(str, items[:_SHOWN])) + more
+
 
 @dataclass(frozen=True)
 class Event:
@@ -46,6 +54,14 @@ class Event:
     last_step: int = 0
     count: int = 1
     output_change: float | None = None
+
+    def __str__(self) -> str:
+        when = f"step {self.step}" if self.last_step in (0, self.step) else f"steps {self.step} to {self.last_step}"
+        units = list(zip(self.members, self.units, strict=True)) if self.members else list(self.units)
+        what = f"{self.group}, units {_short(units)}" if self.group else _short(list(self.tensors))
+        why = f": {self.reason}" if self.reason else ""
+        change = "" if self.output_change is None else f" (output change {self.output_change:.1e})"
+        return f"{when}: {self.intervention} {self.action} of {what}{why}{change}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, as JSON has them."""
@@ -117,15 +133,18 @@ class _Run:
 class EventLog:
     """The latest edits, and how many units of each group were reset since the beginning.
 
-    Iterating gives :class:`Event` objects, oldest first. On an accelerator the entries stay on the device until they
-    are read. Edits of whole tensors by one method are one event as long as they go on step after step (weight decay
-    would flood the log otherwise), and the two kinds do not push each other out.
+    Iterating gives :class:`Event` objects, oldest first; ``print`` shows the totals and the latest ten. On an
+    accelerator the entries stay on the device until they are read. Edits of whole tensors by one method are one event
+    as long as they go on step after step (weight decay would flood the log otherwise), and the two kinds do not push
+    each other out.
 
     Args:
         maxlen: Number of events that are kept, of units and of whole tensors each.
+        dry_run: Whether the edits are only noted; ``str`` then says so.
     """
 
-    def __init__(self, maxlen: int = 10_000) -> None:
+    def __init__(self, maxlen: int = 10_000, *, dry_run: bool = False) -> None:
+        self.dry_run = dry_run
         self._units: deque[_UnitEdit] = deque(maxlen=maxlen)
         self._runs: deque[_Run] = deque(maxlen=maxlen)
         self._open: dict[tuple[int, str, str], _Run] = {}
@@ -234,7 +253,12 @@ class EventLog:
 
     def __repr__(self) -> str:
         totals = {name: int(total.sum()) for name, total in self._totals.items()}
-        return f"EventLog({len(self)} events; units reset so far: {totals or 'none'})"
+        what = "units that would have been reset (dry run)" if self.dry_run else "units reset so far"
+        return f"EventLog({len(self)} events; {what}: {totals or 'none'})"
+
+    def __str__(self) -> str:
+        latest: deque[Event] = deque(self, maxlen=_SHOWN)
+        return "\n".join([repr(self), *(f"  {event}" for event in latest)])
 
     def _tell(self, event: Event) -> None:
         for subscriber in tuple(self._subscribers):

@@ -14,8 +14,7 @@ from pliant.errors import IllegalConfiguration
 from pliant.sharded import reshard, sharded_modules
 from pliant.stats.quiet import unrecorded
 from pliant.units.call import call_with
-from pliant.units.export import Inputs, as_call, canonical_names, plain_attention
-from pliant.units.replay import tensor_leaves
+from pliant.units.export import Inputs, as_call, canonical_names, model_outputs, plain_attention, training_mode
 from pliant.units.several import joined
 
 __all__ = ["call", "outputs", "relative_change"]
@@ -61,7 +60,7 @@ def call(
     kind = next(iter(devices)).type if devices else "cuda"
     with (
         unrecorded(),
-        _mode(model, training),
+        training_mode(model, training),
         plain_attention(),
         torch.random.fork_rng(devices, device_type=kind),
         _uncompiled(),
@@ -77,7 +76,7 @@ def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """The floating-point outputs of a model in evaluation mode, without gradients; see :func:`call`."""
     with torch.no_grad():
         result = call(model, inputs)
-    return [leaf.detach().clone() for leaf in tensor_leaves(result) if leaf.is_floating_point()]
+    return [leaf.detach().clone() for leaf in model_outputs(result) if leaf.is_floating_point()]
 
 
 def relative_change(before: list[Tensor], after: list[Tensor]) -> Tensor:
@@ -94,17 +93,6 @@ def relative_change(before: list[Tensor], after: list[Tensor]) -> Tensor:
     if not changes:
         raise IllegalConfiguration("the model has no floating-point output, so no change can be measured on it.")
     return torch.stack(changes).max()
-
-
-@contextlib.contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ class Handle:
         self._tensors = named_tensors(model)
         self._sharded_modules = sharded_modules(model)
         check_shapes(units, self._tensors, num_members, type(model).__name__)
-        self.events = EventLog()
+        self.events = EventLog(dry_run=dry_run)
         self.events.num_members = num_members
         self._owners = find_owners(self._tensors, self._optimizers)
         check_declared(moments)
@@ -137,7 +137,7 @@ class Handle:
 
     @property
     def num_resets(self) -> dict[str, Tensor]:
-        """Units reset so far per group, ``[]`` each, or ``[S]`` for a stack of members."""
+        """Units reset so far per group, ``[]`` each, or ``[S]`` for a stack of members; in a dry run, that would be."""
         return self.events.num_resets()
 
     @property

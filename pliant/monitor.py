@@ -20,11 +20,10 @@ from pliant.sharded import Whole, process_group_of, whole
 from pliant.stats.capture import named_tensors
 from pliant.stats.listener import Listeners, silence
 from pliant.stats.reader import TapReader
-from pliant.units import UnitGraph, find_units
+from pliant.units import UnitGraph
 from pliant.units.export import refuse_wrapped
-from pliant.units.rename import as_named_in
 from pliant.units.several import Models, as_module
-from pliant.wiring import on_step
+from pliant.wiring import on_step, units_of
 
 __all__ = ["METRICS", "Monitor", "Reading", "monitor"]
 
@@ -206,7 +205,7 @@ class Monitor:
 def monitor(
     model: Models,
     optimizer: Optimizer | Sequence[Optimizer],
-    metrics: Sequence[str] = METRICS,
+    metrics: str | Sequence[str] = METRICS,
     *,
     example_inputs: Any = None,
     units: UnitGraph | None = None,
@@ -223,7 +222,7 @@ def monitor(
     Args:
         model: The model that is trained, before ``torch.compile``; or several by name.
         optimizer: Its optimizer; its steps are the clock. Of several, the first.
-        metrics: Names out of :data:`METRICS`.
+        metrics: Names out of :data:`METRICS`, or one.
         example_inputs: One small batch, to find the unit groups.
         units: Or the unit groups, found before.
         every: Steps between readings.
@@ -236,7 +235,8 @@ def monitor(
         The monitor: ``latest``, ``history``, ``detach()``.
 
     Raises:
-        IllegalConfiguration: For an unknown metric or a compiled model; at a reading, if no training forward was seen.
+        IllegalConfiguration: For an unknown metric, a compiled model or what is no optimizer; at a reading, if no
+            training forward was seen.
         NoEffect: If there is nothing to measure.
 
     Example:
@@ -253,20 +253,20 @@ def monitor(
     model = as_module(model)
     refuse_wrapped(model, sharded=units is not None)
     process_group_of(model)  # refuses what is sharded in another way
+    first = optimizer if isinstance(optimizer, Optimizer) else next(iter(optimizer or ()), None)
+    if not isinstance(first, Optimizer):
+        raise IllegalConfiguration(f"monitor counts the steps of an optimizer; {type(first).__name__} is none.")
+    metrics = [metrics] if isinstance(metrics, str) else metrics
     for name in metrics:
         if name not in METRICS:
             near = difflib.get_close_matches(name, METRICS, n=3) or METRICS
             raise IllegalConfiguration(f"there is no metric {name!r} to monitor; nearest: {', '.join(near)}.")
     if every < 1 or num_samples < 1 or history < 1:
         raise IllegalConfiguration("monitor: every, num_samples and history must be at least 1.")
-    if units is None:
-        if example_inputs is None:
-            raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
-        units = find_units(model, example_inputs)
-    units = as_named_in(units, model)
+    units = units_of(model, example_inputs, units)
     return Monitor(
         model,
-        optimizer if isinstance(optimizer, Optimizer) else optimizer[0],
+        first,
         tuple(metrics),
         units,
         every=every,

@@ -14,12 +14,15 @@ from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.forward import outputs, relative_change
 from pliant.interventions.base import Context, Intervention
 from pliant.optimizer_state import check_units
+from pliant.units import find_units
 from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
+from pliant.units.rename import as_named_in
 
 __all__ = [
     "change_of",
+    "check_batch",
     "check_method",
     "check_shapes",
     "editable_groups",
@@ -28,7 +31,25 @@ __all__ = [
     "needed_statistics",
     "on_step",
     "prepare",
+    "units_of",
 ]
+
+
+def units_of(model: nn.Module, example_inputs: Any, units: UnitGraph | None) -> UnitGraph:
+    """The unit graph that was given, under the names that the model has now, or the one found with example inputs.
+
+    Raises:
+        IllegalConfiguration: If neither was given, or something else than a unit graph.
+    """
+    if units is None:
+        if example_inputs is None:
+            raise IllegalConfiguration("pass example_inputs=(x,), one small batch, or units=pliant.find_units(...).")
+        units = find_units(model, example_inputs)
+    if not isinstance(units, UnitGraph):
+        raise IllegalConfiguration(
+            f"units is of type {type(units).__name__}; pass units=pliant.find_units(model, x), or example_inputs=(x,)."
+        )
+    return as_named_in(units, model)
 
 
 def check_shapes(units: UnitGraph, tensors: Mapping[str, Tensor], num_members: int | None, model: str) -> None:
@@ -151,6 +172,24 @@ def prepare(method: Intervention, contexts: Sequence[Context]) -> None:
             without.append(error)
     if without and len(without) == len(contexts):
         raise without[0]
+
+
+def check_batch(model: nn.Module, batch: Inputs) -> None:
+    """Refuse, before training starts, a batch on which no change can be measured.
+
+    Raises:
+        IllegalConfiguration: If the model fails on it, or returns no numbers.
+    """
+    try:
+        before = outputs(model, batch)
+    except IllegalConfiguration:
+        raise
+    except Exception as error:
+        raise IllegalConfiguration(
+            f"{type(model).__name__} fails on the batch given as measure_change, in evaluation mode: "
+            f"{type(error).__name__}: {str(error).rstrip('.')}. Pass one batch as the training loop passes it."
+        ) from error
+    relative_change(before, before)
 
 
 def change_of(model: nn.Module, batch: Inputs) -> Callable[[], Tensor]:

@@ -224,3 +224,32 @@ def test_records_are_numbers_for_a_log():
     assert record["num_steps"] == 4
     assert record["num_resets"] == sum(len(event.units) for event in handle.events) > 0
     assert all(type(value) is float for value in record.values())
+
+
+def test_printed_events_are_the_latest_and_a_dry_run_says_so():
+    log = EventLog(dry_run=True)
+    log.intervention = "ReDo"
+    for step in range(1, 13):
+        log.step = step
+        log.add("fc1", "reset", torch.arange(step), None, None, "dormant", torch.tensor(0.25))
+    lines = str(log).splitlines()
+    assert lines[0] == "EventLog(12 events; units that would have been reset (dry run): {'fc1': 78})"
+    assert len(lines) == 11
+    assert lines[1] == "  step 3: ReDo reset of fc1, units 0, 1, 2: dormant (output change 2.5e-01)"
+    assert "units 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more" in lines[-1]
+
+
+def test_what_does_not_fit_is_refused_by_attach_and_monitor():
+    model, x = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1)), torch.randn(2, 3)
+    sgd, refused = torch.optim.SGD(model.parameters(), lr=0.1), pliant.IllegalConfiguration
+    with pytest.raises(refused, match="is no intervention"):
+        pliant.attach(model, sgd, pliant.ReDo, example_inputs=x)
+    with pytest.raises(refused, match="the model is of type SGD"):
+        pliant.attach(sgd, model, pliant.ReDo(), example_inputs=x)
+    with pytest.raises(refused, match="units is of type Tensor"):
+        pliant.attach(model, sgd, pliant.ReDo(), units=x)
+    with pytest.raises(refused, match="the batch given as measure_change"):
+        pliant.attach(model, sgd, pliant.ReDo(), example_inputs=x, measure_change=torch.randn(2, 5))
+    with pytest.raises(refused, match="NoneType is none"):
+        pliant.monitor(model, None, example_inputs=x)
+    assert not sgd._optimizer_step_post_hooks

@@ -12,7 +12,7 @@ from pliant.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(language: str) -> list[str]:
@@ -23,12 +23,17 @@ def blocks(language: str) -> list[str]:
 def test_the_snippets_run_one_after_the_other(capsys):
     names: dict[str, object] = {}
     snippets = blocks("python")
-    assert len(snippets) == 2
+    assert len(snippets) == 6
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), names)
     text = capsys.readouterr().out
     assert "reset" in text
     assert "it is the model's output" in text
+    assert "would have been reset (dry run)" in text
+    assert names["declared"]["fc1"].tensors == ("fc1.weight", "fc1.bias", "left.weight", "right.weight")
+    assert [group.name for group in names["both"].units] == ["actor.0", "critic.0"]
+    assert names["tensors"]
+    assert names["metadata"]
     assert sum(int(count.sum()) for count in names["handle"].num_resets.values()) > 0
 
 

@@ -145,7 +145,8 @@ class _Wish:
         unknown = set(given) - set(_KEYS)
         if unknown:
             raise IllegalConfiguration(
-                f"{what}: unknown {', '.join(map(repr, sorted(unknown)))}; it has {', '.join(map(repr, _KEYS))}."
+                f"{what}: unknown {', '.join(map(repr, sorted(unknown)))}; the keys are {', '.join(map(repr, _KEYS))}, "
+                "names of modules and tensors are their values: {'incoming': 'fc1', 'outgoing': ['fc2.weight']}."
             )
         site: Site = given.get("site", "hidden")
         if site not in get_args(Site):

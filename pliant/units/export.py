@@ -114,10 +114,10 @@ def refuse_wrapped(model: nn.Module, *, sharded: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def training_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in training mode and restore each one's own flag afterwards."""
+def training_mode(model: nn.Module, training: bool = True) -> Iterator[None]:
+    """Put every module in training (or evaluation) mode and restore each one's own flag afterwards."""
     flags = [(module, module.training) for module in model.modules()]
-    model.train()
+    model.train(training)
     try:
         yield
     finally:
@@ -324,16 +324,21 @@ def _advice(model: nn.Module) -> str:
     )
 
 
+_SYMBOLIC_SHAPES = "torch.fx.experimental.symbolic_shapes"
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Export logs a warning for every size that it cannot make dynamic, which no user can do anything about."""
-    logger = logging.getLogger("torch._export.non_strict_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Export logs sizes that it cannot make dynamic, and prints whole graphs before it fails: the error says enough."""
+    loggers = [logging.getLogger(name) for name in ("torch._export.non_strict_utils", _SYMBOLIC_SHAPES)]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _export(model: nn.Module, args: Any, kwargs: Any, dynamic: tuple[Any, Any]) -> ExportedProgram:

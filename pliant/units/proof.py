@@ -26,7 +26,7 @@ from pliant.units.export import Inputs, as_call, canonical_names
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.replay import tensor_leaves
 from pliant.units.several import Several
-from pliant.units.verify import _Probe, _relative, permute
+from pliant.units.verify import Probe, moved, permute, relative_difference
 
 __all__ = ["TOLERANCE", "Proof", "order_of"]
 
@@ -65,7 +65,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class _Run(_Probe):
+class _Run(Probe):
     """One state near the model's own, with inputs: reference outputs in both modes."""
 
     def __init__(self, model: nn.Module, inputs: Inputs, seed: int, noise: float, limit: int) -> None:
@@ -226,7 +226,7 @@ class Proof:
             rest = tuple(other for other in group.slices if other is not piece)
             if any(self._change(run, rest, group.size) >= _NOTICED for run in self.runs):
                 continue
-            if not all(run._is_inert(piece) for run in self.runs):
+            if not all(run.is_inert(piece) for run in self.runs):
                 found.append(piece)
         return found
 
@@ -238,7 +238,7 @@ class Proof:
         for count in range(1, len(pieces) // 2 + 1):
             for part in combinations(pieces, count):
                 if self.is_symmetry(part, group.size) and not all(
-                    run._is_inert(piece) for piece in part for run in self.runs
+                    run.is_inert(piece) for piece in part for run in self.runs
                 ):
                     return part
         return None
@@ -261,18 +261,15 @@ class Proof:
                     outcomes.append(run.run(state))
                 except Exception:  # without these units it takes a road where it fails
                     return False
-            changes = [_relative(a, b) for a, b in zip(*outcomes, strict=True)]
+            changes = [relative_difference(a, b) for a, b in zip(*outcomes, strict=True)]
             if not all(change <= TOLERANCE for change in changes):
                 return False
         return True
 
 
 def order_of(size: int) -> Tensor:
-    """A permutation that moves every unit (a cyclic shift of a random order), ``LongTensor [U]``."""
-    shuffled = torch.randperm(size, generator=torch.Generator().manual_seed(size))
-    order = torch.empty_like(shuffled)
-    order[shuffled] = shuffled.roll(1)
-    return order
+    """A permutation that moves every unit, the same at every call, ``LongTensor [U]``."""
+    return moved(size, torch.Generator().manual_seed(size))
 
 
 def _filled(tensor: Tensor, piece: TensorSlice, units: Tensor, generator: torch.Generator | None) -> Tensor:

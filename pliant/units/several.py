@@ -57,8 +57,18 @@ class Several(nn.Module):
 
 
 def as_module(model: Models) -> nn.Module:
-    """The module itself, or several as one."""
-    return Several(model) if isinstance(model, Mapping) else model
+    """The module itself, or several as one.
+
+    Raises:
+        IllegalConfiguration: If it is neither a module nor a mapping of modules.
+    """
+    if isinstance(model, Mapping):
+        return Several(model)
+    if not isinstance(model, nn.Module):
+        raise IllegalConfiguration(
+            f"the model is of type {type(model).__name__}, not an nn.Module or a mapping of names to modules."
+        )
+    return model
 
 
 def joined(model: Models, example_inputs: Any) -> tuple[nn.Module, Inputs]:

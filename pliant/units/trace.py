@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -307,9 +306,3 @@ def parameter_views(names: Mapping[Node, str], parameter_axes: Mapping[str, tupl
         node: tuple(frozenset([(name, dim)]) for dim in range(-len(parameter_axes[name]), 0))
         for node, name in names.items()
     }
-
-
-def dtype_is_float(node: Node) -> bool:
-    """Whether a node holds floating-point numbers (indices and masks carry no units)."""
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and (value.dtype.is_floating_point or value.dtype == torch.complex64)

@@ -30,7 +30,7 @@ from pliant.units.several import Models, joined
 if TYPE_CHECKING:
     from pliant.units.graph import UnitGraph
 
-__all__ = ["GroupCheck", "Verification", "permute", "verify"]
+__all__ = ["GroupCheck", "Probe", "Verification", "moved", "permute", "relative_difference", "verify"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,14 @@ def permute(state: dict[str, Tensor], pieces: tuple[TensorSlice, ...], order: Te
     return result
 
 
+def moved(size: int, generator: torch.Generator) -> Tensor:
+    """A permutation that moves every unit: a cyclic shift of a random order, ``LongTensor [U]``."""
+    shuffled = torch.randperm(size, generator=generator)
+    order = torch.empty_like(shuffled)
+    order[shuffled] = shuffled.roll(1)
+    return order
+
+
 def verify(units: UnitGraph, model: Models, example_inputs: Any, *, seed: int = 0) -> Verification:
     """Check every group of a unit graph on a model, by running it.
 
@@ -156,18 +164,18 @@ def verify(units: UnitGraph, model: Models, example_inputs: Any, *, seed: int = 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            probe = _Probe(model, example_inputs, seed, torch.float64)
+            probe = Probe(model, example_inputs, seed, torch.float64)
             probe.baseline()
             tolerance = 1e-9
         except RuntimeError:  # kernels that exist in float32 only
-            probe = _Probe(model, example_inputs, seed, torch.float32)
+            probe = Probe(model, example_inputs, seed, torch.float32)
             probe.baseline()
             tolerance = 1e-4
         checks = tuple(probe.check(group) for group in units)
     return Verification(checks, tolerance, str(probe.dtype).removeprefix("torch."), ("eval", "train"))
 
 
-class _Probe:
+class Probe:
     """A model on a generic state, run in evaluation and in training mode with dropout off."""
 
     def __init__(self, model: nn.Module, example_inputs: Inputs, seed: int, dtype: torch.dtype) -> None:
@@ -185,6 +193,7 @@ class _Probe:
         self.args, self.kwargs = pytree.tree_map(generic, as_call(example_inputs))
 
     def baseline(self) -> None:
+        """Keep the outputs on the state as it is: what :meth:`change` compares with."""
         self.reference = self.run(self.state)
         if not self.reference:
             raise IllegalConfiguration(
@@ -230,11 +239,14 @@ class _Probe:
 
     def change(self, state: dict[str, Tensor], group: UnitGroup | None = None, order: Tensor | None = None) -> float:
         """Largest relative difference to the baseline over all outputs and both modes."""
-        changes = [_relative(a, b) for a, b in zip(self.reference, self.run(state, group, order), strict=True)]
+        changes = [
+            relative_difference(a, b) for a, b in zip(self.reference, self.run(state, group, order), strict=True)
+        ]
         return float("nan") if any(map(math.isnan, changes)) else max(changes, default=0.0)
 
     def check(self, group: UnitGroup) -> GroupCheck:
-        order = self._order(group.size)
+        """The verdict on one group: all of its members permuted, then all but each one."""
+        order = moved(group.size, self.generator)
         change = self.change(permute(self.state, group.slices, order), group, order)
         omissions: dict[str, float] = {}
         inert: list[str] = []
@@ -242,21 +254,15 @@ class _Probe:
             rest = (*group.slices[:index], *group.slices[index + 1 :])
             label = f"{piece.name}[{piece.dim}]"
             omission = self.change(permute(self.state, rest, order), group, order)
-            if omission < 1e-7 and self._is_inert(piece):
+            if omission < 1e-7 and self.is_inert(piece):
                 inert.append(label)
             else:
                 omissions[label] = omission
         weakest = min(omissions, key=omissions.__getitem__) if omissions else ""
         return GroupCheck(group.name, change, omissions.get(weakest, float("nan")), weakest, tuple(inert))
 
-    def _order(self, size: int) -> Tensor:
-        """A cyclic shift of a random order: no unit stays where it was."""
-        shuffled = torch.randperm(size, generator=self.generator)
-        order = torch.empty_like(shuffled)
-        order[shuffled] = shuffled.roll(1)
-        return order
-
-    def _is_inert(self, piece: TensorSlice) -> bool:
+    def is_inert(self, piece: TensorSlice) -> bool:
+        """Whether the outputs do not depend on a tensor at all."""
         tensor = self.state[piece.name]
         other = tensor * (0.5 + torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64).to(tensor))
         return self.change({**self.state, piece.name: other}) < 1e-7
@@ -322,7 +328,8 @@ class _PlainKernels(torch.overrides.TorchFunctionMode):
         return torch.cat([*parts, rows.new_zeros(len(rows) - starts[-1], weight.shape[-1])])
 
 
-def _relative(reference: Tensor, other: Tensor) -> float:
+def relative_difference(reference: Tensor, other: Tensor) -> float:
+    """Largest difference, relative to the largest absolute value of the reference; NaN where that is not finite."""
     scale = float(reference.abs().max()) if reference.numel() else 0.0
     if not torch.isfinite(reference).all() or reference.numel() == 0:
         return float("nan") if reference.numel() else 0.0
