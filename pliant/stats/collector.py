@@ -96,6 +96,8 @@ class _Accumulator:
         count = 0
         for name in self.needs:
             mean, count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            if name == "mean_activation" and count == self.reader.width:  # of one sample: the activation itself
+                mean = mean.clone()
             self._mix(name, mean, count, self.count)
         self.count += count or self.reader.count(act)
         return None

@@ -83,6 +83,9 @@ class TapReader:
             Means ``[U]`` or ``[S, U]`` in at least float32, and the count (batch times positions times M).
         """
         dims, count = self._sample_dims[act.ndim], self.count(act)
+        if count == self.width:  # one sample: nothing to average
+            act = act.squeeze(dims)
+            dims = []
         if not dims:
             mean = act if act.dtype in _WIDE else act.to(torch.float32)
         elif act.dtype in _WIDE:

@@ -237,3 +237,19 @@ def test_gradients_inside_a_compiled_model_are_refused_by_name():
         found.finish(1, list(units))
     found.remove()
     torch._dynamo.reset()
+
+
+def test_the_mean_of_one_sample_is_a_copy():
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    units = pliant.find_units(model, torch.randn(2, 4))
+    found = collector(model, units, needs=("mean_activation", "mean_abs_activation"))
+    hidden = []
+    handle = model[1].register_forward_hook(lambda module, args, output: hidden.append(output))
+    model(torch.randn(1, 4))
+    want = hidden[0].detach()[0].clone()
+    hidden[0].detach().zero_()  # whatever happens to the activation afterwards
+    found.finish(1, list(units))
+    assert torch.equal(found.stats(units["0"]).mean_activation, want)
+    assert torch.equal(found.stats(units["0"]).mean_abs_activation, want.abs())
+    handle.remove()
+    found.remove()
