@@ -91,8 +91,12 @@ class Writer:
         """Fresh initial values of a whole tensor, float32, sharded as it is; one generator per member."""
         generators = self.generators(tensor.device)
         if self.num_members is None:
-            return shard_like(init.draw(tuple(tensor.shape), generators[0]), tensor)
-        return torch.stack([init.draw(tuple(tensor.shape[1:]), generator) for generator in generators])
+            drawn = init.draw(tuple(tensor.shape), generators[0])
+        else:
+            drawn = torch.stack([init.draw(tuple(tensor.shape[1:]), generator) for generator in generators])
+        if init.padding is not None:
+            drawn[..., init.padding, :] = 0
+        return shard_like(drawn, tensor) if self.num_members is None else drawn
 
     # ---- units ----
     def select(self, mask: Tensor, at_most: int | None, live: Tensor | None) -> Selection | None:
@@ -232,6 +236,10 @@ class Writer:
         mine, chosen = part_like(tensor, part), part_like(mask, part)
         if live is not None:
             chosen = chosen & (live > 0)
+        if isinstance(source, Init) and source.padding is not None:
+            trained = torch.ones(tensor.shape, dtype=torch.bool, device=tensor.device)
+            trained[..., source.padding, :] = False
+            chosen = chosen & part_like(trained, part)
         if source is None or (isinstance(source, Init) and source.kind == "constant"):
             mine.masked_fill_(chosen, 0 if source is None else source.scale)
         elif isinstance(source, Init) and can_read(mine):  # as many draws as there are entries
@@ -312,7 +320,10 @@ class Writer:
             for generator, count in zip(self.generators(tensor.device), selection.counts, strict=True)
             if count
         ]
-        return (drawn[0] if len(drawn) == 1 else torch.cat(drawn)).to(tensor.dtype)
+        values = drawn[0] if len(drawn) == 1 else torch.cat(drawn)
+        if init.padding is not None:  # the units lie along the other dimension of an embedding
+            values[..., init.padding] = 0
+        return values.to(tensor.dtype)
 
 
 def _cut_factor(factor: Tensor, part: Part | None) -> Tensor:

@@ -6,7 +6,7 @@ import fnmatch
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -28,10 +28,12 @@ class Init:
     Attributes:
         kind: ``"constant"``, ``"uniform"`` (on ``[-scale, scale]``) or ``"normal"`` (mean 0, deviation ``scale``).
         scale: The constant, the bound or the standard deviation.
+        padding: For an embedding with ``padding_idx``: that row, which starts at zero and is never trained.
     """
 
     kind: Literal["constant", "uniform", "normal"]
     scale: float
+    padding: int | None = None
 
     @property
     def mean_square(self) -> float:
@@ -116,6 +118,7 @@ def initialisers(
     if init is not None:
         _apply(init, model, tensors, result, members, inputs_first)
     _set_lengths(tensors, result)
+    _set_padding(model, canonical, result)
     return result
 
 
@@ -141,6 +144,16 @@ def _set_lengths(tensors: Mapping[str, Tensor], result: dict[str, Init | None]) 
             if name.endswith(length) and (drawn := result.get(other)) is not None:
                 count = tensors[other].numel() / tensors[name].numel()
                 result[name] = Init("constant", math.sqrt(count * drawn.mean_square))
+
+
+def _set_padding(model: nn.Module, canonical: Mapping[str, str], result: dict[str, Init | None]) -> None:
+    """The padding row of an embedding gets no gradient: what a draw puts there would stay for ever."""
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.padding_idx is not None:
+            weight = f"{path}.weight" if path else "weight"
+            name = canonical.get(weight, weight)
+            if (init := result.get(name)) is not None:
+                result[name] = replace(init, padding=module.padding_idx)
 
 
 def _apply(
@@ -194,6 +207,8 @@ def _of_module(module: nn.Module, leaf: str, tensor: Tensor, members: bool) -> I
     if (isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or members) and leaf in own:
         weight: Tensor = module.weight  # type: ignore[assignment]  # stacked members are linear layers
         return Init("uniform", 1 / math.sqrt(_fans(weight[0] if members else weight)[0]))
+    if isinstance(module, nn.Bilinear):
+        return Init("uniform", 1 / math.sqrt(module.weight.shape[1]))
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return Init("normal", 1.0)
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
