@@ -63,8 +63,9 @@ class _Rows:
 
     def __init__(self, reader: TapReader, limit: int, like: Tensor) -> None:
         self.reader, self.tap, self.limit = reader, reader.tap, limit
-        self.in_forward = self.in_backward = False
+        self.in_forward = False
         self.rows: list[Tensor] = []
+        self.pending: list[Tensor] = []
         size = reader.group.size
         self.compiled = torch.zeros(limit, size, dtype=torch.float32, device=like.device)
         self.compiled_count = torch.zeros((), dtype=torch.long, device=like.device)
@@ -77,11 +78,18 @@ class _Rows:
             count = chosen.shape[0]
             self.compiled[:count].copy_(chosen)
             self.compiled_count.fill_(count)
-        elif len(self.rows) < 8:  # many micro-batches: the first ones stand for the step
-            self.rows.append(chosen.clone())
+        elif len(self.rows) + len(self.pending) < 8:  # many micro-batches: the first ones stand for the step
+            self.pending.append(chosen.clone())
+
+    def settle(self, *, cleared: bool) -> None:
+        """What was heard has been through a backward pass; what was before may have lost its gradients."""
+        self.rows = self.pending if cleared else self.rows + self.pending
+        self.pending = []
 
     def take(self) -> Tensor | None:
         """The samples since the last call, ``[N, U]`` with N at most the limit."""
+        if not self.rows:  # no backward pass was noticed: then all that was heard counts
+            self.settle(cleared=False)
         if self.rows:
             act_NU = torch.cat(self.rows)
             act_NU = act_NU[:: -(-act_NU.shape[0] // self.limit)]
@@ -93,14 +101,14 @@ class _Rows:
         return act_NU
 
     def forget(self) -> None:
-        """Drop the samples of eager forwards."""
+        """Drop the samples of what has been through a backward pass."""
         self.rows.clear()
-        self.in_backward = False
 
     def clear(self) -> None:
         self.rows.clear()
+        self.pending.clear()
         self.compiled_count.zero_()
-        self.in_forward = self.in_backward = False
+        self.in_forward = False
 
 
 class Monitor:

@@ -296,14 +296,14 @@ def test_an_unmodified_learn_is_protected(name, tmp_path):
     assert sum(int(count) for count in handle.num_resets.values()) > 0
     assert set(handle.num_resets) <= set(case.groups)
 
-    before = clocks(handle), [item.count for item in handle._collector.accumulators.values()]
+    before = clocks(handle), [item.num_samples for item in handle._collector.accumulators.values()]
     obs = case.observation.sample()
     algorithm.predict(obs)
     algorithm.policy.set_training_mode(True)
     with torch.no_grad():
         algorithm.policy(zoo_sb3.observation(case.observation))
     algorithm.policy.set_training_mode(False)
-    after = clocks(handle), [item.count for item in handle._collector.accumulators.values()]
+    after = clocks(handle), [item.num_samples for item in handle._collector.accumulators.values()]
     assert before == after
 
     algorithm.save(tmp_path / "model.zip")

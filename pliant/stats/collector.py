@@ -84,7 +84,8 @@ class _Accumulator:
         self.is_in_graph = False
         self.graph_sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
         self.graph_count = torch.zeros((), dtype=dtype, device=like.device)
-        self.in_forward = self.in_backward = False
+        self.pending: list[tuple[dict[str, Tensor], int, bool]] = []
+        self.in_forward = False
         self.stats = GroupStats()
 
     def add(self, seen: Any, *, in_graph: bool) -> None:
@@ -93,14 +94,30 @@ class _Accumulator:
         act = self.reader.value(seen)
         if in_graph:
             return self._add_in_graph(act)
-        count = 0
+        count, means = 0, {}
         for name in self.needs:
-            mean, count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            means[name], count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
             if name == "mean_activation" and count == self.reader.width:  # of one sample: the activation itself
-                mean = mean.clone()
-            self._mix(name, mean, count, self.count)
-        self.count += count or self.reader.count(act)
+                means[name] = means[name].clone()
+        # a checkpointed forward may be run again inside its own backward pass, after that was noticed
+        inside = torch._C._current_graph_task_id() != -1
+        self.pending.append((means, count or self.reader.count(act), inside))
         return None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples per unit that were heard since the last step and not forgotten."""
+        return self.count + sum(count for _, count, _ in self.pending)
+
+    def settle(self, *, cleared: bool) -> None:
+        """What was heard has been through a backward pass; what was before may have lost its gradients."""
+        if cleared:
+            self.forget()
+        for means, count, _ in self.pending:
+            for name, mean in means.items():
+                self._mix(name, mean, count, self.count)
+            self.count += count
+        self.pending, self.features = [], []
 
     def _mix(self, name: str, mean: Tensor, count: int, before: int) -> None:
         if before:  # another micro-batch, or another use of the module
@@ -129,6 +146,9 @@ class _Accumulator:
 
     def finish(self, step: int, process_group: Any) -> bool:
         """Make the means readable and start anew; false if no rank has seen a sample."""
+        # where no backward pass was noticed, all that was heard counts; else what was heard after it does not
+        self.pending = [entry for entry in self.pending if entry[2] or not self.count]
+        self.settle(cleared=False)
         in_graph = not self.count
         if in_graph and self.needs_gradient:
             raise NotYetSupported(
@@ -180,16 +200,17 @@ class _Accumulator:
         return self.is_in_graph
 
     def forget(self) -> None:
-        """Drop the sums of eager forwards."""
-        self.reset(in_graph=False)
+        """Drop the means of what has been through a backward pass."""
+        self.means, self.count, self.gradient_count = {}, 0, 0
 
     def reset(self, *, in_graph: bool) -> None:
-        """Forget the sums; those of graphs only if asked."""
-        if self.count:
-            self.means, self.count, self.gradient_count = {}, 0, 0
+        """Forget everything that eager forwards left; the sums of graphs only if asked."""
+        if self.count or self.pending:
+            self.forget()
+            self.pending = []
         if self.features:
             self.features = []
-        self.in_forward = self.in_backward = False
+        self.in_forward = False
         if in_graph:
             self.graph_count.zero_()
             for total in self.graph_sums.values():
@@ -253,7 +274,7 @@ class Collector:
         active = [self.accumulators[group.name] for group in groups if group.name in self.accumulators]
         if not active:
             return
-        seen = [item for item in active if item.count]
+        seen = [item for item in active if item.count or item.pending]
         if not seen:
             seen = [item for item in active if item.is_heard_in_graph()]
         if self.process_group is not None:  # ranks must agree on what they reduce

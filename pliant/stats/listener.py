@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from typing import Any, Literal, Protocol
 
@@ -12,7 +13,6 @@ from pliant.devices import can_read
 from pliant.stats.quiet import is_unrecorded
 from pliant.units.export import is_exporting
 from pliant.units.group import Tap
-from pliant.units.replay import tensor_leaves
 from pliant.units.several import Several
 
 __all__ = ["Listener", "Listeners", "Sink", "is_in_graph", "silence"]
@@ -24,12 +24,10 @@ class Sink(Protocol):
     Attributes:
         tap: Where it listens.
         in_forward: Whether it heard a forward pass since the last optimizer step (set by the listener).
-        in_backward: Whether what it heard has been through a backward pass (set by the listener).
     """
 
     tap: Tap
     in_forward: bool
-    in_backward: bool
 
     def add(self, seen: Any, *, in_graph: bool) -> None:
         """Take ``(args, kwargs)`` of the module for an input tap, its output for an output tap.
@@ -39,8 +37,16 @@ class Sink(Protocol):
             in_graph: Whether this becomes part of a graph that runs again without the Python around it.
         """
 
+    def settle(self, *, cleared: bool) -> None:
+        """What was heard since the last backward pass has been through one now.
+
+        Args:
+            cleared: The gradients of earlier backward passes were thrown away in between: what belonged to them is
+                forgotten.
+        """
+
     def forget(self) -> None:
-        """Drop what was heard since the last optimizer step."""
+        """Drop what has been through a backward pass since the last optimizer step."""
 
 
 def is_in_graph(accelerated: bool) -> bool:
@@ -74,12 +80,12 @@ class _Place:
 
     # a deep copy of a module brings its hooks along: only the own one is heard
     def on_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if module is self.module and (how := self.listener.hears(self, args)):
+        if module is self.module and (how := self.listener.hears(self)):
             for sink in self.sinks:
                 sink.add((args, kwargs), in_graph=how == "in_graph")
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module is self.module and (how := self.listener.hears(self, output)):
+        if module is self.module and (how := self.listener.hears(self)):
             for sink in self.sinks:
                 sink.add(output, in_graph=how == "in_graph")
 
@@ -89,9 +95,11 @@ class Listener:
 
     They hear only what trains: the module is in training mode, gradients are enabled, and the forward is not the
     recomputation of a checkpointed one. Evaluation passes, rollouts under ``no_grad`` and target networks leave no
-    trace. Neither do forwards whose gradients were thrown away before a step, as mixed precision does when they
-    overflow (the scaler then never calls the optimizer): a backward pass is noticed, and if a parameter's gradient is
-    gone at the next forward, what was heard before that backward pass is forgotten.
+    trace. Neither do forwards whose gradients were thrown away before a step: those that mixed precision skips when
+    they overflow (the scaler then never calls the optimizer), or a critic's in the actor's loss. A backward pass is
+    noticed on one parameter; if that parameter's gradient is gone at the next forward, or a new tensor after the next
+    backward, what belonged to the earlier pass is forgotten. (Gradients that are zeroed in place, not removed, are
+    noticed at the next forward, on a CPU.)
 
     While nothing is to be heard (``enabled = False``), the hooks of modules that run eagerly are taken off, so that
     steps which are not sampled cost nothing. Hooks that became part of a compiled or captured graph stay in it.
@@ -104,7 +112,9 @@ class Listener:
     def __init__(self, model: nn.Module, sinks: Iterable[Sink]) -> None:
         self._enabled = True
         self._sinks = tuple(sinks)
-        self._went_back = self._waits = False
+        self._went_back = False
+        self._gradient: weakref.ref[Tensor] | None = None
+        self._backward: torch.utils.hooks.RemovableHandle | None = None
         found: dict[tuple[str, str], list[Sink]] = {}
         for sink in self._sinks:
             found.setdefault((sink.tap.module, sink.tap.kind), []).append(sink)
@@ -112,8 +122,8 @@ class Listener:
         modules = [place.module for place in self._places]  # gradients elsewhere may be cleared at other times
         near = [p for module in modules for p in module.parameters() if p.requires_grad]
         trained = near or [p for p in model.parameters() if p.requires_grad and modules]
-        # a small one, since its gradient is read; no bias, whose gradient may well be zero (in twin networks)
-        self._watched = min(trained, key=lambda p: (p.ndim < 2, p.numel()), default=None)
+        # the first matrix: what is upstream has a part in most backward passes, and a bias may well have no gradient
+        self._watched = min(trained, key=lambda p: p.ndim < 2, default=None)
         self._accelerated = any(parameter.is_cuda for parameter in model.parameters())
         self._install()
 
@@ -133,26 +143,29 @@ class Listener:
             for place in self._places:
                 if place.heard_eagerly:
                     place.remove()
-            self._went_back = self._waits = False
+            self._forget_backward()
 
     def _install(self) -> None:
         for place in self._places:
             place.install()
+        if self._watched is not None and self._backward is None:
+            self._backward = self._watched.register_post_accumulate_grad_hook(self._on_backward)  # type: ignore[no-untyped-call]
 
-    def _wait_for_backward(self, seen: Any) -> None:
-        """Notice the backward pass of a forward that is heard, by one tensor of it."""
-        for tensor in [seen] if isinstance(seen, Tensor) else tensor_leaves(seen):
-            if tensor.requires_grad:
-                tensor.register_hook(self._on_backward)  # type: ignore[no-untyped-call]
-                self._waits = True
-                return
-
-    def _on_backward(self, gradient: Tensor) -> None:
-        self._went_back = True
+    def _on_backward(self, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        before = self._gradient() if self._gradient is not None else None
+        cleared = self._went_back and before is not gradient
+        self._went_back, self._gradient = True, None if gradient is None else weakref.ref(gradient)
         for sink in self._sinks:
-            sink.in_backward = sink.in_forward
+            sink.settle(cleared=cleared)
 
-    def hears(self, place: _Place, seen: Any) -> Literal["eagerly", "in_graph"] | None:
+    def _forget_backward(self) -> None:
+        self._went_back, self._gradient = False, None
+        if self._backward is not None:
+            self._backward.remove()
+            self._backward = None
+
+    def hears(self, place: _Place) -> Literal["eagerly", "in_graph"] | None:
         """Whether the forward that reached a hook is one that counts, and whether it becomes part of a graph.
 
         ``torch.compile`` traces a forward, or CUDA captures it, and the graph runs again without the Python around
@@ -168,15 +181,12 @@ class Listener:
             # non-reentrant checkpoints were heard in the forward; reentrant ones ran it without gradients
             return None if any(sink.in_forward for sink in place.sinks) else "eagerly"
         if self._went_back and self._is_cleared():
-            self._went_back = self._waits = False
+            self._went_back, self._gradient = False, None
             for sink in self._sinks:
-                if sink.in_backward:
-                    sink.forget()
+                sink.forget()
         place.heard_eagerly = True
         for sink in place.sinks:
             sink.in_forward = True
-        if not self._waits:
-            self._wait_for_backward(seen)
         return "eagerly"
 
     def _is_cleared(self) -> bool:
@@ -188,6 +198,7 @@ class Listener:
         """Remove every hook."""
         for place in self._places:
             place.remove()
+        self._forget_backward()
 
 
 class Listeners:

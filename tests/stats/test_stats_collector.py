@@ -26,7 +26,7 @@ def test_space_and_the_batch_are_samples():
     found = collector(model, units)
     x = torch.randn(6, 2, 4, 4)
     model(x)
-    assert found.accumulators["0"].count == 6 * 4
+    assert found.accumulators["0"].num_samples == 6 * 4
     found.finish(3, list(units))
     stats = found.stats(units["0"])
     assert torch.allclose(stats.mean_abs_activation, torch.relu(model[0](x)).mean((0, 2, 3)))
@@ -50,9 +50,9 @@ def test_only_training_is_heard():
     found.enabled = False
     model(x)
     found.enabled = True
-    assert found.accumulators["0"].count == 0
+    assert found.accumulators["0"].num_samples == 0
     model(x).sum().backward()
-    assert found.accumulators["0"].count == 24
+    assert found.accumulators["0"].num_samples == 24
 
 
 def test_gradients_thrown_away_mean_that_the_step_was_skipped():
@@ -62,12 +62,12 @@ def test_gradients_thrown_away_mean_that_the_step_was_skipped():
     found = collector(model, units)
     x = torch.randn(6, 2, 4, 4)
     (model(x) - model(2 * x)).square().sum().backward()  # twins
-    assert found.accumulators["0"].count == 48
+    assert found.accumulators["0"].num_samples == 48
     model(x).sum().backward()  # a micro-batch
-    assert found.accumulators["0"].count == 72
+    assert found.accumulators["0"].num_samples == 72
     model.zero_grad()
     model(x).sum().backward()  # the gradients before were never used
-    assert found.accumulators["0"].count == 24
+    assert found.accumulators["0"].num_samples == 24
 
 
 def test_statistics_that_nobody_asked_for_are_an_error():
@@ -193,7 +193,7 @@ def test_gradients_are_seen_once_under_activation_checkpointing(reentrant):
     found = collector(model, units, needs=("mean_abs_gradient", "mean_abs_activation"))
     x = torch.randn(6, 2, 4, 4)
     checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant).square().sum().backward()
-    assert found.accumulators["0"].count == found.accumulators["0"].gradient_count == 24
+    assert found.accumulators["0"].num_samples == found.accumulators["0"].gradient_count == 24
     found.finish(1, list(units))
     found.remove()
     want = gradient_by_hand(model, x).abs().mean((0, 2, 3))
