@@ -42,6 +42,7 @@ from pliant.wiring import (
 __all__ = ["Handle"]
 
 STATE_VERSION = 2
+_CHECK_EVERY = 256
 
 
 class Handle:
@@ -83,6 +84,7 @@ class Handle:
             model, init, members=num_members is not None, inputs_first=inputs_first(units, self._tensors)
         )
         self._forward = partial(call, model)
+        self._model, self._num_acts = model, 0
         self._editor = Editor(
             self._tensors,
             self._owners,
@@ -352,6 +354,9 @@ class Handle:
         if not due:
             self._collector.enabled = True
             return
+        self._num_acts += 1
+        if self._num_acts.bit_count() == 1 or self._num_acts % _CHECK_EVERY == 0:
+            self._check_tensors()
         if schedule.is_sampled(due):
             self._collector.finish(schedule.clock.step, groups)
         elif self._collector.enabled:
@@ -386,6 +391,23 @@ class Handle:
     def _plan(self, index: int) -> None:
         self._schedules[index].plan([row[index] for row in self._contexts])
         self._collector.enabled = any(schedule.listens for schedule in self._schedules)
+
+    def _check_tensors(self) -> None:
+        """Edits reach the tensors that were there at ``attach``; those of a model that has others would go nowhere.
+
+        Asked after 1, 2, 4, ... actions and then now and then, since it costs a look at every tensor.
+        """
+        if self._sharded_modules:  # their parameters come and go with every forward
+            return
+        now = named_tensors(self._model)
+        for group in self.units:
+            for name in group.tensors:
+                if self._is_parameter(name) and now.get(name) is not self._tensors[name]:
+                    raise IllegalConfiguration(
+                        f"{name!r} of the model is not the tensor that pliant was attached to: a layer was replaced, or "
+                        "load_state_dict(assign=True) was used, and edits would go nowhere. Do that first, then "
+                        "attach (and give the optimizer the new parameters)."
+                    )
 
     # ---- set-up ----
     def _check_attached(self) -> None:

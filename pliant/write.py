@@ -19,7 +19,7 @@ from pliant.sharded import Entries, Part, here, part_like, part_of, shard_like, 
 from pliant.units.group import TensorSlice
 from pliant.units.init import Init
 
-__all__ = ["Selection", "Writer"]
+__all__ = ["Selection", "Writer", "stream_of"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,15 @@ class Selection:
         return values[self.units] if self.members is None else values[self.members, self.units]
 
 
+def stream_of(seed: int) -> int:
+    """The seed of the generator that belongs to a user's seed.
+
+    It must not be the same number: ``torch.manual_seed(0)`` made the network's initial weights, and a generator seeded
+    with 0 would hand them out a second time, so that fresh units would be copies of the first ones.
+    """
+    return (seed * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) % 2**63
+
+
 class Writer:
     """Reads and writes by unit; call the writing methods under ``torch.no_grad``.
 
@@ -62,7 +71,7 @@ class Writer:
     def generators(self, device: torch.device) -> list[torch.Generator]:
         """One generator per member on a device, made at first use."""
         if device not in self._generators:
-            self._generators[device] = [torch.Generator(device).manual_seed(seed) for seed in self._seeds]
+            self._generators[device] = [torch.Generator(device).manual_seed(stream_of(seed)) for seed in self._seeds]
         return self._generators[device]
 
     def random_state(self) -> dict[str, list[Tensor]]:

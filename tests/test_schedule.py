@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -104,3 +105,18 @@ def test_a_due_step_after_a_resume_is_the_due_step_of_the_whole_run():
     assert other.num_steps == 10
     assert {event.step for event in other.events} == {10}
     assert all(int(entry["age"].max()) == 10 for entry in other.state_dict()["state"][0].values())
+
+
+@pytest.mark.parametrize("how", ["a new layer", "load_state_dict(assign=True)"])
+def test_a_model_that_has_other_tensors_than_at_attach_is_an_error(how):
+    model, optimizer, handle = attached(pliant.ContinualBackprop(0.1, maturity_threshold=1))
+    train(model, optimizer, 2)
+    if how == "a new layer":
+        model.heads[1][2] = nn.Linear(6, 2)
+        optimizer.add_param_group({"params": list(model.heads[1][2].parameters())})
+    else:
+        copied = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(copied, assign=True)
+    with pytest.raises(pliant.IllegalConfiguration, match="not the tensor that pliant was attached to"):
+        train(model, optimizer, 40)
+    handle.detach()

@@ -282,3 +282,16 @@ def test_what_a_weight_normalised_layer_reads_is_drawn_anew_because_zeros_have_n
     assert not handle.units["0"].reset_preserves_function
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert model(torch.randn(8, 4)).isfinite().all()
+
+
+def test_fresh_units_are_not_the_initial_ones_although_everything_is_seeded_alike():
+    """torch.manual_seed(0) made the network; a generator seeded with 0 would hand out the same rows again."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    rows = model[0].weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pliant.attach(model, optimizer, pliant.ReDo(tau=1e9, every=1), example_inputs=torch.randn(2, 6), seed=0)
+    model(torch.randn(8, 6)).sum().backward()
+    optimizer.step()
+    distance = torch.cdist(model[0].weight.detach(), rows)
+    assert distance.min() > 0.05

@@ -11,6 +11,7 @@ from torch import nn
 
 import pliant
 from pliant.interventions import ContinualBackprop, ReDo
+from pliant.write import stream_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -48,7 +49,7 @@ class Mlp(nn.Module):
 
 def drawer(seed: int):
     """The product's protocol: one generator per model, float32 draws, scaled to [-bound, bound]."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(stream_of(seed))
     return lambda rows, columns, bound: torch.rand(rows, columns, generator=generator) * (2 * bound) - bound
 
 
