@@ -402,10 +402,10 @@ class Handle:
         now = named_tensors(self._model)
         for group in self.units:
             for name in group.tensors:
-                if self._is_parameter(name) and now.get(name) is not self._tensors[name]:
+                if name in self._owners and now.get(name) is not self._tensors[name]:
                     raise IllegalConfiguration(
-                        f"{name!r} of the model is not the tensor that pliant was attached to: a layer was replaced, or "
-                        "load_state_dict(assign=True) was used, and edits would go nowhere. Do that first, then "
+                        f"{name!r} of the model is not the tensor that pliant was attached to: a layer was replaced, "
+                        "or load_state_dict(assign=True) was used, and edits would go nowhere. Do that first, then "
                         "attach (and give the optimizer the new parameters)."
                     )
 
