@@ -67,7 +67,7 @@ RUNS: dict[str, tuple[str, Any, str]] = {
     "continual_backprop_heads": ("transformer", REPLACE, "adam"),
     "continual_backprop_columns": ("raw", REPLACE, "adam"),
     "redo": ("mlp", ReDo(tau=0.6, every=4), "adam"),
-    "redo_conv": ("conv", ReDo(tau=0.9, every=4), "sgd"),
+    "redo_conv": ("conv", ReDo(tau=0.9, every=2), "sgd"),
     "shrink_and_perturb": ("mlp", ShrinkAndPerturb(0.9, 0.1, every=3), "adam"),
     "fresh_start": ("conv", FreshStart(), "adam"),
     "several": ("conv", [L2(0.1), ShrinkAndPerturb(0.5, 0.5), REPLACE], "rmsprop"),

@@ -18,6 +18,7 @@ from pliant.events import EventLog
 from pliant.stats.capture import named_tensors
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.init import Init, initialisers
+from pliant.write import stream_of
 
 ROWS = tuple((unit,) for unit in range(8))
 
@@ -27,7 +28,7 @@ def tensors_of(model) -> dict[str, Tensor]:
 
 
 def draws(size, bound: float, seed: int = 0) -> Tensor:
-    return Init("uniform", bound).draw(size, torch.Generator().manual_seed(seed)).double()
+    return Init("uniform", bound).draw(size, torch.Generator().manual_seed(stream_of(seed))).double()
 
 
 # ---- resets by a share ----
@@ -160,7 +161,7 @@ def test_perturb_adds_what_units_could_have_been_born_with():
     amount = torch.tensor([0.0, 0.5, 0, 0, 0, 0, 2.0, 0])
     one.perturb(units_of("mlp")["0"], amount, noise_scale=0.1)
     after = tensors_of(model)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(stream_of(0))
     noise = torch.zeros(8, 5)
     noise[[1, 6]] = Init("uniform", 5**-0.5).draw((2, 5), generator)
     bias = torch.zeros(8)
