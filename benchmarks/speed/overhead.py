@@ -31,7 +31,7 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed" / "overhead.json"
 ARMS = ("plain", "plain_again", "default", "every_step")
 REPLACEMENT_RATE = 1e-4
-WARM_UP, BLOCK_SECONDS, ROUNDS, TRIES = 130, 0.15, 21, 4
+WARM_UP, BLOCK_SECONDS, ROUNDS, TRIES = 130, 0.12, 11, 4
 TOLERANCE = 0.01
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
