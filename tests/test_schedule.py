@@ -57,9 +57,9 @@ def test_a_head_ages_only_in_steps_that_use_it():
 
 
 def test_the_default_cadence_follows_the_slower_clocks_of_the_method():
-    assert pliant.ContinualBackprop().cadence == 16
+    assert pliant.ContinualBackprop().cadence == 8
     assert pliant.ContinualBackprop(exact=True).cadence == 1
-    assert pliant.ContinualBackprop(maturity_threshold=24).cadence == 4
+    assert pliant.ContinualBackprop(maturity_threshold=24).cadence == 2
     assert pliant.ContinualBackprop(decay_rate=0.9).cadence == 1
     assert pliant.ContinualBackprop(decide_every=3).cadence == 3
     assert pliant.ContinualBackprop(sample_every=5).cadence == 5
@@ -70,9 +70,9 @@ def test_decisions_wait_for_a_few_units_but_not_long():
     model, _, handle = attached(pliant.ContinualBackprop(1e-3))
     (trunk,) = handle.units.select("trunk.0")
     assert pliant.ContinualBackprop(1e-3).period(trunk) == 128  # one of eight units in 125 steps, in whole samples
-    assert pliant.ContinualBackprop(1.0).period(trunk) == 32
+    assert pliant.ContinualBackprop(1.0).period(trunk) == 16
     wide = pliant.find_units(nn.Sequential(nn.Linear(4, 200), nn.ReLU(), nn.Linear(200, 2)), torch.randn(2, 4))
-    assert pliant.ContinualBackprop(1e-3).period(wide["0"]) == 32  # two samples; four of two hundred would be 20 steps
+    assert pliant.ContinualBackprop(1e-3).period(wide["0"]) == 24  # four of two hundred in 20 steps, in whole samples
     handle.detach()
     assert not any(module._forward_pre_hooks for module in model.modules())
 
@@ -83,13 +83,13 @@ def test_between_samples_no_hook_is_left_on_the_model():
     def hooks() -> int:
         return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
 
-    train(model, optimizer, 16)  # until the first sample the hooks stay: the model may be compiled
+    train(model, optimizer, 8)  # until the first sample the hooks stay: the model may be compiled
     seen = []
-    for _ in range(32):
+    for _ in range(16):
         train(model, optimizer, 1)
         seen.append(hooks())
-    assert seen == [0] * 14 + [seen[14]] + [0] * 15 + [seen[14]] + [0]
-    assert seen[14] > 0
+    assert seen == [0] * 6 + [seen[6]] + [0] * 7 + [seen[6]] + [0]
+    assert seen[6] > 0
     handle.detach()
 
 

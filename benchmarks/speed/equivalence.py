@@ -4,7 +4,7 @@
     python benchmarks/speed/equivalence.py --table    # prints the table of the committed records
 
 Three streams of the demo, 20 seeds each. The method's settings are those that were tuned for the demo; where the batch
-size is one, the hardest case for rare samples, the step size is divided by ten and nothing else is changed. Accuracies
+size is one, the hardest case for rare samples, the step size is divided by ten and there are 15 tasks instead of 50. Accuracies
 are means over all tasks, paired by seed, with 95 % intervals over seeds.
 """
 
@@ -21,12 +21,21 @@ from pliant.records import read_records
 from pliant.report.statistics import estimate
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "equivalence"
-SEEDS = 20
+SEEDS = "20:40"  # the cadence was chosen on seeds 0 to 19 of the first stream
 STREAMS = {
     "random labels, batch 8": ["random_label_digits", "--lr", "0.1", "--set", "maturity_threshold=100"],
     "permuted pixels, batch 16": ["permuted_digits", "--lr", "0.1", "--set", "maturity_threshold=1000"],
     "permuted pixels, batch 1": [
-        *("permuted_digits", "--lr", "0.01", "--set", "stream.batch_size=1", "maturity_threshold=1000"),
+        *(
+            "permuted_digits",
+            "--lr",
+            "0.01",
+            "--tasks",
+            "15",
+            "--set",
+            "stream.batch_size=1",
+            "maturity_threshold=1000",
+        ),
     ],
 }
 VARIANTS = {"default": [], "every step": ["sample_every=1", "decide_every=1"]}
@@ -38,7 +47,7 @@ def run(only: str) -> None:
         for variant, settings in VARIANTS.items():
             if only in name:
                 out = RESULTS / f"{name}, {variant}".replace(", ", "-").replace(" ", "_")
-                command = ["run", stream, "--method", "continual_backprop", "--seeds", str(SEEDS), *options]
+                command = ["run", stream, "--method", "continual_backprop", "--seeds", SEEDS, *options]
                 command += ["replacement_rate=1e-3", *settings, "--out", str(out)]
                 subprocess.run([sys.executable, "-m", "pliant.cli", *command], check=True)
 

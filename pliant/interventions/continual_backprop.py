@@ -15,8 +15,8 @@ from pliant.units.group import UnitGroup
 
 __all__ = ["ContinualBackprop"]
 
-_MAX_CADENCE = 16
-_SAMPLES_PER_WINDOW = 6
+_MAX_CADENCE = 8
+_SAMPLES_PER_WINDOW = 12
 _MAX_UNITS = 4
 _MAX_DELAY = 0.04
 
@@ -47,8 +47,8 @@ class ContinualBackprop(Intervention):
         decide_every: Decide every so many steps, rounded up to whole samples. ``None``: whenever the rate has accrued
             one unit, but not more often than at every second sample, so that a replacement is late by at most
             ``max(1 / (replacement_rate * U), 2 * cadence)`` steps. The accrued budget is exact either way.
-        sample_every: Sample the activations every so many steps. ``None``: every 16, and oftener where the running
-            mean, the maturity threshold or ``decide_every`` are short (at least 6 samples in ``1 / (1 - decay_rate)``
+        sample_every: Sample the activations every so many steps. ``None``: every 8, and oftener where the running
+            mean, the maturity threshold or ``decide_every`` are short (at least 12 samples in ``1 / (1 - decay_rate)``
             and in ``maturity_threshold`` steps, and one in ``decide_every``); every step with ``exact=True``.
         where: Which unit groups, a pattern of names.
 
