@@ -4,8 +4,8 @@
     python benchmarks/speed/equivalence.py --table    # prints the table of the committed records
 
 Three streams of the demo, 20 seeds each. The method's settings are those that were tuned for the demo; where the batch
-size is one, the hardest case for rare samples, the step size is divided by ten and there are 15 tasks instead of 50. Accuracies
-are means over all tasks, paired by seed, with 95 % intervals over seeds.
+size is one, the hardest case for rare samples, the step size is divided by ten and there are 15 tasks instead of 50.
+Accuracies are means over all tasks, paired by seed, with 95 % intervals over seeds.
 """
 
 from __future__ import annotations
