@@ -1,18 +1,16 @@
-"""The handle's state in checkpoint formats that are no pickles, and the dry steps that some of them take."""
+"""The handle's state in checkpoint formats that are no pickles."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["is_dry_step", "pack", "unpack"]
+__all__ = ["pack", "unpack"]
 
 _KEY = "pliant"
 
@@ -81,22 +79,3 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) ->
 
     state: dict[str, Any] = with_tensors(json.loads(metadata[_KEY]))
     return state
-
-
-def is_dry_step(optimizer: Optimizer) -> bool:
-    """Whether the optimizer is only being made to create its state.
-
-    ``torch.distributed.checkpoint`` calls ``optimizer.step()`` with step size zero and gradients of zero, before it
-    saves or loads an optimizer that has no state. No training step is that, and nothing may happen at it.
-    """
-    rate = optimizer.param_groups[0].get("lr", 1.0)
-    if isinstance(rate, Tensor) and (rate.device.type != "cpu" or rate.ndim):
-        return False
-    if rate != 0:
-        return False
-    frame = sys._getframe(1)
-    while frame.f_back is not None:  # only at step size zero: a warm-up may begin there, so the caller decides
-        frame = frame.f_back
-        if frame.f_code.co_name == "_init_optim_state" and "checkpoint" in frame.f_code.co_filename:
-            return True
-    return False

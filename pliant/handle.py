@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pliant.checkpoint import is_dry_step
 from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration
@@ -34,6 +33,7 @@ from pliant.wiring import (
     editable_groups,
     find_owners,
     inputs_first,
+    is_dry_step,
     needed_statistics,
     on_step,
     prepare,
@@ -116,7 +116,7 @@ class Handle:
         try:
             for method, contexts in zip(self.methods, self._contexts, strict=True):
                 prepare(method, contexts)
-        except Exception:
+        except Exception:  # a method that refuses must leave no hook behind; its error goes on to the user
             self._collector.remove()
             raise
         self._accelerated = any(tensor.is_cuda for tensor in self._tensors.values())
@@ -132,10 +132,6 @@ class Handle:
     def num_steps(self) -> int:
         """Real steps of the first optimizer since ``attach``."""
         return self._schedules[0].clock.step
-
-    @property
-    def _state(self) -> list[dict[str, dict[str, Tensor]]]:
-        return [memory.units for memory in self._memory]
 
     @property
     def num_resets(self) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pliant import metrics as _metrics
-from pliant.checkpoint import is_dry_step
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.sharded import Whole, process_group_of, whole
@@ -23,7 +22,7 @@ from pliant.stats.reader import TapReader
 from pliant.units import UnitGraph
 from pliant.units.export import refuse_wrapped
 from pliant.units.several import Models, as_module
-from pliant.wiring import on_step, units_of
+from pliant.wiring import is_dry_step, on_step, units_of
 
 __all__ = ["METRICS", "Monitor", "Reading", "monitor"]
 

@@ -28,6 +28,7 @@ __all__ = [
     "editable_groups",
     "find_owners",
     "inputs_first",
+    "is_dry_step",
     "needed_statistics",
     "on_step",
     "prepare",
@@ -243,3 +244,22 @@ def _is_nested(optimizer: Optimizer) -> bool:
             found += 1
         frame = frame.f_back  # type: ignore[assignment]
     return found == 2
+
+
+def is_dry_step(optimizer: Optimizer) -> bool:
+    """Whether the optimizer is only being made to create its state.
+
+    ``torch.distributed.checkpoint`` calls ``optimizer.step()`` with step size zero and gradients of zero, before it
+    saves or loads an optimizer that has no state. No training step is that, and nothing may happen at it.
+    """
+    rate = optimizer.param_groups[0].get("lr", 1.0)
+    if isinstance(rate, Tensor) and (rate.device.type != "cpu" or rate.ndim):
+        return False
+    if rate != 0:
+        return False
+    frame = sys._getframe(1)
+    while frame.f_back is not None:  # only at step size zero: a warm-up may begin there, so the caller decides
+        frame = frame.f_back
+        if frame.f_code.co_name == "_init_optim_state" and "checkpoint" in frame.f_code.co_filename:
+            return True
+    return False

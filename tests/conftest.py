@@ -13,3 +13,11 @@ def _one_thread_and_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def single_process_group(tmp_path_factory):
+    path = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -12,30 +12,13 @@ import zoo_sb3
 from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo_sb3 import SB3
+from zoo_several import Actor, Critic
 
 import pliant
 from pliant import IllegalConfiguration, NoEffect, NotYetSupported
 from pliant.interventions import L2, ContinualBackprop, ReDo, ShrinkAndPerturb
 
 EAGER = ContinualBackprop(replacement_rate=0.05, maturity_threshold=3)
-
-
-class Actor(nn.Module):
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self.trunk, self.fc, self.out = trunk, nn.Linear(8, 6), nn.Linear(6, 2)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return torch.tanh(self.out(torch.relu(self.fc(self.trunk(obs)))))
-
-
-class Critic(nn.Module):
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self.trunk, self.fc, self.out = trunk, nn.Linear(10, 7), nn.Linear(7, 1)
-
-    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
-        return self.out(torch.relu(self.fc(torch.cat([self.trunk(obs), act], -1))))
 
 
 class Agent:

@@ -145,7 +145,7 @@ def test_a_skipped_step_changes_nothing_although_the_host_does_not_know(method, 
                 if key.startswith(("model.", "optimizer.")):
                     assert torch.equal(before[key], after[key]), key
             assert all(torch.equal(total, resets[name]) for name, total in run.handle.num_resets.items() if resets)
-    for per_group in run.handle._state:
+    for per_group in run.handle.state_dict()["state"].values():
         for entries in per_group.values():
             if "age" in entries:
                 assert int(entries["age"].max()) <= 7  # seven real steps

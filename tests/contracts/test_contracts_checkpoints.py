@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import pliant
-from pliant.checkpoint import is_dry_step, pack, unpack
+from pliant.checkpoint import pack, unpack
+from pliant.wiring import is_dry_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.distributed is (unavailable|disabled).*")
 

@@ -103,7 +103,9 @@ def test_a_skipped_step_changes_nothing(method, optimizer):
             for key in before:
                 if key.startswith(("model.", "optimizer.")):
                     assert torch.equal(before[key], after[key]), key
-    for entries in (entries for per_group in run.handle._state for entries in per_group.values()):
+    for entries in (
+        entries for per_group in run.handle.state_dict()["state"].values() for entries in per_group.values()
+    ):
         assert "age" not in entries or int(entries["age"].max()) <= 7
 
 

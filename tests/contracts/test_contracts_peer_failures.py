@@ -189,7 +189,7 @@ def test_young_units_are_not_replaced_for_being_young():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     method = ContinualBackprop(0.02, maturity_threshold=5, decay_rate=0.99, decide_every=1)
     handle = pliant.attach(model, optimizer, method, example_inputs=torch.randn(2, 5))
-    state = handle._state[0]["0"]
+    state = handle._memory[0].units["0"]
     train(model, optimizer, 60)
     with torch.no_grad():  # seven old units of little use, one young unit of much use, just mature
         model[0].weight.fill_(0.1)

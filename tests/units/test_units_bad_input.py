@@ -15,14 +15,6 @@ def mlp() -> nn.Module:
     return zoo.ZOO["mlp"].model()
 
 
-@pytest.fixture(scope="module")
-def single_process_group(tmp_path_factory):
-    path = tmp_path_factory.mktemp("group") / "store"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_a_model_wrapped_in_ddp_is_refused_before_export(single_process_group):
     wrapped = nn.parallel.DistributedDataParallel(mlp())
     with pytest.raises(IllegalConfiguration, match="find the units of the plain model first"):

@@ -9,28 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from zoo_several import Actor, Critic
 
 import pliant
 from pliant import IllegalConfiguration, NoEffect, UnsupportedOp
 from pliant.stats.capture import capture, named_tensors
-
-
-class Actor(nn.Module):
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self.trunk, self.fc, self.out = trunk, nn.Linear(8, 6), nn.Linear(6, 2)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return torch.tanh(self.out(torch.relu(self.fc(self.trunk(obs)))))
-
-
-class Critic(nn.Module):
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self.trunk, self.fc, self.out = trunk, nn.Linear(10, 7), nn.Linear(7, 1)
-
-    def forward(self, obs: Tensor, act: Tensor) -> Tensor:
-        return self.out(torch.relu(self.fc(torch.cat([self.trunk(obs), act], -1))))
 
 
 def trunk() -> nn.Module:
@@ -304,14 +287,6 @@ def test_a_tap_reads_the_units_where_it_says_they_are():
 
 
 # ---- wrappers ----
-@pytest.fixture(scope="module")
-def single_process_group(tmp_path_factory):
-    path = tmp_path_factory.mktemp("group") / "store"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_wrapped_models_are_refused_by_name_before_export(single_process_group):
     both = models(shared=False)
     optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in both.values()]

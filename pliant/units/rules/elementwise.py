@@ -55,14 +55,32 @@ def broadcast(trace: Trace, node: Node) -> Any:
     operands = [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), Tensor)]
     name = str(node.target)
     shape = trace.shape(node)
-    result: list[Axis | None] = [None] * len(shape)
     parts: tuple[Node, ...] = ()
     if node not in trace.moving:  # a weight computed from parameters: what consumes it says how they are used
         parts = _parts(trace, node, operands)
+    slope = node.args[1] if "prelu" in name else None
+    result = tie_broadcast(trace, operands, shape, parts=parts, slope=slope)
+    if ("add" in name or "sub" in name) and "addc" not in name:
+        _mark_residual(trace, operands)
+    return result
+
+
+def tie_broadcast(
+    trace: Trace, operands: list[Node], shape: tuple[int, ...], *, parts: tuple[Node, ...] = (), slope: Any = None
+) -> tuple[Axis, ...]:
+    """The axes of operands that are broadcast to ``shape``: equal dimensions are tied, parameters are carried.
+
+    Args:
+        trace: The trace.
+        operands: The tensors.
+        shape: The common shape.
+        parts: Parameters that are used where the result is, and not here.
+        slope: PReLU's weight, which belongs to dimension 1.
+    """
+    result: list[Axis | None] = [None] * len(shape)
     for operand in operands:
-        axes = trace.of(operand)
-        sizes = shape_of(operand.meta["val"])
-        if "prelu" in name and operand is node.args[1] and len(sizes) == 1 and len(shape) > 1:
+        axes, sizes = trace.of(operand), shape_of(operand.meta["val"])
+        if operand is slope and len(sizes) == 1 and len(shape) > 1:
             axes, sizes = _at_channel(axes, sizes, len(shape))
         for back in range(1, len(sizes) + 1):
             if sizes[-back] != shape[-back] or sizes[-back] == 1:
@@ -75,8 +93,6 @@ def broadcast(trace: Trace, node: Node) -> Any:
         if trace.is_parameter(operand) and operand not in parts:
             for back in range(1, len(trace.of(operand)) + 1):
                 trace.role(operand, -back, "carried")
-    if ("add" in name or "sub" in name) and "addc" not in name:
-        _mark_residual(trace, operands)
     return tuple(axis if axis is not None else ax.fresh(size) for axis, size in zip(result, shape, strict=True))
 
 

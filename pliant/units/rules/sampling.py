@@ -7,7 +7,7 @@ from typing import Any
 from torch.fx import Node
 
 from pliant.units import axes as ax
-from pliant.units.axes import Axis
+from pliant.units.rules.elementwise import tie_broadcast
 from pliant.units.trace import Trace, opaque_like, rule, shape_of
 
 _CATEGORY = "samples are drawn from it: its order says what they mean"
@@ -17,22 +17,7 @@ _CATEGORY = "samples are drawn from it: its order says what they mean"
 def broadcast_tensors(trace: Trace, node: Node) -> Any:
     """Several tensors of one shape: equal dimensions are tied, as if they were added."""
     operands = list(node.args[0])  # type: ignore[arg-type]
-    shape = shape_of(node.meta["val"][0])
-    result: list[Axis | None] = [None] * len(shape)
-    for operand in operands:
-        axes, sizes = trace.of(operand), shape_of(operand.meta["val"])
-        for back in range(1, len(sizes) + 1):
-            if sizes[-back] != shape[-back] or sizes[-back] == 1:
-                continue
-            current = result[-back]
-            if current is None:
-                result[-back] = axes[-back]
-            else:
-                ax.tie(current, axes[-back])
-        if trace.is_parameter(operand):
-            for back in range(1, len(axes) + 1):
-                trace.role(operand, -back, "carried")
-    done = tuple(axis if axis is not None else ax.fresh(size) for axis, size in zip(result, shape, strict=True))
+    done = tie_broadcast(trace, operands, shape_of(node.meta["val"][0]))
     return tuple(done for _ in operands)
 
 
