@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pliant.errors import (
         IllegalConfiguration,
         NoEffect,
+        NoEffectWarning,
         NotYetSupported,
         PliantError,
         RecordError,
@@ -50,6 +51,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "NotYetSupported",
     "IllegalConfiguration",
     "NoEffect",
+    "NoEffectWarning",
     "RecordError",
 ]
 
@@ -60,6 +62,7 @@ _SOURCES = {
     "attach": "pliant.attach",
     "IllegalConfiguration": "pliant.errors",
     "NoEffect": "pliant.errors",
+    "NoEffectWarning": "pliant.errors",
     "NotYetSupported": "pliant.errors",
     "PliantError": "pliant.errors",
     "RecordError": "pliant.errors",

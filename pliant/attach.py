@@ -18,7 +18,7 @@ from pliant.units import UnitGraph
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
 from pliant.units.several import Models, as_module
-from pliant.wiring import check_batch, units_of
+from pliant.wiring import check_batch, check_conflicts, units_of
 
 __all__ = ["attach"]
 
@@ -75,7 +75,8 @@ def attach(
 
     Raises:
         IllegalConfiguration: If the model is compiled, an edited parameter belongs to no optimizer, a hyper-parameter
-            is out of range, an initial distribution is needed and unknown, or the model fails on ``measure_change``.
+            is out of range, methods undo each other, an initial distribution is needed and unknown, or the model fails
+            on ``measure_change``.
         NotYetSupported: If the optimizer keeps state that cannot be reset, or two optimizers update one tensor.
         NoEffect: If a method would find nothing to act on.
 
@@ -121,6 +122,7 @@ def attach(
             raise IllegalConfiguration(
                 f"{method!r} is no intervention; pass instances such as pliant.ContinualBackprop()."
             )
+    check_conflicts(chosen)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     operations = _operate(model, optimizers, chosen, seeds[0], units is not None or process_group is not None, dry_run)
     units = units_of(model, example_inputs, units)

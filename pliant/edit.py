@@ -29,8 +29,9 @@ class Editor:
     """Edits tensors and the optimizer state that belongs to them.
 
     Units: :meth:`reset` (wholly, or by a share), :meth:`scale`, :meth:`perturb`. Whole tensors: :meth:`shrink` (to
-    the origin or towards other values), :meth:`add_noise`, :meth:`clamp`, :meth:`assign`. Single weights:
-    :meth:`reset_weights`. Every edit is logged; with ``dry_run`` nothing else happens.
+    the origin or towards other values), :meth:`add`, :meth:`add_noise`, :meth:`clamp`, :meth:`assign`. Single weights:
+    :meth:`reset_weights`. Gradients, before the step: :meth:`add_to_gradient`. Every edit is logged; with ``dry_run``
+    nothing else happens.
 
     Args:
         tensors: Parameters and buffers by canonical name.
@@ -297,6 +298,22 @@ class Editor:
                 self.writer.add_noise(self.tensors[name], init, noise_scale, self.live)
         self._log_tensors("add_noise", [name], "", change)
 
+    def add(self, names: Sequence[str], terms: Sequence[Tensor], *, reason: str = "") -> None:
+        """Add to whole parameters: noise, or a step along a gradient of one's own; moments are kept.
+
+        Args:
+            names: Canonical names.
+            terms: One tensor each, of the parameter's shape (the whole of it, if it is sharded).
+            reason: For the event log.
+        """
+        if not names:
+            return
+        change = self._begin()
+        if not self.dry_run:
+            with torch.no_grad():
+                self.writer.add([self.tensors[name] for name in names], terms, self.live)
+        self._log_tensors("add", names, reason, change)
+
     def assign(self, name: str, value: Tensor, *, moments: Literal["zero", "keep"] = "zero", reason: str = "") -> None:
         """Overwrite a whole tensor in place.
 
@@ -316,6 +333,49 @@ class Editor:
                 if owner is not None:
                     restart(owner, self.tensors[name], name, self._declared, self.live)
         self._log_tensors("assign", [name], reason, change)
+
+    # ---- gradients, before the step ----
+    def add_to_gradient(self, names: Sequence[str], terms: Sequence[Tensor], *, reason: str = "") -> None:
+        """Add to the gradients of whole parameters, from ``before_step``.
+
+        Parameters without a gradient are left alone, as the optimizer leaves them. Where a fused optimizer unscales
+        the gradients of mixed precision itself, the terms are scaled like them.
+
+        Args:
+            names: Canonical names.
+            terms: One tensor each, of the parameter's shape (the whole of it, if it is sharded).
+            reason: For the event log.
+
+        Raises:
+            NotYetSupported: If a gradient is sparse.
+        """
+        found = [(name, self.tensors[name], term) for name, term in zip(names, terms, strict=True)]
+        found = [(name, tensor, term) for name, tensor, term in found if tensor.grad is not None]
+        if not found:
+            return
+        for name, tensor, _ in found:
+            if tensor.grad.is_sparse:  # type: ignore[union-attr]
+                raise NotYetSupported(
+                    f"the gradient of {name!r} is sparse, and a dense term cannot be added to it. Leave the parameter "
+                    "out with where=..., or use sparse=False."
+                )
+        if not self.dry_run:
+            scales = [self.gradient_scale(name) for name, _, _ in found]
+            with torch.no_grad():
+                scaled = [
+                    term if scale is None else term * scale for (_, _, term), scale in zip(found, scales, strict=True)
+                ]
+                self.writer.add([tensor.grad for _, tensor, _ in found], scaled, None)  # type: ignore[misc]
+        self._log_tensors("add_to_gradient", [name for name, _, _ in found], reason, None)
+
+    def gradient_scale(self, name: str) -> Tensor | None:
+        """By what the gradient of a parameter is scaled at present, ``[]``; ``None`` if it is not.
+
+        Mixed precision scales the loss, and ``GradScaler`` unscales the gradients before the step, unless the
+        optimizer is a fused one, which does it itself.
+        """
+        scale = getattr(self.owners[name], "grad_scale", None)
+        return scale.reshape(()) if isinstance(scale, Tensor) else None
 
     def draw(self, name: str) -> Tensor:
         """A whole tensor of fresh initial values, float32; one generator per member.

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "IllegalConfiguration",
     "NoEffect",
+    "NoEffectWarning",
     "NotYetSupported",
     "PliantError",
     "RecordError",
@@ -39,3 +40,7 @@ class NoEffect(UnsupportedError):
 
 class RecordError(PliantError):
     """A record or results folder is damaged, or belongs to a different experiment."""
+
+
+class NoEffectWarning(UserWarning):
+    """A method waits for a call that has not come, so that it has done nothing so far."""

@@ -18,6 +18,7 @@ from pliant.forward import call
 from pliant.interventions.base import Context, Intervention
 from pliant.interventions.state import Memory, cloned
 from pliant.optimizer_state import MomentSpec, check_declared
+from pliant.reminders import Reminders
 from pliant.schedule import Schedule
 from pliant.sharded import Whole, reshard, sharded_modules
 from pliant.stats import Collector
@@ -34,6 +35,7 @@ from pliant.wiring import (
     find_owners,
     inputs_first,
     is_dry_step,
+    labels,
     needed_statistics,
     on_step,
     prepare,
@@ -98,6 +100,7 @@ class Handle:
         )
         self._schedules = [Schedule(self.methods) for _ in self._optimizers]
         self._num_boundaries = 0
+        self._reminders = Reminders(self.methods)
         self._owned = [self._groups_of(item) for item in self._optimizers]
         self._check_methods()
         self._memory = [self._make_memory(m) for m in range(len(self.methods))]
@@ -154,6 +157,7 @@ class Handle:
             data: Optionally, data of the new task.
         """
         self._check_attached()
+        self._reminders.called("task_boundary")
         self._num_boundaries += 1
         reshard(self._sharded_modules)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
@@ -163,13 +167,26 @@ class Handle:
                 self._editor.stepped = None
                 method.at_task_boundary(ctx, data)
 
-    def penalty(self) -> Tensor:
-        """The sum of all loss terms of the interventions, to be added to the loss; zero if there are none."""
+    def penalty(self, *, loss: Tensor | None = None, reference: Inputs | None = None) -> Tensor:
+        """The sum of all loss terms of the interventions, to be added to the loss; zero if there are none.
+
+        Args:
+            loss: The loss that it will be added to, for methods that follow its size; they do not change it.
+            reference: A batch of inputs besides the one that is trained on, for methods that compare outputs.
+
+        Returns:
+            A scalar with its graph, ``[]``.
+        """
         self._check_attached()
+        self._reminders.called("penalty")
         total = torch.zeros((), device=self._device)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
+            if type(method).penalty is Intervention.penalty:
+                continue
             for ctx in contexts:
+                ctx.loss, ctx.reference = loss, reference
                 term = method.penalty(ctx)
+                ctx.loss = ctx.reference = None  # the graph must not be kept alive
                 if term is not None:
                     total = total + term
         return total
@@ -208,10 +225,7 @@ class Handle:
         """
         resets = sum(int(total.sum()) for total in self.num_resets.values())
         found: dict[str, float] = {"num_steps": float(self.num_steps), "num_resets": float(resets)}
-        names = [type(method).__name__ for method in self.methods]
-        for m, (method, contexts) in enumerate(zip(self.methods, self._contexts, strict=True)):
-            before = names[:m].count(names[m])
-            label = names[m] + (f"#{before + 1}" if before else "")
+        for label, method, contexts in zip(labels(self.methods), self.methods, self._contexts, strict=True):
             for ctx in contexts:
                 which = f"[{ctx.index}]" if len(contexts) > 1 else ""
                 for key, value in method.on_record(ctx).items():
@@ -223,6 +237,8 @@ class Handle:
 
         Copies of the network that a method kept in the handle are freed, too: save ``state_dict()`` before.
         """
+        if self._hooks:
+            self._reminders.check_boundary(self.num_steps)
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -286,6 +302,8 @@ class Handle:
         for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved, self._device)
         self._num_boundaries = state["num_boundaries"]
+        if self._num_boundaries:
+            self._reminders.called("task_boundary")
         for index, memory in enumerate(self._memory):
             memory.load_state_dict({"units": state["state"][index], **state["memory"][str(index)]})
         self._editor.load_random_state(state["random"])
@@ -338,6 +356,8 @@ class Handle:
                 live = 1 - found_inf.float().reshape(())
         schedule = self._schedules[index]
         schedule.clock.advance(live)
+        if schedule.clock.step >= self._reminders.next:
+            self._reminders.check(schedule.clock.step)
         if schedule.clock.step >= schedule.wake:
             self._act(index, live)
         elif self._collector.enabled and not schedule.listens:  # it listens for another optimizer

@@ -23,12 +23,14 @@ from pliant.units.rename import as_named_in
 __all__ = [
     "change_of",
     "check_batch",
+    "check_conflicts",
     "check_method",
     "check_shapes",
     "editable_groups",
     "find_owners",
     "inputs_first",
     "is_dry_step",
+    "labels",
     "needed_statistics",
     "on_step",
     "prepare",
@@ -51,6 +53,28 @@ def units_of(model: nn.Module, example_inputs: Any, units: UnitGraph | None) -> 
             f"units is of type {type(units).__name__}; pass units=pliant.find_units(model, x), or example_inputs=(x,)."
         )
     return as_named_in(units, model)
+
+
+def check_conflicts(methods: Sequence[Intervention]) -> None:
+    """Refuse methods that undo each other; they say so themselves.
+
+    Raises:
+        IllegalConfiguration: Naming both, and why.
+    """
+    for i, one in enumerate(methods):
+        for j, other in enumerate(methods):
+            why = one.conflicts_with(other) if i != j else None
+            if why is not None:
+                raise IllegalConfiguration(
+                    f"{type(one).__name__} and {type(other).__name__} do not go together: {why.rstrip('.')}."
+                )
+
+
+def labels(methods: Sequence[Intervention]) -> list[str]:
+    """A name for each method; one that is listed twice is ``"<method>#2"``."""
+    names = [type(method).__name__ for method in methods]
+    counts = [names[:m].count(name) for m, name in enumerate(names)]
+    return [name + (f"#{before + 1}" if before else "") for name, before in zip(names, counts, strict=True)]
 
 
 def check_shapes(units: UnitGraph, tensors: Mapping[str, Tensor], num_members: int | None, model: str) -> None:

@@ -297,6 +297,13 @@ class Writer:
             else:
                 tensor.copy_(torch.where(live > 0, tensor.clamp(low, high), tensor))
 
+    def add(self, tensors: Sequence[Tensor], terms: Sequence[Tensor], live: Tensor | None) -> None:
+        """Add to whole tensors (parameters, or their gradients) terms of their shapes."""
+        parts = [part_of(tensor) for tensor in tensors]
+        mine = [part_like(tensor, part) for tensor, part in zip(tensors, parts, strict=True)]
+        added = [part_like(term, part).to(own.dtype) for term, own, part in zip(terms, mine, parts, strict=True)]
+        torch._foreach_add_(mine, added if live is None else [term * live.to(term.dtype) for term in added])
+
     def add_noise(self, tensor: Tensor, init: Init, noise_scale: float, live: Tensor | None) -> None:
         """Add fresh initial values times a scale to a whole tensor."""
         noise = here(self.draw(tensor, init)).to(tensor.dtype) * noise_scale

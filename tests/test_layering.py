@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"metrics", "stats", "events", "write"},
     {"edit", "forward"},
     {"interventions"},
-    {"schedule", "wiring"},
+    {"reminders", "schedule", "wiring"},
     {"handle"},
     {"attach", "monitor"},
     {"bench", "report"},

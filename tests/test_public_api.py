@@ -17,7 +17,8 @@ PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
     "attach Handle ContinualBackprop FreshStart L2 ReDo ShrinkAndPerturb",
-    "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect RecordError",
+    "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
+    "RecordError",
 }
 
 OPTIONS = {

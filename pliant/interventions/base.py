@@ -1,26 +1,18 @@
-"""What an intervention is: a frozen specification, the state it declares, and up to five event methods."""
+"""What an intervention is: a frozen specification, the state it declares, and up to six event methods."""
 
 from __future__ import annotations
 
-import fnmatch
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pliant.devices import can_read
-from pliant.edit import Editor
-from pliant.errors import IllegalConfiguration, NoEffect
-from pliant.interventions.state import Host, Memory, PerParameter, PerUnit, Snapshot, StateKind
-from pliant.stats import GroupStats
-from pliant.units.export import Inputs
-from pliant.units.graph import UnitGraph
-from pliant.units.group import UnitGroup
+from pliant.errors import IllegalConfiguration
+from pliant.interventions.context import Clock, Context
+from pliant.interventions.state import Host, PerParameter, PerUnit, Snapshot, StateKind
 
 __all__ = [
     "Clock",
@@ -34,187 +26,6 @@ __all__ = [
 ]
 
 
-class Clock:
-    """Counts the real steps of one optimizer: skipped steps of mixed precision do not count.
-
-    Attributes:
-        step: Steps that the host knows of.
-        real: The exact count on the device, int64 ``[]``, once a fused optimizer has been able to skip a step without
-            the host knowing; ``None`` before.
-    """
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.real: Tensor | None = None
-
-    def advance(self, live: Tensor | None = None) -> None:
-        """One more step, of which ``live`` says (1 or 0, on the device) whether it changed anything."""
-        if live is not None and self.real is None:
-            self.real = torch.full((), self.step, dtype=torch.int64, device=live.device)
-        self.step += 1
-        if self.real is not None:
-            self.real.add_(1 if live is None else live.to(torch.int64))
-
-    def now(self) -> int | Tensor:
-        """Real steps so far, a copy."""
-        return self.step if self.real is None else self.real.clone()
-
-    def every(self, period: int | None) -> bool:
-        """Whether this step closes a period; never if the period is ``None``."""
-        return period is not None and self.step > 0 and self.step % period == 0
-
-    def next(self, period: int | None) -> int:
-        """The first step after this one that closes a period; out of reach if the period is ``None``."""
-        return sys.maxsize if period is None else (self.step // period + 1) * period
-
-
-class Context:
-    """What an intervention sees of the run: read anything, change only through ``edit``.
-
-    Attributes:
-        clock: Steps of the optimizer that owns the groups.
-        units: The unit graph.
-        edit: The writer.
-        optimizer: The optimizer; ``index`` says which of the given ones.
-        live: ``None``, or a device scalar that is 0 where a mixed-precision step was skipped and 1 otherwise;
-            changes of state must be masked by it.
-        elapsed: Real steps since this intervention last acted on this optimizer, this one included: an int, or an
-            int64 scalar on the device where only the device knows.
-        num_members: S for a stack of members, else ``None``.
-    """
-
-    def __init__(
-        self,
-        *,
-        units: UnitGraph,
-        owned: frozenset[str],
-        optimizer: Optimizer,
-        index: int,
-        parameters: Mapping[str, Tensor],
-        edit: Editor,
-        clock: Clock,
-        memory: Memory,
-        stats: Callable[[UnitGroup], GroupStats],
-        forward: Callable[..., Any],
-        num_members: int | None,
-    ) -> None:
-        self.units, self.clock, self.edit, self.num_members = units, clock, edit, num_members
-        self.live: Tensor | None = None
-        self.elapsed: int | Tensor = 1
-        self.task = 0
-        self.optimizer, self.index = optimizer, index
-        self._owned, self._parameters = owned, parameters
-        self._memory, self._stats, self._forward = memory, stats, forward
-        self._selected: dict[str, tuple[UnitGroup, ...]] = {}
-
-    def groups(self, where: str = "*") -> tuple[UnitGroup, ...]:
-        """The editable groups that match a pattern and belong to this context's optimizer."""
-        if where not in self._selected:
-            self._selected[where] = tuple(group for group in self.units.select(where) if group.name in self._owned)
-        return tuple(group for group in self._selected[where] if not self._is_frozen(group))
-
-    def _is_frozen(self, group: UnitGroup) -> bool:
-        """Whether a parameter of the group has been frozen since ``attach``: what no optimizer trains is not edited."""
-        tensors, owners = self.edit.tensors, self.edit.owners
-        return any(name in owners and not tensors[name].requires_grad for name in group.tensors)
-
-    def stats(self, group: UnitGroup) -> GroupStats:
-        """Statistics of the group's activations over the last sampled step."""
-        return self._stats(group)
-
-    def is_seen(self, group: UnitGroup) -> bool:
-        """Whether this step's training forward went through the group (a network may use one of its heads only)."""
-        return self._stats(group).step == self.clock.step
-
-    def state(self, group: UnitGroup) -> dict[str, Tensor]:
-        """The :class:`PerUnit` state of one group, by name; changed in place."""
-        return self._memory.units[group.name]
-
-    def parameter_state(self, name: str) -> dict[str, Tensor]:
-        """One :class:`PerParameter` state: parameter name to tensor, of this optimizer's parameters."""
-        return {key: value for key, value in self._memory.parameters[name].items() if key in self._parameters}
-
-    def snapshot(self, name: str) -> dict[str, Tensor]:
-        """One :class:`Snapshot`: tensor name to tensor, of the whole network; changed in place."""
-        return self._memory.snapshots[name]
-
-    @property
-    def host(self) -> dict[str, bool | int | float | str]:
-        """The :class:`Host` state for this optimizer, by name; assign to it."""
-        return self._memory.host[self.index]
-
-    def call(self, inputs: Inputs, params: Mapping[str, Tensor] | None = None, *, training: bool = False) -> Any:
-        """Run the model without a trace: statistics do not count it, and modes, buffers and randomness are restored.
-
-        Gradients follow the surrounding ``torch.no_grad()`` or ``torch.enable_grad()``.
-
-        Args:
-            inputs: A tensor, a tuple of positional inputs, or a mapping of keyword inputs.
-            params: Parameters and buffers to be used instead of the model's own, by name; for example a snapshot.
-            training: Whether the model runs in training mode.
-
-        Returns:
-            What the model returns.
-
-        Raises:
-            IllegalConfiguration: If ``params`` names a tensor that the model does not have.
-        """
-        return self._forward(inputs, params, training=training)
-
-    def parameters(self, where: str = "*") -> dict[str, Tensor]:
-        """The optimizer's parameters by name (shell-style pattern), without those that are frozen by now.
-
-        See :meth:`whole` for their values.
-        """
-        return {
-            name: item
-            for name, item in self._parameters.items()
-            if item.requires_grad and fnmatch.fnmatchcase(name, where)
-        }
-
-    def whole(self, name: str) -> Tensor:
-        """A parameter's or buffer's values, detached; of one that is sharded over processes, all of them.
-
-        Every process must ask at once, which they do: all run the same methods.
-        """
-        return self.edit.writer.whole(name)
-
-    def set_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        """The handle tells that the optimizer has taken on further parameters."""
-        self._parameters = parameters
-
-    def learning_rates(self, names: Sequence[str]) -> list[float]:
-        """The current step size of each parameter, from its optimizer's parameter group."""
-        rates = {id(p): float(group["lr"]) for group in self.optimizer.param_groups for p in group["params"]}
-        return [rates[id(self._parameters[name])] for name in names]
-
-    def magnitude(self, group: UnitGroup) -> Tensor:
-        r"""Sum of absolute outgoing weights per unit, :math:`\sum_k |w_{ki}|`: ``[U]`` or ``[S, U]``."""
-        total: Tensor | None = None
-        with torch.no_grad():
-            for piece in group.role("outgoing"):
-                sums = self.edit.writer.sum_abs(piece)
-                total = sums if total is None else total + sums
-        if total is None:
-            raise NoEffect(f"unit group {group.name!r} has no outgoing weights.")
-        return total
-
-    def check_finite(self, values: Tensor, group: UnitGroup) -> Tensor:
-        """A mask of finite entries; for a single model on a CPU, anything else stops the run.
-
-        Raises:
-            IllegalConfiguration: Naming the group and the step; nothing has been edited.
-        """
-        finite = values.isfinite()
-        if can_read(values) and self.num_members is None and not bool(finite.all()):
-            raise IllegalConfiguration(
-                f"the activations of {group.name!r} are not finite at step {self.clock.step}: training has diverged "
-                "(a NaN or infinite loss). Nothing was reset. Lower the step size or clip the gradients, and resume "
-                "from the last checkpoint."
-            )
-        return finite
-
-
 @dataclass(frozen=True)
 class Intervention(ABC):
     """Base of every method: hyper-parameters are the fields of a frozen dataclass, state lives in the handle.
@@ -226,17 +37,34 @@ class Intervention(ABC):
         state: State it keeps, by name: :class:`PerUnit`, :class:`PerParameter`, :class:`Snapshot` or :class:`Host`.
         redraws: Whether it draws initial values, so that every initial distribution must be known.
         changes_model: Whether it changes the model itself, in :meth:`surgery`.
+        source: The publication in short, for tables: ``"Sokar et al. 2023"``.
+        defaults: Where each default comes from, field by field: a table of the paper, the authors' code, a choice of
+            this library and why. ``pliant show METHOD`` prints them.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     state: ClassVar[Mapping[str, StateKind]] = {}
     redraws: ClassVar[bool] = False
     changes_model: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+    defaults: ClassVar[Mapping[str, str]] = {}
 
     @property
     def needs_boundary(self) -> bool:
-        """Whether it acts at task boundaries, so that ``handle.task_boundary()`` must be called."""
+        """Whether it acts at task boundaries only, so that without ``handle.task_boundary()`` it would do nothing."""
         return False
+
+    @property
+    def needs_penalty(self) -> bool:
+        """Whether it acts through the loss only, so that without ``handle.penalty()`` it would do nothing."""
+        return False
+
+    def conflicts_with(self, other: Intervention) -> str | None:
+        """Why this method and another one on the same model undo each other, or ``None``; ``attach`` refuses then.
+
+        Asked of each method about each other one of the list, so that one of the two has to know.
+        """
+        return None
 
     @abstractmethod
     def null(self) -> Intervention:
@@ -285,7 +113,11 @@ class Intervention(ABC):
         """When the user signals that the data has changed."""
 
     def penalty(self, ctx: Context) -> Tensor | None:
-        """A term for the loss, with graph, added by the user through ``handle.penalty()``."""
+        """A term for the loss, with graph, added by the user through ``handle.penalty()``.
+
+        ``ctx.loss`` and ``ctx.reference`` are what the user passed to it. Statistics of this step's training forwards
+        (``features``) are there already.
+        """
         return None
 
     def on_record(self, ctx: Context) -> Mapping[str, float]:

@@ -1,0 +1,15 @@
+"""Contract settings of the methods that reset layers or the network, so strong that they act within a few steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pliant.interventions import FreshStart, ShrinkAndPerturb
+
+METHODS: dict[str, Any] = {
+    "shrink_and_perturb": ShrinkAndPerturb(0.9, 0.1, every=3),
+    "shrink_and_perturb_at_boundaries": ShrinkAndPerturb(0.5, 0.5),
+    "fresh_start": FreshStart(),
+}
+SEEDLESS: frozenset[str] = frozenset()
+"""Those that draw nothing, so that another seed changes nothing."""

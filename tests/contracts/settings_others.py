@@ -1,0 +1,13 @@
+"""Contract settings of compositions, and of methods that come from outside the package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pliant.interventions import L2, ContinualBackprop, ReDo
+
+METHODS: dict[str, Any] = {
+    "several": [L2(0.1), ReDo(tau=1.0, every=2), ContinualBackprop(0.2, maturity_threshold=1, decide_every=1)],
+}
+SEEDLESS: frozenset[str] = frozenset()
+"""Those that draw nothing, so that another seed changes nothing."""

@@ -1,0 +1,16 @@
+"""Contract settings of the methods that reset units or single weights, so strong that they act within a few steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pliant.interventions import ContinualBackprop, ReDo
+
+METHODS: dict[str, Any] = {
+    "continual_backprop": ContinualBackprop(0.2, maturity_threshold=1, decay_rate=0.9, decide_every=1),
+    "continual_backprop_exact": ContinualBackprop(0.1, maturity_threshold=2, decay_rate=0.9, exact=True),
+    "continual_backprop_sparse": ContinualBackprop(0.2, maturity_threshold=1, decay_rate=0.9, sample_every=3),
+    "redo": ReDo(tau=1.0, every=3),
+}
+SEEDLESS: frozenset[str] = frozenset()
+"""Those that draw nothing, so that another seed changes nothing."""
