@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,7 +18,7 @@ def network(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     widths = [NUM_INPUTS, *[WIDTH] * DEPTH]
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(WIDTH, NUM_CLASSES))
 
