@@ -17,14 +17,17 @@ __all__ = ["build", "full_options", "option_names", "resolve", "snake_case", "un
 def snake_case(name: str) -> str:
     """Return the name that the command line uses for a class.
 
-    Capitals that stand together are one word, unless a lone pair of letters follows: ``ReDo`` is ``redo``.
+    Capitals that stand together are one word. A name with a piece of two letters was coined as one word, as were
+    names of four letters and fewer.
 
-    >>> [snake_case(name) for name in ("ContinualBackprop", "ReDo", "L2", "ShrinkAndPerturb")]
-    ['continual_backprop', 'redo', 'l2', 'shrink_and_perturb']
+    >>> [snake_case(name) for name in ("ContinualBackprop", "L2", "ShrinkAndPerturb", "L2Init", "CChain")]
+    ['continual_backprop', 'l2', 'shrink_and_perturb', 'l2_init', 'c_chain']
+    >>> [snake_case(name) for name in ("ReDo", "ReGraMa", "CReLU", "FIRE")]
+    ['redo', 'regrama', 'crelu', 'fire']
     """
-    if len(name) <= 4:
-        return name.lower()
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    pieces = re.split(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)
+    coined = len(name) <= 4 or any(len(piece) == 2 and piece.isalpha() for piece in pieces)
+    return ("" if coined else "_").join(pieces).lower()
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> IllegalConfiguration:

@@ -1,4 +1,4 @@
-"""What an intervention is: a frozen specification, the state it declares, and up to six event methods."""
+"""What an intervention is: a frozen specification, the state it declares, and up to seven event methods."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ class Intervention(ABC):
         """Whether it acts through the loss only, so that without ``handle.penalty()`` it would do nothing."""
         return False
 
+    @property
+    def needs_batch(self) -> bool:
+        """Whether it acts on batches only, so that without ``handle.batch(...)`` it would do nothing."""
+        return False
+
     def conflicts_with(self, other: Intervention) -> str | None:
         """Why this method and another one on the same model undo each other, or ``None``; ``attach`` refuses then.
 
@@ -111,6 +116,14 @@ class Intervention(ABC):
 
     def at_task_boundary(self, ctx: Context, data: Any = None) -> None:  # noqa: B027
         """When the user signals that the data has changed."""
+
+    def on_batch(self, ctx: Context, batch: Any) -> Any:
+        """A batch before it is trained on, given to ``handle.batch(...)``: returned as it is, changed or extended.
+
+        Called once for each batch, with the context of the first optimizer; every method gets what the one before it
+        has returned.
+        """
+        return batch
 
     def penalty(self, ctx: Context) -> Tensor | None:
         """A term for the loss, with graph, added by the user through ``handle.penalty()``.
