@@ -38,6 +38,7 @@ from pliant.wiring import (
     labels,
     needed_statistics,
     on_step,
+    passed_on,
     prepare,
 )
 
@@ -190,6 +191,19 @@ class Handle:
                 if term is not None:
                     total = total + term
         return total
+
+    def batch(self, batch: Any) -> Any:
+        """A batch as the methods want it to be trained on; call it before the forward pass.
+
+        Args:
+            batch: Inputs and targets together, a nested structure of tensors: ``x, y = handle.batch((x, y))``.
+
+        Returns:
+            The same structure. What is added to a batch stands behind it.
+        """
+        self._check_attached()
+        self._reminders.called("batch")
+        return passed_on(batch, self.methods, self._contexts)
 
     def step(self, optimizer: Optimizer | None = None) -> None:
         """Act after an optimizer step that ran inside a captured CUDA graph (call it after each replay).

@@ -33,6 +33,7 @@ __all__ = [
     "labels",
     "needed_statistics",
     "on_step",
+    "passed_on",
     "prepare",
     "units_of",
 ]
@@ -197,6 +198,14 @@ def prepare(method: Intervention, contexts: Sequence[Context]) -> None:
             without.append(error)
     if without and len(without) == len(contexts):
         raise without[0]
+
+
+def passed_on(batch: Any, methods: Sequence[Intervention], contexts: Sequence[Sequence[Context]]) -> Any:
+    """A batch after all methods that act on batches, in order, each with the context of the first optimizer."""
+    for method, row in zip(methods, contexts, strict=True):
+        if type(method).on_batch is not Intervention.on_batch:
+            batch = method.on_batch(row[0], batch)
+    return batch
 
 
 def check_batch(model: nn.Module, batch: Inputs) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pliant.interventions import L2, ContinualBackprop, ReDo
+from pliant.interventions import L2, ContinualBackprop, ExperienceReplay, ReDo
 
 METHODS: dict[str, Any] = {
+    "experience_replay": ExperienceReplay(capacity=6, ratio=0.5),
     "several": [L2(0.1), ReDo(tau=1.0, every=2), ContinualBackprop(0.2, maturity_threshold=1, decide_every=1)],
 }
 SEEDLESS: frozenset[str] = frozenset()
