@@ -125,7 +125,10 @@ def editable_groups(
     pattern = method.unit_pattern()
     if pattern is None:
         return []
-    groups = units.require(pattern)
+    try:
+        groups = units.require(pattern)
+    except NoEffect as error:
+        raise NoEffect(f"{type(method).__name__}: {error}") from None
     for group in groups:
         fixed = [n for n in group.tensors if isinstance(tensors[n], nn.Parameter) and not tensors[n].requires_grad]
         if fixed:

@@ -136,13 +136,12 @@ class About:
 
 
 def catalogue() -> dict[str, type[Any]]:
-    """All methods by name: exported interventions, then layers and optimizers as far as the package has them."""
+    """All methods by name: exported interventions, then layers and optimizers (a preset of one is a function)."""
     found = dict(sorted(method_table().items()))
     for home in _HOMES:
         if importlib.util.find_spec(home) is not None:
             module = importlib.import_module(home)
-            classes = [getattr(module, name) for name in module.__all__]
-            found.update({snake_case(item.__name__): item for item in classes if isinstance(item, type)})
+            found.update({snake_case(name): getattr(module, name) for name in module.__all__})
     return found
 
 
@@ -170,7 +169,7 @@ def about(name: str) -> About:
     table = catalogue()
     cls = resolve("method", name, table)
     own = name in table
-    if not own and not issubclass(cls, Intervention | nn.Module | Optimizer):
+    if not own and not issubclass(cls, (Intervention, nn.Module, Optimizer)):
         raise IllegalConfiguration(
             f"{name} is no method: it is neither a pliant.interventions.Intervention nor a layer nor an optimizer"
         )
@@ -186,7 +185,7 @@ def about(name: str) -> About:
         sections=found,
         options=tuple(
             Option(key, _shown(option.default), meanings.get(key, ""), origins.get(key, ""))
-            for key, option in option_names(cls).items()
+            for key, option in _options(cls).items()
         ),
         reads=tuple(sorted(getattr(cls, "needs", ()))),
         keeps={key: _state(kind) for key, kind in getattr(cls, "state", {}).items()},
@@ -195,7 +194,7 @@ def about(name: str) -> About:
         needs_penalty=getattr(spec, "needs_penalty", False),
         needs_batch=getattr(spec, "needs_batch", False),
         conflicts=_conflicts(spec),
-        source=getattr(cls, "source", ""),
+        source=getattr(cls, "source", "") or _in_short(found.get("Source", "")),
         cost=costs().get(name),
         page=f"docs/methods/{name}.md" if own else "",
     )
@@ -224,8 +223,8 @@ def _shown(default: object) -> str:
 
 def _default_of(cls: type[Any]) -> Intervention | None:
     """The method with its defaults; None for what is no intervention or has options without a default."""
-    required = any(option.default is inspect.Parameter.empty for option in option_names(cls).values())
-    return None if required or not issubclass(cls, Intervention) else cls()
+    required = any(option.default is inspect.Parameter.empty for option in _options(cls).values())
+    return None if required or not _is_intervention(cls) else cls()
 
 
 def _state(kind: Any) -> str:
@@ -237,13 +236,32 @@ def _state(kind: Any) -> str:
     return ", ".join(word for word in found if word)
 
 
+def _is_intervention(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Intervention)
+
+
+def _options(cls: Any) -> dict[str, inspect.Parameter]:
+    """Without what an optimizer is given anyway."""
+    return {name: option for name, option in option_names(cls).items() if name != "params"}
+
+
+def _in_short(source: str) -> str:
+    """Authors and year of the first publication.
+
+    >>> _in_short("Abbas & Zhao, On Networks (2023), arXiv:1; later: Else (2024)")
+    'Abbas & Zhao 2023'
+    """
+    found = re.match(r"([^,(]+)[^(]*\(\D*(\d{4})", source)
+    return f"{found[1].strip()} {found[2]}" if found else ""
+
+
 def _overrides(cls: type[Any], event: str) -> bool:
     return getattr(cls, event, None) is not getattr(Intervention, event)
 
 
 def _when(cls: type[Any], spec: Intervention | None) -> str:
     """When the default acts, from the events that it overrides and its own schedule."""
-    if not issubclass(cls, Intervention):
+    if not _is_intervention(cls):
         kind = next((kind for home, kind in _HOMES.items() if cls.__module__.startswith(home)), "")
         return {"a layer": "in the forward pass", "an optimizer": "every step"}.get(kind, "")
     if spec is None:
