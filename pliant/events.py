@@ -138,8 +138,8 @@ class EventLog:
 
     Iterating gives :class:`Event` objects in the order of the edits; ``print`` shows the totals and the latest ten. On
     an accelerator the entries stay on the device until they are read. Edits of whole tensors by one method are one
-    event as long as they go on step after step (weight decay would flood the log otherwise), and the two kinds do not push
-    each other out.
+    event as long as they go on step after step (weight decay would flood the log otherwise), and the two kinds do not
+    push each other out.
 
     Args:
         maxlen: Number of events that are kept, of units and of whole tensors each.

@@ -171,7 +171,7 @@ def test_what_was_measured_is_shown(tmp_path, monkeypatch, capsys):
     try:
         text = " ".join(shown(capsys, "redo").split())
         assert "1.10 times a plain step, 1.05 times the step written by hand" in text
-        assert "0.5 times the parameters' size; 2.0 % of the step" in text
+        assert "0.5 times the parameters' size; 2.0 % of the time" in text
         (tmp_path / "costs.json").unlink()
         catalogue.costs.cache_clear()
         assert "not measured" in shown(capsys, "redo")

@@ -36,8 +36,8 @@ def parts_of(name: str) -> tuple[str, dict[str, str]]:
 
 
 def test_the_lists_of_what_is_missing_are_right():
-    assert NO_PAGE == {name for name in NAMES if not (FOLDER / f"{name}.md").exists()}
-    assert NO_ORIGIN == {name for name in method_table() if not states_its_origin(about(name))}
+    assert {name for name in NAMES if not (FOLDER / f"{name}.md").exists()} == NO_PAGE
+    assert {name for name in method_table() if not states_its_origin(about(name))} == NO_ORIGIN
 
 
 def test_there_is_no_page_of_a_method_that_does_not_exist():

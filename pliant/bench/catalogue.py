@@ -63,24 +63,29 @@ class Cost:
         step: Time of a training step over that of a plain one.
         by_hand: Time of a step over that with the same mathematics written by hand.
         memory: Bytes of the method's state over the bytes of the parameters.
-        acting: Share of the step's time in what is done at some steps only (resets, decisions, penalties).
+        acting: Share of training time spent inside the method (decisions, resets, penalties), its rare steps included.
+        boundary: What a task boundary costs, in plain steps.
     """
 
     step: float
     by_hand: float
     memory: float
     acting: float
+    boundary: float = 0.0
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Cost:
         """From the data file, which may say more than is shown."""
-        return cls(**{field.name: float(values[field.name]) for field in dataclasses.fields(cls)})
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: float(value) for key, value in values.items() if key in known})
 
     def sentence(self) -> str:
         """All of it in words."""
+        boundary = f"; a task boundary costs {self.boundary:.1f} plain steps" if self.boundary else ""
         return (
-            f"{self.step:.2f} times a plain step, {self.by_hand:.2f} times the step written by hand; "
-            f"state of {self.memory:.2g} times the parameters' size; {100 * self.acting:.1f} % of the step spent acting"
+            f"{self.step:.2f} times a plain step, {self.by_hand:.2f} times the step written by hand; state of "
+            f"{self.memory:.2g} times the parameters' size; {100 * self.acting:.1f} % of the time spent acting"
+            f"{boundary}"
         )
 
 
