@@ -25,7 +25,9 @@ __all__ = [
     "check_batch",
     "check_conflicts",
     "check_method",
+    "check_same",
     "check_shapes",
+    "check_state",
     "editable_groups",
     "find_owners",
     "inputs_first",
@@ -99,6 +101,49 @@ def check_shapes(units: UnitGraph, tensors: Mapping[str, Tensor], num_members: i
                     + (f" of a stack of {num_members} members." if num_members else ".")
                     + " Find the units of this model."
                 )
+
+
+def check_same(
+    now: Mapping[str, Tensor], attached: Mapping[str, Tensor], units: UnitGraph, owners: Mapping[str, Optimizer]
+) -> None:
+    """Refuse to go on with a model whose tensors are others than those that were there at ``attach``.
+
+    Raises:
+        IllegalConfiguration: Naming the tensor.
+    """
+    for group in units:
+        for name in group.tensors:
+            if name in owners and now.get(name) is not attached[name]:
+                raise IllegalConfiguration(
+                    f"{name!r} of the model is not the tensor that pliant was attached to: a layer was replaced, or "
+                    "load_state_dict(assign=True) was used, and edits would go nowhere. Do that first, then attach "
+                    "(and give the optimizer the new parameters)."
+                )
+
+
+def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Refuse a state that was saved with something else than what is attached.
+
+    Raises:
+        IllegalConfiguration: Naming what differs.
+    """
+    for key, what in (
+        ("version", "format version"),
+        ("methods", "interventions"),
+        ("groups", "unit groups"),
+        ("num_members", "number of members"),
+    ):
+        if key not in state:
+            raise IllegalConfiguration(f"this is no state of a pliant handle: it has no {key!r}.")
+        if state[key] != mine[key]:
+            raise IllegalConfiguration(
+                f"the saved state has different {what}: {state[key]} instead of {mine[key]}. Attach with what it was "
+                "saved with, or start without loading it."
+            )
+    if len(state["schedules"]) != len(mine["schedules"]):
+        raise IllegalConfiguration(
+            f"the saved state belongs to {len(state['schedules'])} optimizers; {len(mine['schedules'])} are attached."
+        )
 
 
 def inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
