@@ -35,7 +35,8 @@ def row(item: About) -> str:
     """One line of the table."""
     path = ROOT / item.page
     name = f"[`{item.name}`]({path.name})" if path.exists() else f"`{item.name}`"
-    edits = re.sub(r"\s*\([^()]*\)", "", plain_text(" ".join(item.edits.split()))).rstrip(".").replace("|", r"\|")
+    edits = plain_text(" ".join(item.edits.replace("``", "`").split()))
+    edits = re.sub(r"\s*\([^()]*\)", "", edits).rstrip(".").replace("|", r"\|")
     boundary = "yes" if item.needs_boundary else "no"
     cost = f"{item.cost.step:.2f}" if item.cost else "–"
     return f"| {name} | {item.source or '–'} | {item.when or '–'} | {boundary} | {edits or PART} | {cost} |"

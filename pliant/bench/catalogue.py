@@ -193,7 +193,7 @@ def about(name: str) -> About:
             for key, option in _options(cls).items()
         ),
         reads=tuple(sorted(getattr(cls, "needs", ()))),
-        keeps={key: _state(kind) for key, kind in getattr(cls, "state", {}).items()},
+        keeps={key: _state(kind) for key, kind in _declared(cls, spec).items()},
         when=_when(cls, spec),
         needs_boundary=getattr(spec, "needs_boundary", False),
         needs_penalty=getattr(spec, "needs_penalty", False),
@@ -210,16 +210,23 @@ def sections(docstring: str) -> tuple[str, dict[str, str]]:
 
     >>> sections("What it is.\n\nArgs:\n    a: One.\n        More.\n\nSource:\n    Someone (2020).")
     ('What it is.', {'Args': 'a: One.\n    More.', 'Source': 'Someone (2020).'})
+    >>> sections("What it is.\n\nArgs:\n    a: One.\n\nShapes: any.\n\nSource:\n    Someone (2020).")
+    ('What it is.\n\nShapes: any.', {'Args': 'a: One.', 'Source': 'Someone (2020).'})
     """
     parts = re.split(r"^([A-Z][^:\n]*):\n(?=[ \n])", docstring, flags=re.MULTILINE)
-    found = {title: textwrap.dedent(body).strip() for title, body in zip(parts[1::2], parts[2::2], strict=True)}
-    return parts[0].strip(), found
+    found, text = {}, [parts[0].strip()]
+    for title, body in zip(parts[1::2], parts[2::2], strict=True):
+        end = re.search(r"^(?=\S)", body, re.MULTILINE)  # what is not indented any more belongs to the text
+        found[title] = textwrap.dedent(body if end is None else body[: end.start()]).strip()
+        text += [] if end is None else [body[end.start() :].strip()]
+    return "\n\n".join(text), found
 
 
 def _entries(text: str) -> dict[str, str]:
     """``name: meaning`` paragraphs, of which further lines are indented."""
-    parts = re.split(r"^(\w+)(?: \([^)]*\))?:\s", text, flags=re.MULTILINE)
-    return {name: " ".join(body.split()) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+    parts = re.split(r"^(\w+(?:, \w+)*)(?: \([^)]*\))?:\s", text, flags=re.MULTILINE)
+    found = zip(parts[1::2], parts[2::2], strict=True)
+    return {name: " ".join(body.split()) for names, body in found for name in names.split(", ")}
 
 
 def _shown(default: object) -> str:
@@ -230,6 +237,12 @@ def _default_of(cls: type[Any]) -> Intervention | None:
     """The method with its defaults; None for what is no intervention or has options without a default."""
     required = any(option.default is inspect.Parameter.empty for option in _options(cls).values())
     return None if required or not _is_intervention(cls) else cls()
+
+
+def _declared(cls: type[Any], spec: Intervention | None) -> Mapping[str, Any]:
+    """The state that it declares, which may depend on its options."""
+    state = getattr(cls if spec is None else spec, "state", {})
+    return state if isinstance(state, Mapping) else {}
 
 
 def _state(kind: Any) -> str:
@@ -265,7 +278,7 @@ def _overrides(cls: type[Any], event: str) -> bool:
 
 
 def _when(cls: type[Any], spec: Intervention | None) -> str:
-    """When the default acts, from the events that it overrides and its own schedule."""
+    """When the default acts, from what it says, the events that it overrides, and its own schedule."""
     if not _is_intervention(cls):
         kind = next((kind for home, kind in _HOMES.items() if cls.__module__.startswith(home)), "")
         return {"a layer": "in the forward pass", "an optimizer": "every step"}.get(kind, "")
@@ -276,9 +289,9 @@ def _when(cls: type[Any], spec: Intervention | None) -> str:
         found.append("once, at attach")
     if _overrides(cls, "on_batch"):
         found.append("every batch")
-    if _overrides(cls, "penalty"):
+    if spec.needs_penalty:
         found.append("in the loss")
-    if _overrides(cls, "before_step"):
+    if getattr(spec, "changes_gradients", _overrides(cls, "before_step")):
         found.append("before every step")
     if _overrides(cls, "after_step"):
         found += _period(spec)
@@ -290,7 +303,7 @@ def _when(cls: type[Any], spec: Intervention | None) -> str:
 def _period(spec: Intervention) -> list[str]:
     """The schedule depends on the clock and the options alone, so it can be asked without a run."""
     clock = Clock()
-    ctx = cast(Any, SimpleNamespace(clock=clock))
+    ctx = cast(Any, SimpleNamespace(clock=clock, index=0))
     first = spec.next_step(ctx)
     if first == sys.maxsize:
         return []

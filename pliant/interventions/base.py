@@ -73,6 +73,13 @@ class Intervention(ABC):
         """
         return None
 
+    def check(self) -> None:  # noqa: B027
+        """Refuse hyper-parameters out of range before anything is made of them.
+
+        Only for methods whose :attr:`state` depends on their options, or that change the model: what needs the model
+        or the optimizer, and in all other methods everything, is asked in :meth:`prepare`.
+        """
+
     @abstractmethod
     def null(self) -> Intervention:
         """The same method with its strength at zero: a bitwise no-op."""

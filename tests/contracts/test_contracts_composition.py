@@ -20,7 +20,7 @@ import pliant
 from pliant import IllegalConfiguration, NoEffect, NoEffectWarning, PliantError
 from pliant.bench.experiment import method_table
 from pliant.interventions import L2, ContinualBackprop, ReDo, ShrinkAndPerturb
-from pliant.interventions.base import Context, Intervention
+from pliant.interventions.base import Context, Intervention, PerUnit, require
 from pliant.reminders import PENALTY_AFTER
 
 EXPORTED = method_table()
@@ -171,7 +171,7 @@ def test_whatever_waits_for_a_call_says_so_and_the_null_does_not(name):
         "task_boundary": [type(method).__name__ for method in methods if method.needs_boundary],
     }
     for given in (methods, [method.null() for method in methods]):
-        run = Run("mlp", "sgd", given)
+        run = Run("mlp", "adam", given)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for _ in range(PENALTY_AFTER + 1):
@@ -204,8 +204,14 @@ NUMBERS = [math.nan, -1, -1e30]
 """No field of any method takes these, but for the exceptions."""
 ALLOWED: dict[tuple[str, str], tuple[float, ...]] = {}
 """Class and field to those of the numbers that mean something there."""
+FREE_TEXT: set[tuple[str, str]] = {("FIRE", "fused")}
+"""Patterns that need not match anything."""
 PERIODS = re.compile(r"every$|_every$|^period|^interval")
 """Fields of this name count steps or tasks, so that zero means nothing, either."""
+
+
+def is_free(cls: type[Any], field: str) -> bool:
+    return (cls.__name__, field) in FREE_TEXT or (cls.__name__ in SILENT and field == "where")
 
 
 def bad_values() -> list[Any]:
@@ -217,7 +223,7 @@ def bad_values() -> list[Any]:
             if kinds & {"int", "float"}:
                 values = [*NUMBERS, *([0] if PERIODS.search(field.name) else [])]
                 found += [(cls, field.name, value) for value in values if value not in allowed]
-            if kinds & {"str", "Literal"} and not (cls.__name__ in SILENT and field.name == "where"):
+            if kinds & {"str", "Literal"} and not is_free(cls, field.name):
                 found.append((cls, field.name, "no such thing"))
     return found
 
@@ -251,9 +257,36 @@ def test_the_table_covers_every_field():
     covered = {(cls.__name__, field) for cls, field, _ in bad_values()}
     for cls in EXPORTED.values():
         for field in dataclasses.fields(cls):
-            silent = cls.__name__ in SILENT and field.name == "where"
-            if str(field.type) not in ("bool", "bool | None") and not silent:
+            if str(field.type) not in ("bool", "bool | None") and not is_free(cls, field.name):
                 assert (cls.__name__, field.name) in covered, f"{cls.__name__}.{field.name}: {field.type}"
+
+
+@final
+@dataclass(frozen=True)
+class Rows(Intervention):
+    """As many numbers per unit as an option says: nothing can be made of a bad one, so it is refused before."""
+
+    rows: int = 2
+
+    @property
+    def state(self):
+        return {"rows": PerUnit(shape=(self.rows,))}
+
+    def check(self):
+        require(self.rows >= 1, self, "rows", ">= 1")
+
+    def null(self):
+        return self
+
+    def unit_pattern(self):
+        return "*"
+
+
+def test_options_that_the_state_depends_on_are_refused_before_it_is_made():
+    assert Run("mlp", "sgd", Rows(3)).handle.state_dict()["state"][0]["0"]["rows"].shape[1] == 3
+    for value in (math.nan, 0, -1e30):
+        with pytest.raises(IllegalConfiguration, match="Rows: rows=.*must be >= 1"):
+            Run("mlp", "sgd", Rows(value))
 
 
 # ---- nothing to act on ----
