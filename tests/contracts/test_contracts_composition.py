@@ -285,7 +285,7 @@ class Rows(Intervention):
 def test_options_that_the_state_depends_on_are_refused_before_it_is_made():
     assert Run("mlp", "sgd", Rows(3)).handle.state_dict()["state"][0]["0"]["rows"].shape[1] == 3
     for value in (math.nan, 0, -1e30):
-        with pytest.raises(IllegalConfiguration, match="Rows: rows=.*must be >= 1"):
+        with pytest.raises(IllegalConfiguration, match=r"Rows: rows=.*must be >= 1"):
             Run("mlp", "sgd", Rows(value))
 
 
