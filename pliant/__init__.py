@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         UnsupportedOp,
     )
     from pliant.handle import Handle
-    from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
+    from pliant.interventions import L2, ContinualBackprop, ExperienceReplay, FreshStart, ReDo, ShrinkAndPerturb
     from pliant.monitor import Monitor, monitor
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
@@ -40,6 +40,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "attach",
     "Handle",
     "ContinualBackprop",
+    "ExperienceReplay",
     "FreshStart",
     "L2",
     "ReDo",
@@ -70,6 +71,7 @@ _SOURCES = {
     "UnsupportedOp": "pliant.errors",
     "L2": "pliant.interventions",
     "ContinualBackprop": "pliant.interventions",
+    "ExperienceReplay": "pliant.interventions",
     "FreshStart": "pliant.interventions",
     "ReDo": "pliant.interventions",
     "ShrinkAndPerturb": "pliant.interventions",

@@ -122,6 +122,8 @@ def attach(
             raise IllegalConfiguration(
                 f"{method!r} is no intervention; pass instances such as pliant.ContinualBackprop()."
             )
+    for method in chosen:
+        method.check()
     check_conflicts(chosen)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     operations = _operate(model, optimizers, chosen, seeds[0], units is not None or process_group is not None, dry_run)

@@ -1,4 +1,4 @@
-"""The command line: ``pliant demo | run | list | report | units``.
+"""The command line: ``pliant demo | run | list | show | report | units``.
 
 Each command is a dataclass in :mod:`pliant.commands`: its fields are the options, its ``run`` does the work. Whatever
 a user may get wrong ends in one line on stderr and exit code 2; exit code 1 means that a run failed, 130 that it was

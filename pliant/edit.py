@@ -65,6 +65,7 @@ class Editor:
     ) -> None:
         self.tensors, self.owners, self.inits = tensors, owners, inits
         self.num_members, self.events, self.dry_run = num_members, events, dry_run
+        self.seeds = tuple(seeds)
         self.live: Tensor | None = None
         self.stepped: Optimizer | None = None
         self.writer = Writer(tensors, seeds, num_members=num_members)

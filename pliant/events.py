@@ -82,6 +82,7 @@ class _UnitEdit:
     intervention: str
     reason: str
     output_change: Tensor | None
+    number: int
 
     def event(self) -> Event | None:
         """The event; ``None`` if no unit was hit after all."""
@@ -114,6 +115,7 @@ class _Run:
     reason: str
     tensors: dict[str, None]
     last_step: int
+    number: int
     count: int = 1
     output_change: Tensor | None = None
 
@@ -134,10 +136,10 @@ class _Run:
 class EventLog:
     """The latest edits, and how many units of each group were reset since the beginning.
 
-    Iterating gives :class:`Event` objects, oldest first; ``print`` shows the totals and the latest ten. On an
-    accelerator the entries stay on the device until they are read. Edits of whole tensors by one method are one event
-    as long as they go on step after step (weight decay would flood the log otherwise), and the two kinds do not push
-    each other out.
+    Iterating gives :class:`Event` objects in the order of the edits; ``print`` shows the totals and the latest ten. On
+    an accelerator the entries stay on the device until they are read. Edits of whole tensors by one method are one
+    event as long as they go on step after step (weight decay would flood the log otherwise), and the two kinds do not
+    push each other out.
 
     Args:
         maxlen: Number of events that are kept, of units and of whole tensors each.
@@ -150,6 +152,7 @@ class EventLog:
         self._runs: deque[_Run] = deque(maxlen=maxlen)
         self._open: dict[tuple[int, str, str], _Run] = {}
         self._totals: dict[str, Tensor] = {}
+        self._num_entries = 0  # two methods may act in one step: the order is that of the edits
         self._subscribers: list[_Subscriber] = []
         self.step = 0
         self.clock = 0
@@ -168,7 +171,11 @@ class EventLog:
         output_change: Tensor | None = None,
     ) -> None:
         """Note an edit of units."""
-        edit = _UnitEdit(self.step, group, action, units, members, active, self.intervention, reason, output_change)
+        self._num_entries += 1
+        edit = _UnitEdit(
+            *(self.step, group, action, units, members, active, self.intervention, reason, output_change),
+            number=self._num_entries,
+        )
         self._units.append(edit)
         if action == "reset":
             size = self.num_members or 1
@@ -196,7 +203,12 @@ class EventLog:
             if output_change is not None and run.output_change is not None:
                 run.output_change = torch.maximum(run.output_change, output_change)
             return
-        run = _Run(self.step, action, self.intervention, reason, dict.fromkeys(names), self.step, 1, output_change)
+        self._num_entries += 1
+        run = _Run(
+            *(self.step, action, self.intervention, reason, dict.fromkeys(names), self.step),
+            number=self._num_entries,
+            output_change=output_change,
+        )
         self._open[key] = run
         self._runs.append(run)
         if self._subscribers:
@@ -250,9 +262,8 @@ class EventLog:
         return len(self._units) + len(self._runs)
 
     def __iter__(self) -> Iterator[Event]:
-        units = (event for edit in self._units if (event := edit.event()) is not None)
-        runs = (run.event() for run in self._runs)
-        yield from heapq.merge(runs, units, key=lambda event: event.step)
+        entries: Iterator[_Run | _UnitEdit] = heapq.merge(self._runs, self._units, key=lambda entry: entry.number)
+        yield from (event for entry in entries if (event := entry.event()) is not None)
 
     def __repr__(self) -> str:
         totals = {name: int(total.sum()) for name, total in self._totals.items()}

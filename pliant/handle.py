@@ -30,7 +30,9 @@ from pliant.units.init import InitSpec, initialisers
 from pliant.wiring import (
     change_of,
     check_method,
+    check_same,
     check_shapes,
+    check_state,
     editable_groups,
     find_owners,
     inputs_first,
@@ -38,6 +40,7 @@ from pliant.wiring import (
     labels,
     needed_statistics,
     on_step,
+    passed_on,
     prepare,
 )
 
@@ -199,6 +202,19 @@ class Handle:
                     total = total + term
         return total
 
+    def batch(self, batch: Any) -> Any:
+        """A batch as the methods want it to be trained on; call it before the forward pass.
+
+        Args:
+            batch: Inputs and targets together, a nested structure of tensors: ``x, y = handle.batch((x, y))``.
+
+        Returns:
+            The same structure. What is added to a batch stands behind it.
+        """
+        self._check_attached()
+        self._reminders.called("batch")
+        return passed_on(batch, self.methods, self._contexts)
+
     def step(self, optimizer: Optimizer | None = None) -> None:
         """Act after an optimizer step that ran inside a captured CUDA graph (call it after each replay).
 
@@ -291,24 +307,7 @@ class Handle:
             IllegalConfiguration: If it was saved by another version, other methods, or on a model with other unit
                 groups; nothing has been changed then.
         """
-        mine = self.state_dict()
-        for key, what in (
-            ("version", "format version"),
-            ("methods", "interventions"),
-            ("groups", "unit groups"),
-            ("num_members", "number of members"),
-        ):
-            if key not in state:
-                raise IllegalConfiguration(f"this is no state of a pliant handle: it has no {key!r}.")
-            if state[key] != mine[key]:
-                raise IllegalConfiguration(
-                    f"the saved state has different {what}: {state[key]} instead of {mine[key]}. Attach with what it "
-                    "was saved with, or start without loading it."
-                )
-        if len(state["schedules"]) != len(self._schedules):
-            raise IllegalConfiguration(
-                f"the saved state belongs to {len(state['schedules'])} optimizers; {len(self._schedules)} are attached."
-            )
+        check_state(state, self.state_dict())
         for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved, self._device)
         self._num_boundaries = state["num_boundaries"]
@@ -379,17 +378,8 @@ class Handle:
 
     def _check_tensors(self) -> None:
         """Edits reach the tensors that were there at ``attach``; those of a model that has others would go nowhere."""
-        if self._sharded_modules:  # their parameters come and go with every forward
-            return
-        now = named_tensors(self._model)
-        for group in self.units:
-            for name in group.tensors:
-                if name in self._owners and now.get(name) is not self._tensors[name]:
-                    raise IllegalConfiguration(
-                        f"{name!r} of the model is not the tensor that pliant was attached to: a layer was replaced, "
-                        "or load_state_dict(assign=True) was used, and edits would go nowhere. Do that first, then "
-                        "attach (and give the optimizer the new parameters)."
-                    )
+        if not self._sharded_modules:  # their parameters come and go with every forward
+            check_same(named_tensors(self._model), self._tensors, self.units, self._owners)
 
     # ---- set-up ----
     def _check_attached(self) -> None:

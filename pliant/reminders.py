@@ -16,10 +16,11 @@ BOUNDARY_AFTER = 10_000
 
 
 class Reminders:
-    """Warns once if ``handle.penalty()`` or ``handle.task_boundary()`` has not been called when it should have been.
+    """Warns once if ``handle.penalty()``, ``batch()`` or ``task_boundary()`` was not called when it should have been.
 
-    The term for the loss is needed at every step, so :data:`PENALTY_AFTER` steps without it are a mistake. Tasks may
-    be long, so a boundary is missed after :data:`BOUNDARY_AFTER` steps only, or when the handle is detached.
+    The term for the loss is needed at every step, and so is the batch: :data:`PENALTY_AFTER` steps without are a
+    mistake. Tasks may be long, so a boundary is missed after :data:`BOUNDARY_AFTER` steps only, or when the handle is
+    detached.
 
     Args:
         methods: The interventions.
@@ -31,12 +32,13 @@ class Reminders:
     def __init__(self, methods: Sequence[Intervention]) -> None:
         self._waiting = {
             "penalty": [type(method).__name__ for method in methods if method.needs_penalty],
+            "batch": [type(method).__name__ for method in methods if method.needs_batch],
             "task_boundary": [type(method).__name__ for method in methods if method.needs_boundary],
         }
         self._plan()
 
     def _plan(self) -> None:
-        steps = {"penalty": PENALTY_AFTER, "task_boundary": BOUNDARY_AFTER}
+        steps = {"penalty": PENALTY_AFTER, "batch": PENALTY_AFTER, "task_boundary": BOUNDARY_AFTER}
         self.next = min((steps[call] for call, names in self._waiting.items() if names), default=sys.maxsize)
 
     def called(self, call: str) -> None:
@@ -53,6 +55,12 @@ class Reminders:
                 f"{', '.join(names)} adds a term to the loss, and handle.penalty() was not called in {step} steps: "
                 "nothing is regularised. Add it to the loss before backward(), as in "
                 "(loss + handle.penalty()).backward()."
+            )
+        if step >= PENALTY_AFTER and (names := self._waiting["batch"]):
+            self.called("batch")
+            self._warn(
+                f"{', '.join(names)} acts on batches, and handle.batch() was not called in {step} steps: nothing was "
+                "done. Pass each batch through it before the forward pass, as in x, y = handle.batch((x, y))."
             )
         if step >= BOUNDARY_AFTER:
             self.check_boundary(step)

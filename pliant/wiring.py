@@ -25,7 +25,9 @@ __all__ = [
     "check_batch",
     "check_conflicts",
     "check_method",
+    "check_same",
     "check_shapes",
+    "check_state",
     "editable_groups",
     "find_owners",
     "inputs_first",
@@ -33,6 +35,7 @@ __all__ = [
     "labels",
     "needed_statistics",
     "on_step",
+    "passed_on",
     "prepare",
     "units_of",
 ]
@@ -100,6 +103,49 @@ def check_shapes(units: UnitGraph, tensors: Mapping[str, Tensor], num_members: i
                 )
 
 
+def check_same(
+    now: Mapping[str, Tensor], attached: Mapping[str, Tensor], units: UnitGraph, owners: Mapping[str, Optimizer]
+) -> None:
+    """Refuse to go on with a model whose tensors are others than those that were there at ``attach``.
+
+    Raises:
+        IllegalConfiguration: Naming the tensor.
+    """
+    for group in units:
+        for name in group.tensors:
+            if name in owners and now.get(name) is not attached[name]:
+                raise IllegalConfiguration(
+                    f"{name!r} of the model is not the tensor that pliant was attached to: a layer was replaced, or "
+                    "load_state_dict(assign=True) was used, and edits would go nowhere. Do that first, then attach "
+                    "(and give the optimizer the new parameters)."
+                )
+
+
+def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Refuse a state that was saved with something else than what is attached.
+
+    Raises:
+        IllegalConfiguration: Naming what differs.
+    """
+    for key, what in (
+        ("version", "format version"),
+        ("methods", "interventions"),
+        ("groups", "unit groups"),
+        ("num_members", "number of members"),
+    ):
+        if key not in state:
+            raise IllegalConfiguration(f"this is no state of a pliant handle: it has no {key!r}.")
+        if state[key] != mine[key]:
+            raise IllegalConfiguration(
+                f"the saved state has different {what}: {state[key]} instead of {mine[key]}. Attach with what it was "
+                "saved with, or start without loading it."
+            )
+    if len(state["schedules"]) != len(mine["schedules"]):
+        raise IllegalConfiguration(
+            f"the saved state belongs to {len(state['schedules'])} optimizers; {len(mine['schedules'])} are attached."
+        )
+
+
 def inputs_first(units: UnitGraph, tensors: Mapping[str, Tensor]) -> set[str]:
     """Matrices whose last dimension is the output: ``x @ W`` instead of ``nn.Linear``'s ``x @ W.T``."""
     ends = {("incoming", -1), ("outgoing", -2)}
@@ -124,7 +170,10 @@ def editable_groups(
     pattern = method.unit_pattern()
     if pattern is None:
         return []
-    groups = units.require(pattern)
+    try:
+        groups = units.require(pattern)
+    except NoEffect as error:
+        raise NoEffect(f"{type(method).__name__}: {error}") from None
     for group in groups:
         fixed = [n for n in group.tensors if isinstance(tensors[n], nn.Parameter) and not tensors[n].requires_grad]
         if fixed:
@@ -197,6 +246,14 @@ def prepare(method: Intervention, contexts: Sequence[Context]) -> None:
             without.append(error)
     if without and len(without) == len(contexts):
         raise without[0]
+
+
+def passed_on(batch: Any, methods: Sequence[Intervention], contexts: Sequence[Sequence[Context]]) -> Any:
+    """A batch after all methods that act on batches, in order, each with the context of the first optimizer."""
+    for method, row in zip(methods, contexts, strict=True):
+        if type(method).on_batch is not Intervention.on_batch:
+            batch = method.on_batch(row[0], batch)
+    return batch
 
 
 def check_batch(model: nn.Module, batch: Inputs) -> None:

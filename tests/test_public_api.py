@@ -16,7 +16,7 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
-    "attach Handle ContinualBackprop FreshStart L2 ReDo ShrinkAndPerturb",
+    "attach Handle ContinualBackprop ExperienceReplay FreshStart L2 ReDo ShrinkAndPerturb",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -25,6 +25,7 @@ OPTIONS = {
     "demo": "debug out quick seeds workers",
     "run": "data-dir debug lr method optimizer out preset seeds set stream tasks workers",
     "list": "debug kind",
+    "show": "debug method",
     "report": "csv debug figure folder markdown metric out stream",
     "units": "debug input model verify",
 }
@@ -33,6 +34,7 @@ METHODS = {
     "continual_backprop": (
         "replacement_rate maturity_threshold decay_rate utility exact decide_every sample_every where"
     ),
+    "experience_replay": "capacity ratio keep_on",
     "fresh_start": "every",
     "l2": "strength where",
     "redo": "tau every where",
@@ -75,7 +77,8 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 
 def test_the_methods_and_their_options():
-    assert sorted(interventions.__all__) == ["ContinualBackprop", "FreshStart", "L2", "ReDo", "ShrinkAndPerturb"]
+    exported = "ContinualBackprop ExperienceReplay FreshStart L2 ReDo ShrinkAndPerturb"
+    assert sorted(interventions.__all__) == exported.split()
     found = {name: " ".join(field.name for field in dataclasses.fields(cls)) for name, cls in method_table().items()}
     assert found == METHODS
 

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from pliant import interventions
+from pliant.bench.catalogue import catalogue
+from pliant.bench.names import snake_case
 from pliant.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += sorted((ROOT / "docs" / "methods").glob("*.md"))
 
 
 def blocks(language: str) -> list[str]:
@@ -59,3 +63,14 @@ def test_links_lead_somewhere(page: Path):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_the_table_of_methods_has_all_of_them_and_links_to_their_pages():
+    rows = re.findall(r"^\| \[?`(\w+)`(?:\]\((.*?)\))? \|", README, re.MULTILINE)
+    named = [name for name, _ in rows]
+    assert len(set(named)) == len(named)
+    assert set(interventions.__all__) <= set(named)
+    for name, link in rows:
+        assert snake_case(name) in catalogue(), name
+        page = f"docs/methods/{snake_case(name)}.md"
+        assert link == (page if (ROOT / page).exists() else ""), name

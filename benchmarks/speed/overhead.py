@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,6 @@ class Arm:
 
 def measure(cell: Cell, rounds: int) -> dict[str, Any]:
     """One cell, in this process."""
-    import gc
-
     import torch
 
     torch.set_num_threads(1)
@@ -140,24 +138,9 @@ def measure(cell: Cell, rounds: int) -> dict[str, Any]:
     seconds = [arm.run(WARM_UP)[0] for arm in arms.values()]
     step = min(seconds) / WARM_UP
     block = max(16, 16 * round(BLOCK_SECONDS / step / 16))  # whole periods of the default cadence
-    times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in ARMS}
     before = {kind: arm.num_resets for kind, arm in arms.items()}
-    for index in range(rounds):
-        for offset in range(len(ARMS)):
-            kind = ARMS[(index + offset) % len(ARMS)]
-            gc.collect()
-            times[kind].append(arms[kind].run(block))
-    clocks = {}
-    for number, clock in enumerate(("wall", "cpu")):
-        clocks[clock] = {
-            kind: {
-                "median": statistics.median(
-                    mine[number] / plain[number] for mine, plain in zip(times[kind], times["plain"], strict=True)
-                ),
-                "totals": sum(t[number] for t in times[kind]) / sum(t[number] for t in times["plain"]),
-            }
-            for kind in ARMS[1:]
-        }
+    times = in_turn(arms, rounds, block)
+    clocks = ratios(times, "plain")
     return {
         "cell": cell.name,
         "microseconds_per_step": statistics.median(t[0] for t in times["plain"]) / block * 1e6,
@@ -165,11 +148,40 @@ def measure(cell: Cell, rounds: int) -> dict[str, Any]:
         "rounds": rounds,
         "replacements": {kind: arm.num_resets - before[kind] for kind, arm in arms.items() if arm.handle},
         "ratios": clocks,
-        "clock": _trusted(clocks),
+        "clock": trusted(clocks),
     }
 
 
-def _trusted(clocks: dict[str, Any]) -> str | None:
+def in_turn(arms: Mapping[str, Any], rounds: int, block: int) -> dict[str, list[tuple[float, float]]]:
+    """Wall and processor seconds of each arm's blocks of steps, the arms taking turns in rotating order."""
+    import gc
+
+    names = list(arms)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for index in range(rounds):
+        for offset in range(len(names)):
+            name = names[(index + offset) % len(names)]
+            gc.collect()
+            times[name].append(arms[name].run(block))
+    return times
+
+
+def ratios(times: Mapping[str, list[tuple[float, float]]], to: str) -> dict[str, dict[str, dict[str, float]]]:
+    """By clock and arm: the median over rounds of its time over that of another arm, and the ratio of the totals."""
+    return {
+        clock: {
+            name: {
+                "median": statistics.median(a[number] / b[number] for a, b in zip(mine, times[to], strict=True)),
+                "totals": sum(a[number] for a in mine) / sum(b[number] for b in times[to]),
+            }
+            for name, mine in times.items()
+            if name != to
+        }
+        for number, clock in enumerate(("wall", "cpu"))
+    }
+
+
+def trusted(clocks: dict[str, Any]) -> str | None:
     """The clock by which two plain copies agree; ``None`` if neither."""
     for clock, ratios in clocks.items():
         if abs(ratios["plain_again"]["median"] - 1) <= TOLERANCE:

@@ -61,6 +61,15 @@ def _logit_gradient(logits: Tensor, target_SBC: Tensor) -> Tensor:
     return gradient
 
 
+def _target_gradient(targets: Tensor, num_classes: int, dtype: torch.dtype, weight_S: Tensor | None) -> Tensor:
+    """Minus one over the batch size at the label of each example: ``[..., S, B]`` to ``[..., S, B, C]``."""
+    gradient = torch.zeros(*targets.shape, num_classes, dtype=dtype)
+    gradient.scatter_(-1, targets.unsqueeze(-1), -1.0 / targets.shape[-1])
+    if weight_S is not None:
+        gradient *= weight_S[:, None, None]
+    return gradient
+
+
 @dataclass
 class _Chunk:
     """Consecutive batches of equal size: ``inputs [K, S, B, F]``, ``targets [K, S, B]``, ``gradients [K, S, B, C]``."""
@@ -117,10 +126,7 @@ class _TaskData:
                 index_KSB = order_SN[:, start:stop].reshape(num_members, -1, batch).transpose(0, 1)
                 inputs = flat_inputs[index_KSB]
                 targets = flat_targets[index_KSB]
-                gradients = torch.zeros(*targets.shape, self.num_classes, dtype=inputs.dtype)
-                gradients.scatter_(-1, targets.unsqueeze(-1), -1.0 / batch)
-                if weight_S is not None:
-                    gradients *= weight_S[:, None, None]
+                gradients = _target_gradient(targets, self.num_classes, inputs.dtype, weight_S)
                 yield _Chunk(inputs, targets, gradients)
 
 
@@ -180,6 +186,7 @@ class Members:
             from pliant.interventions.base import Intervention
 
             self._has_penalty = any(type(method).penalty is not Intervention.penalty for method in methods)
+            self._changes_batches = any(type(method).on_batch is not Intervention.on_batch for method in methods)
             self.handle = attach(
                 self.model,
                 self.optimizer,
@@ -300,9 +307,14 @@ class Members:
         parameters = list(model.parameters())
         # Asked for at every step only where some intervention has a term for the loss.
         penalty = self.handle.penalty if self.handle is not None and self._has_penalty else None
-        for chunk in data.chunks(self._weights()):
+        extends = self.handle is not None and self._changes_batches
+        weight_S = self._weights()
+        for chunk in data.chunks(weight_S):
             kept = []
-            for inputs, gradients in zip(chunk.inputs.unbind(0), chunk.gradients.unbind(0), strict=True):
+            for batch in zip(chunk.inputs.unbind(0), chunk.targets.unbind(0), chunk.gradients.unbind(0), strict=True):
+                inputs, targets, gradients = batch
+                if extends:
+                    inputs, gradients = self._extended(inputs, targets, weight_S)
                 logits = model(inputs) if stacked else model(inputs[0]).unsqueeze(0)
                 detached = logits.detach()
                 for parameter in parameters:  # what zero_grad does, without its 20 us of bookkeeping
@@ -313,13 +325,21 @@ class Members:
                 else:
                     logits.backward(_logit_gradient(detached, gradients))
                 optimizer.step()
-                kept.append(detached)
+                kept.append(detached[:, : targets.shape[1]] if extends else detached)  # new examples alone count
             logits_KSBC = torch.stack(kept)
             hits_S += (logits_KSBC.argmax(-1) == chunk.targets).sum((0, 2))
             picked = torch.log_softmax(logits_KSBC.double(), -1).gather(-1, chunk.targets.unsqueeze(-1))
             losses_S -= picked.sum((0, 2, 3))
             num_seen += chunk.targets.shape[0] * chunk.targets.shape[2]
         return hits_S, losses_S, num_seen
+
+    def _extended(self, inputs: Tensor, targets: Tensor, weight_S: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A batch after the methods that act on batches, ``[S, B, F]``, and the constant part of its gradient."""
+        if self.stacked:
+            inputs, targets = self.handle.batch((inputs, targets))
+        else:
+            inputs, targets = (row.unsqueeze(0) for row in self.handle.batch((inputs[0], targets[0])))
+        return inputs, _target_gradient(targets, self.stream.num_classes, inputs.dtype, weight_S)
 
     def _weights(self) -> Tensor | None:
         """Ones for the living members and zeros for the failed; None while all live."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,14 +18,22 @@ __all__ = ["build", "full_options", "option_names", "resolve", "snake_case", "un
 def snake_case(name: str) -> str:
     """Return the name that the command line uses for a class.
 
-    Capitals that stand together are one word, unless a lone pair of letters follows: ``ReDo`` is ``redo``.
+    Capitals that stand together are one word. Short pieces in a row, one of which has two letters, were coined as one
+    word, and so were names of four letters and fewer.
 
-    >>> [snake_case(name) for name in ("ContinualBackprop", "ReDo", "L2", "ShrinkAndPerturb")]
-    ['continual_backprop', 'redo', 'l2', 'shrink_and_perturb']
+    >>> [snake_case(name) for name in ("ContinualBackprop", "L2", "ShrinkAndPerturb", "L2Init", "CChain")]
+    ['continual_backprop', 'l2', 'shrink_and_perturb', 'l2_init', 'c_chain']
+    >>> [snake_case(name) for name in ("ReDo", "ReGraMa", "CReLU", "SmoothLeakyReLU", "FIRE")]
+    ['redo', 'regrama', 'crelu', 'smooth_leaky_relu', 'fire']
     """
     if len(name) <= 4:
         return name.lower()
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    pieces = re.split(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)
+    words: list[str] = []
+    for short, row in itertools.groupby(pieces, lambda piece: len(piece) <= 3 and piece.isalpha()):
+        run = list(row)
+        words += ["".join(run)] if short and any(len(piece) == 2 for piece in run) else run
+    return "_".join(words).lower()
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> IllegalConfiguration:

@@ -7,9 +7,17 @@ from pliant.commands.demo import Demo
 from pliant.commands.listing import List
 from pliant.commands.report import Report
 from pliant.commands.run import Run
+from pliant.commands.show import Show
 from pliant.commands.units import Units
 
 __all__ = ["COMMANDS", "Command"]
 
-COMMANDS: dict[str, type[Command]] = {"demo": Demo, "run": Run, "list": List, "report": Report, "units": Units}
+COMMANDS: dict[str, type[Command]] = {
+    "demo": Demo,
+    "run": Run,
+    "list": List,
+    "show": Show,
+    "report": Report,
+    "units": Units,
+}
 """The commands by name, in the order in which help shows them."""

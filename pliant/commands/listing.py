@@ -48,7 +48,7 @@ def _lines(entries: Iterable[tuple[str, str, Mapping[str, Any]]]) -> str:
     """Names in one column, summaries and options in the next, as wide as the terminal; whole lines into a pipe."""
     found = list(entries)
     column = max(len(name) for name, _, _ in found) + 4
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    width = _width()
     lines = []
     for name, summary, options in found:
         texts = [summary, ", ".join(f"{key}={value}" for key, value in options.items())]
@@ -57,9 +57,17 @@ def _lines(entries: Iterable[tuple[str, str, Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def _width() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+
+
+def _plain(text: str) -> str:
+    return text.replace("``", "")
+
+
 def _summary(thing: Any) -> str:
     """The first line of a docstring, without markup."""
-    return (inspect.getdoc(thing) or "").partition("\n")[0].replace("``", "")
+    return _plain((inspect.getdoc(thing) or "").partition("\n")[0])
 
 
 def _options(cls: type[Any]) -> dict[str, Any]:
@@ -79,14 +87,35 @@ def _streams() -> str:
 
 
 def _methods() -> str:
-    from pliant.bench.experiment import method_table
+    """One method, one file: the file's first line says what it is, ``pliant show`` the rest."""
+    from pliant.bench.catalogue import About, about, catalogue
 
-    plain: list[tuple[str, str, Mapping[str, Any]]] = [("none", "Plain training.", {})]
-    # One method, one file: the file's first line says what it is, the class's how it works.
-    return _lines(
-        plain
-        + [(name, _summary(inspect.getmodule(cls)), _options(cls)) for name, cls in sorted(method_table().items())]
-    )
+    items = [about(name) for name in catalogue()]
+
+    def row(item: About) -> tuple[str, ...]:
+        cost = f"{item.cost.step:.2f}x" if item.cost else "-"
+        return item.name, item.source or "-", cost, "yes" if item.needs_boundary else "no"
+
+    rows = [row(item) for item in items]
+    head = ("name", "source", "cost", "needs boundary")
+    widths = [max(map(len, column)) + 2 for column in zip(head, ("none", "-", "1.00x", "no"), *rows, strict=True)]
+
+    def line(cells: tuple[str, ...]) -> str:
+        return ("  " + "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))).rstrip()
+
+    lines = [line(head), line(("none", "-", "1.00x", "no")), *_indented(["Plain training."])]
+    for item, cells in zip(items, rows, strict=True):
+        options = ", ".join(f"{option.name}={option.default}" for option in item.options)
+        lines += [line(cells), *_indented([_plain(item.title), options])]
+    lines += ["", *_indented(["cost: a training step over a plain one; see pliant show METHOD"], "  ")]
+    return "\n".join(lines)
+
+
+def _indented(texts: Iterable[str], indent: str = " " * 6) -> list[str]:
+    width = _width()
+    return [
+        part for text in texts for part in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
+    ]
 
 
 def _metrics() -> str:

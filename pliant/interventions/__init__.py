@@ -1,9 +1,10 @@
 """Methods that keep a network plastic, one file each. The names exported here are the command line's."""
 
 from pliant.interventions.continual_backprop import ContinualBackprop
+from pliant.interventions.experience_replay import ExperienceReplay
 from pliant.interventions.fresh_start import FreshStart
 from pliant.interventions.l2 import L2
 from pliant.interventions.redo import ReDo
 from pliant.interventions.shrink_and_perturb import ShrinkAndPerturb
 
-__all__ = ["L2", "ContinualBackprop", "FreshStart", "ReDo", "ShrinkAndPerturb"]
+__all__ = ["L2", "ContinualBackprop", "ExperienceReplay", "FreshStart", "ReDo", "ShrinkAndPerturb"]

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration
 from pliant.interventions.context import Clock, Context, Sample
-from pliant.interventions.state import Host, PerParameter, PerUnit, Snapshot, StateKind
+from pliant.interventions.state import Host, PerParameter, PerUnit, Snapshot, StateKind, Tensors
 
 __all__ = [
     "Clock",
@@ -23,6 +23,7 @@ __all__ = [
     "PerUnit",
     "Sample",
     "Snapshot",
+    "Tensors",
     "require",
 ]
 
@@ -35,7 +36,8 @@ class Intervention(ABC):
 
     Attributes:
         needs: Statistics of activations it reads (see :data:`pliant.stats.STATISTICS`).
-        state: State it keeps, by name: :class:`PerUnit`, :class:`PerParameter`, :class:`Snapshot` or :class:`Host`.
+        state: State it keeps, by name: :class:`PerUnit`, :class:`PerParameter`, :class:`Snapshot`, :class:`Tensors` or
+            :class:`Host`.
         redraws: Whether it draws initial values, so that every initial distribution must be known.
         changes_model: Whether it changes the model itself, in :meth:`surgery`.
         source: The publication in short, for tables: ``"Sokar et al. 2023"``.
@@ -60,12 +62,24 @@ class Intervention(ABC):
         """Whether it acts through the loss only, so that without ``handle.penalty()`` it would do nothing."""
         return False
 
+    @property
+    def needs_batch(self) -> bool:
+        """Whether it acts on batches only, so that without ``handle.batch(...)`` it would do nothing."""
+        return False
+
     def conflicts_with(self, other: Intervention) -> str | None:
         """Why this method and another one on the same model undo each other, or ``None``; ``attach`` refuses then.
 
         Asked of each method about each other one of the list, so that one of the two has to know.
         """
         return None
+
+    def check(self) -> None:  # noqa: B027
+        """Refuse hyper-parameters out of range before anything is made of them.
+
+        Only for methods whose :attr:`state` depends on their options, or that change the model: what needs the model
+        or the optimizer, and in all other methods everything, is asked in :meth:`prepare`.
+        """
 
     @abstractmethod
     def null(self) -> Intervention:
@@ -124,6 +138,14 @@ class Intervention(ABC):
 
     def at_task_boundary(self, ctx: Context, data: Any = None) -> None:  # noqa: B027
         """When the user signals that the data has changed."""
+
+    def on_batch(self, ctx: Context, batch: Any) -> Any:
+        """A batch before it is trained on, given to ``handle.batch(...)``: returned as it is, changed or extended.
+
+        Called once for each batch, with the context of the first optimizer; every method gets what the one before it
+        has returned.
+        """
+        return batch
 
     def penalty(self, ctx: Context) -> Tensor | None:
         """A term for the loss, with graph, added by the user through ``handle.penalty()``.

@@ -163,6 +163,10 @@ class Context:
         """One :class:`Snapshot`: tensor name to tensor, of the whole network; changed in place."""
         return self._memory.snapshots[name]
 
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """One :class:`Tensors` state: a mapping that the method fills and changes as it needs."""
+        return self._memory.tensors[name]
+
     @property
     def host(self) -> dict[str, bool | int | float | str]:
         """The :class:`Host` state for this optimizer, by name; assign to it."""

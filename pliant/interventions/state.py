@@ -18,7 +18,7 @@ from torch import Tensor
 from pliant.errors import IllegalConfiguration
 from pliant.units.group import UnitGroup
 
-__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "cloned"]
+__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "Tensors", "cloned"]
 
 _DTYPES = {"bool": torch.bool, "int64": torch.int64, "float32": torch.float32, "float64": torch.float64}
 Plain = bool | int | float | str
@@ -81,7 +81,16 @@ class Host:
     fill: Plain = 0
 
 
-StateKind = PerUnit | PerParameter | Snapshot | Host
+@dataclass(frozen=True)
+class Tensors:
+    """Tensors by name whose number and shapes are known only once a run has begun (a replay buffer); none at first.
+
+    Read, filled and changed with ``ctx.tensors(name)``, a mapping. Loading puts in what was saved; only
+    ``torch.distributed.checkpoint`` loads into what is there, so that the method must have made them before.
+    """
+
+
+StateKind = PerUnit | PerParameter | Snapshot | Host | Tensors
 
 
 class Memory:
@@ -91,6 +100,7 @@ class Memory:
         units: Group name to the tensors per unit.
         parameters: State name to parameter name to tensor.
         snapshots: State name to tensor name to tensor.
+        tensors: State name to the method's own names to tensor.
         host: One mapping per optimizer.
     """
 
@@ -108,6 +118,7 @@ class Memory:
         self.units: dict[str, dict[str, Tensor]] = {group.name: {} for group in groups}
         self.parameters: dict[str, dict[str, Tensor]] = {}
         self.snapshots: dict[str, dict[str, Tensor]] = {}
+        self.tensors: dict[str, dict[str, Tensor]] = {}
         self.host: list[dict[str, Plain]] = [{} for _ in range(num_optimizers)]
         self._declared, self._pattern, self._cleared = dict(declared), pattern, False
         self._flat: dict[str, Tensor] = {}
@@ -120,6 +131,8 @@ class Memory:
                 self.parameters[key] = {}
             elif isinstance(kind, Snapshot):
                 self.snapshots[key] = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            elif isinstance(kind, Tensors):
+                self.tensors[key] = {}
             else:
                 for host in self.host:
                     host[key] = kind.fill
@@ -146,7 +159,7 @@ class Memory:
 
         Raises:
             IllegalConfiguration: If a method has put something else than plain values into its host state, or if the
-                handle is detached and copies of the network are gone.
+                handle is detached and copies of the network or kept examples are gone.
         """
         if self._cleared:
             raise IllegalConfiguration("the handle is detached and its copies of the network are gone: save it before.")
@@ -160,6 +173,7 @@ class Memory:
         return {
             "parameters": cloned(self.parameters),
             "snapshots": cloned(self.snapshots),
+            "tensors": cloned(self.tensors),
             "host": [dict(host) for host in self.host],
         }
 
@@ -173,13 +187,19 @@ class Memory:
             for outer, tensors in mine.items():
                 for inner, tensor in tensors.items():
                     tensor.copy_(saved[outer][inner])
+        for key, free in self.tensors.items():
+            theirs = state["tensors"][key]
+            for name in set(free) - set(theirs):
+                del free[name]
+            for name, tensor in theirs.items():  # a copy: the method may change it in place
+                free[name] = tensor.clone().to(free[name].device) if name in free else tensor.clone()
         for host, values in zip(self.host, state["host"], strict=True):
             host.update(values)
 
     def clear(self) -> None:
         """Free what is as large as the network; what is kept per unit stays readable."""
-        self._cleared = self._cleared or bool(self.parameters or self.snapshots)
-        self.parameters, self.snapshots = {}, {}
+        self._cleared = self._cleared or bool(self.parameters or self.snapshots or self.tensors)
+        self.parameters, self.snapshots, self.tensors = {}, {}, {}
 
     def extend(self, trained: Mapping[str, Tensor]) -> None:
         """State for parameters that an optimizer has taken on later; what is there is kept."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import pliant
 from pliant import records
 from pliant.bench import checkpoint, engine, runner
 from pliant.bench.data import mnist
@@ -56,6 +57,7 @@ METHODS = {
     "l2": [("l2", {"strength": 1e-2})],
     "shrink_and_perturb": [("shrink_and_perturb", {"shrink": 0.7, "noise_scale": 0.3})],
     "fresh_start": ["fresh_start"],
+    "experience_replay": [("experience_replay", {"capacity": 20, "ratio": 0.5})],
 }
 
 
@@ -398,3 +400,29 @@ def stop_after(num_tasks):
             raise KeyboardInterrupt
 
     return on_task
+
+
+def test_predictions_of_replayed_examples_do_not_count(tmp_path):
+    """By hand: the loop trains on what handle.batch() returns, and scores the first examples of it."""
+    experiment = tiny(num_tasks=2, methods=METHODS["experience_replay"])
+    run_experiments([experiment], [4], tmp_path, num_workers=0)
+    (record,) = records.read_records(tmp_path)
+    model, stream = experiment.build_model(4), experiment.build_stream()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    example = torch.zeros(5, stream.num_inputs)
+    handle = pliant.attach(model, optimizer, experiment.build_methods(), example_inputs=example, seed=4)
+    for index in range(2):
+        task = stream.task(index, 4)
+        hits = 0
+        for epoch in range(task.num_epochs):
+            order = task.order(epoch)
+            for start in range(0, len(order), task.batch_size):
+                batch = order[start : start + task.batch_size]
+                inputs, targets = handle.batch((task.inputs[batch], task.targets[batch]))
+                logits = model(inputs)
+                hits += int((logits.argmax(1) == targets)[: len(batch)].sum())
+                optimizer.zero_grad()
+                F.cross_entropy(logits, targets).backward()
+                optimizer.step()
+        assert len(inputs) > len(batch)
+        assert record.series["online_accuracy"][index] == pytest.approx(hits / (2 * len(task.targets)), abs=1e-12)

@@ -119,8 +119,10 @@ class Run:
         for step in range(start, stop):
             torch.manual_seed(step)  # for dropout
             self.optimizer.zero_grad()
-            loss = zoo.loss_of(zoo.call(self.model, self.batch(step)))
-            if self.handle is not None and self.handle._hooks:  # attached
+            attached = self.handle is not None and self.handle._hooks
+            batch = self.handle.batch(self.batch(step)) if attached else self.batch(step)
+            loss = zoo.loss_of(zoo.call(self.model, batch))
+            if attached:
                 loss = loss + self.handle.penalty(loss=loss, reference=self.batch(step + 1000))
             loss.backward()
             self.optimizer.step()

@@ -65,6 +65,7 @@ def test_resuming_through_the_distributed_checkpoint_is_bitwise(method, optimize
     assert_same_bits(whole.bits(), cut.train(4).bits())  # saving changes nothing
 
     rest = Run("conv_bn_flatten", optimizer, METHODS[method], seed=1, handle_seed=8)
+    rest.handle.batch(rest.batch(0))  # what keeps examples has to have room for those that are loaded
     model, state = get_state_dict(rest.model, rest.optimizer)
     dcp.load({"model": model, "optimizer": state, "pliant": rest.handle}, checkpoint_id=tmp_path)
     set_state_dict(rest.model, rest.optimizer, model_state_dict=model, optim_state_dict=state)

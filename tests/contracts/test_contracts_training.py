@@ -146,10 +146,11 @@ def test_a_closure_is_the_same_step(method, optimizer):
     run = Run("mlp", optimizer, METHODS[method])
     for step in range(5):
         torch.manual_seed(step)
+        batch = run.handle.batch(run.batch(step))
 
-        def closure(step=step):
+        def closure(batch=batch):
             run.optimizer.zero_grad()
-            loss = zoo.loss_of(run.model(run.batch(step)))
+            loss = zoo.loss_of(run.model(batch))
             loss.backward()
             return loss
 

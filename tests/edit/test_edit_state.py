@@ -15,7 +15,7 @@ from zoo import ZOO
 
 import pliant
 from pliant import IllegalConfiguration
-from pliant.interventions.base import Host, PerParameter, PerUnit, Snapshot
+from pliant.interventions.base import Host, PerParameter, PerUnit, Snapshot, Tensors
 from pliant.interventions.state import Memory, StateKind
 
 
@@ -36,6 +36,7 @@ class Everything(Sketch):
         "initial": PerParameter("initial"),
         "average": PerParameter(0.25, "float32"),
         "slow": Snapshot(),
+        "kept": Tensors(),
         "count": Host(0),
         "rate": Host(0.5),
         "phase": Host("early"),
@@ -55,6 +56,7 @@ class Everything(Sketch):
         for name, tensor in ctx.parameter_state("average").items():
             tensor.add_(ctx.parameters()[name].detach().float())
         ctx.snapshot("slow")["0.bias"].zero_()
+        ctx.tensors("kept")[f"at step {ctx.clock.step}"] = torch.full((ctx.clock.step,), 7)
         ctx.host["count"] += 1
         ctx.host["phase"] = "late"
 
@@ -102,6 +104,7 @@ def test_shapes_types_and_first_values(dtype):
     assert list(slow) == list(model.state_dict())
     assert all(torch.equal(value, slow[name]) for name, value in model.state_dict().items())
     assert not any(value.requires_grad for value in [*initial.values(), *slow.values()])
+    assert ctx.tensors("kept") == {}
     assert ctx.host == {"count": 0, "rate": 0.5, "phase": "early", "is_on": True}
 
 
@@ -127,7 +130,8 @@ def test_everything_is_saved_and_restored_bit_by_bit():
     other.load_state_dict(saved)
     again = other.state_dict()
     assert again["memory"]["0"]["host"] == [{"count": 2, "rate": 0.5, "phase": "late", "is_on": True}]
-    for kind in ("parameters", "snapshots"):
+    assert list(saved["memory"]["0"]["tensors"]["kept"]) == ["at step 2", "at step 4"]
+    for kind in ("parameters", "snapshots", "tensors"):
         for key, tensors in saved["memory"]["0"][kind].items():
             for name, value in tensors.items():
                 assert torch.equal(again["memory"]["0"][kind][key][name], value)

@@ -26,8 +26,8 @@ def network(seed: int = 0) -> nn.Sequential:
 class Minimal:
     """A method by hand; a subclass ``ByHand`` overrides what it needs.
 
-    The timed step is: forward, ``loss = by_hand.add_to_loss(loss, x)``, backward, ``by_hand.before_step()``,
-    ``optimizer.step()``, ``by_hand.after_step()``.
+    The timed step is: ``x, y = by_hand.extend(x, y)``, forward, ``loss = by_hand.add_to_loss(loss, x)``, backward,
+    ``by_hand.before_step()``, ``optimizer.step()``, ``by_hand.after_step()``.
 
     Args:
         model: :func:`network`.
@@ -37,6 +37,10 @@ class Minimal:
     def __init__(self, model: nn.Sequential, optimizer: Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
         self.linears = [module for module in model if isinstance(module, nn.Linear)]
+
+    def extend(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch that is trained on."""
+        return x, y
 
     def add_to_loss(self, loss: Tensor, x: Tensor) -> Tensor:
         """The loss with the method's term."""
