@@ -17,10 +17,20 @@ from pliant.units.group import UnitGroup
 
 __all__ = ["STATISTICS", "Collector", "GroupStats"]
 
-STATISTICS = ("mean_abs_activation", "mean_activation", "mean_abs_gradient", "features")
+STATISTICS = ("mean_abs_activation", "mean_activation", "active_fraction", "mean_abs_gradient", "features")
 """What an intervention can ask for in ``needs``."""
 
-_OF_ACTIVATIONS = frozenset({"mean_abs_activation", "mean_activation"})
+_OF_ACTIVATIONS = frozenset({"mean_abs_activation", "mean_activation", "active_fraction"})
+
+
+def _quantity(name: str, act: Tensor) -> Tensor:
+    """What a statistic of activations is the mean of."""
+    if name == "mean_abs_activation":
+        return act.abs()
+    if name == "active_fraction":  # 1 where positive, and NaN stays NaN; several times as fast as a comparison
+        tiny = torch.finfo(act.dtype).tiny
+        return act.clamp(0, tiny).mul_(1 / tiny)
+    return act
 
 
 class GroupStats:
@@ -29,6 +39,7 @@ class GroupStats:
     Attributes:
         mean_abs_activation: Mean of ``|h|`` over samples, ``[U]`` or ``[S, U]``.
         mean_activation: Mean of ``h``, of the same shape.
+        active_fraction: Fraction of the samples with ``h > 0``, of the same shape.
         mean_abs_gradient: Mean of :math:`|\partial L / \partial h|` over samples, of the same shape; multiplied by
             the loss scale where mixed precision uses one.
         step: The step that they belong to; 0 before the first.
@@ -52,6 +63,11 @@ class GroupStats:
     def mean_activation(self) -> Tensor:
         """Mean of ``h`` over samples."""
         return self._get("mean_activation")
+
+    @property
+    def active_fraction(self) -> Tensor:
+        """Fraction of the samples with ``h > 0``."""
+        return self._get("active_fraction")
 
     @property
     def mean_abs_gradient(self) -> Tensor:
@@ -96,7 +112,7 @@ class _Accumulator:
             return self._add_in_graph(act)
         count, means = 0, {}
         for name in self.needs:
-            means[name], count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            means[name], count = self.reader.mean_over_samples(_quantity(name, act))
             if name == "mean_activation" and count == self.reader.width:  # of one sample: the activation itself
                 means[name] = means[name].clone()
         # a checkpointed forward may be run again inside its own backward pass, after that was noticed
@@ -138,7 +154,7 @@ class _Accumulator:
     def _add_in_graph(self, act: Tensor) -> None:
         finite: Tensor | None = None
         for name in self.needs:
-            mean, count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            mean, count = self.reader.mean_over_samples(_quantity(name, act))
             finite = mean.isfinite().all() if finite is None else finite
             self.graph_sums[name].add_(torch.where(finite, mean * count, 0))
         if finite is not None:
