@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         UnsupportedOp,
     )
     from pliant.handle import Handle
-    from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
+    from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, SelfNormalizedReset, ShrinkAndPerturb
     from pliant.monitor import Monitor, monitor
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
@@ -43,6 +43,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "FreshStart",
     "L2",
     "ReDo",
+    "SelfNormalizedReset",
     "ShrinkAndPerturb",
     # errors
     "PliantError",
@@ -72,6 +73,7 @@ _SOURCES = {
     "ContinualBackprop": "pliant.interventions",
     "FreshStart": "pliant.interventions",
     "ReDo": "pliant.interventions",
+    "SelfNormalizedReset": "pliant.interventions",
     "ShrinkAndPerturb": "pliant.interventions",
     "Monitor": "pliant.monitor",
     "monitor": "pliant.monitor",
