@@ -151,9 +151,14 @@ class Writer:
         """A tensor's values as a plain tensor; all processes must ask for a sharded one at once."""
         return whole(self.tensors[name])
 
-    def sum_abs(self, piece: TensorSlice) -> Tensor:
-        """Sum of the absolute values that each unit owns in a slice, ``[U]`` or ``[S, U]``, at least float32."""
-        tensor = self.tensors[piece.name]
+    def sum_abs(self, piece: TensorSlice, tensor: Tensor | None = None) -> Tensor:
+        """Sum of the absolute values that each unit owns in a slice, ``[U]`` or ``[S, U]``, at least float32.
+
+        Args:
+            piece: Which positions belong to each unit.
+            tensor: Where they lie: the slice's tensor, unless another of its shape is given (its gradient).
+        """
+        tensor = self.tensors[piece.name] if tensor is None else tensor
         part = part_of(tensor)
         local = tensor if part is None else part.local
         keep = tensor.ndim + piece.dim

@@ -16,7 +16,7 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
-    "attach Handle ContinualBackprop FreshStart L2 ReDo SelfNormalizedReset ShrinkAndPerturb",
+    "attach Handle ContinualBackprop FreshStart L2 ReDo ReGraMa SelfNormalizedReset ShrinkAndPerturb",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -36,6 +36,7 @@ METHODS = {
     "fresh_start": "every",
     "l2": "strength where",
     "redo": "tau every where",
+    "regrama": "tau every where",
     "self_normalized_reset": (
         "percentile initial_threshold min_threshold max_threshold expansion update_every min_active check_every where"
     ),
@@ -83,6 +84,7 @@ def test_the_methods_and_their_options():
         "FreshStart",
         "L2",
         "ReDo",
+        "ReGraMa",
         "SelfNormalizedReset",
         "ShrinkAndPerturb",
     ]

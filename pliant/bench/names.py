@@ -17,12 +17,12 @@ __all__ = ["build", "full_options", "option_names", "resolve", "snake_case", "un
 def snake_case(name: str) -> str:
     """Return the name that the command line uses for a class.
 
-    Capitals that stand together are one word, unless a lone pair of letters follows: ``ReDo`` is ``redo``.
+    Capitals that stand together are one word, and so is a name of syllables: ``ReDo`` is ``redo``.
 
-    >>> [snake_case(name) for name in ("ContinualBackprop", "ReDo", "L2", "ShrinkAndPerturb")]
-    ['continual_backprop', 'redo', 'l2', 'shrink_and_perturb']
+    >>> [snake_case(name) for name in ("ContinualBackprop", "ReDo", "ReGraMa", "L2", "ShrinkAndPerturb")]
+    ['continual_backprop', 'redo', 'regrama', 'l2', 'shrink_and_perturb']
     """
-    if len(name) <= 4:
+    if len(name) <= 4 or re.match(r"Re[A-Z]", name):
         return name.lower()
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 

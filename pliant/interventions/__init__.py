@@ -4,7 +4,8 @@ from pliant.interventions.continual_backprop import ContinualBackprop
 from pliant.interventions.fresh_start import FreshStart
 from pliant.interventions.l2 import L2
 from pliant.interventions.redo import ReDo
+from pliant.interventions.regrama import ReGraMa
 from pliant.interventions.self_normalized_reset import SelfNormalizedReset
 from pliant.interventions.shrink_and_perturb import ShrinkAndPerturb
 
-__all__ = ["L2", "ContinualBackprop", "FreshStart", "ReDo", "SelfNormalizedReset", "ShrinkAndPerturb"]
+__all__ = ["L2", "ContinualBackprop", "FreshStart", "ReDo", "ReGraMa", "SelfNormalizedReset", "ShrinkAndPerturb"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pliant.interventions import ContinualBackprop, ReDo, SelfNormalizedReset
+from pliant.interventions import ContinualBackprop, ReDo, ReGraMa, SelfNormalizedReset
 
 METHODS: dict[str, Any] = {
     "continual_backprop": ContinualBackprop(0.2, maturity_threshold=1, decay_rate=0.9, decide_every=1),
     "continual_backprop_exact": ContinualBackprop(0.1, maturity_threshold=2, decay_rate=0.9, exact=True),
     "continual_backprop_sparse": ContinualBackprop(0.2, maturity_threshold=1, decay_rate=0.9, sample_every=3),
     "redo": ReDo(tau=1.0, every=3),
+    "regrama": ReGraMa(tau=1.0, every=3),
     "self_normalized_reset": SelfNormalizedReset(
         0.5, initial_threshold=2, max_threshold=4, update_every=3, min_active=0.5
     ),

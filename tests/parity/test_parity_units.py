@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import pliant
-from pliant.interventions import SelfNormalizedReset
+from pliant.interventions import ReGraMa, SelfNormalizedReset
 from pliant.write import stream_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from references.regrama import SlowReGraMa
 from references.self_normalized_reset import SlowSelfNormalizedReset
 
 OPTIMIZERS = {
@@ -132,3 +133,18 @@ def test_self_normalized_reset_is_the_published_algorithm(
                 assert entry["gaps"][unit].tolist() == counts
     assert len(pair.reference.replaced) >= 5
     assert len(seen) >= 3  # thresholds went up and down
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("tau", "every"), [(0.5, 5), (0.9, 1), (0.0, 3)])
+def test_regrama_is_the_published_algorithm(optimizer, tau, every):
+    settings = {"tau": tau, "every": every}
+    pair = Pair(optimizer, ReGraMa(**settings), SlowReGraMa, **settings)
+    with torch.no_grad():
+        for model in (pair.fast, pair.slow):
+            model.linears[0].bias[:3] = -100.0  # dead from the start, so that tau = 0 has something to do
+    for start in range(0, 40, 10):
+        pair.run(start, start + 10)
+        assert pair.events == pair.reference.replaced
+        pair.assert_equal()
+    assert pair.reference.replaced
