@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         FreshStart,
         ReDo,
         ReGraMa,
+        SelectiveWeightReset,
         SelfNormalizedReset,
         ShrinkAndPerturb,
     )
@@ -52,6 +53,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "L2",
     "ReDo",
     "ReGraMa",
+    "SelectiveWeightReset",
     "SelfNormalizedReset",
     "ShrinkAndPerturb",
     # errors
@@ -83,6 +85,7 @@ _SOURCES = {
     "FreshStart": "pliant.interventions",
     "ReDo": "pliant.interventions",
     "ReGraMa": "pliant.interventions",
+    "SelectiveWeightReset": "pliant.interventions",
     "SelfNormalizedReset": "pliant.interventions",
     "ShrinkAndPerturb": "pliant.interventions",
     "Monitor": "pliant.monitor",

@@ -107,6 +107,11 @@ class Writer:
             drawn[..., init.padding, :] = 0
         return shard_like(drawn, tensor) if self.num_members is None else drawn
 
+    def uniform(self, device: torch.device) -> Tensor:
+        """A number in [0, 1) for each member, float32 ``[]`` or ``[S]``, from each member's own generator."""
+        drawn = [torch.rand((), generator=generator, device=device) for generator in self.generators(device)]
+        return drawn[0] if self.num_members is None else torch.stack(drawn)
+
     # ---- units ----
     def select(self, mask: Tensor, at_most: int | None, live: Tensor | None) -> Selection | None:
         """The units of a mask.

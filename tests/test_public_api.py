@@ -16,7 +16,8 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
-    "attach Handle ContinualBackprop FreshStart L2 ReDo ReGraMa SelfNormalizedReset ShrinkAndPerturb",
+    "attach Handle ContinualBackprop FreshStart L2 ReDo ReGraMa SelectiveWeightReset SelfNormalizedReset",
+    "ShrinkAndPerturb",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -37,6 +38,7 @@ METHODS = {
     "l2": "strength where",
     "redo": "tau every where",
     "regrama": "tau every where",
+    "selective_weight_reset": "factor rule utility to every where",
     "self_normalized_reset": (
         "percentile initial_threshold min_threshold max_threshold expansion update_every min_active check_every where"
     ),
@@ -85,6 +87,7 @@ def test_the_methods_and_their_options():
         "L2",
         "ReDo",
         "ReGraMa",
+        "SelectiveWeightReset",
         "SelfNormalizedReset",
         "ShrinkAndPerturb",
     ]

@@ -229,12 +229,12 @@ class Context:
                 total = sums if total is None else total + sums
         return total
 
-    def check_finite(self, values: Tensor, group: UnitGroup, what: str = "activations") -> Tensor:
+    def check_finite(self, values: Tensor, group: UnitGroup | str, what: str = "activations") -> Tensor:
         """A mask of finite entries; for a single model on a CPU, anything else stops the run.
 
         Args:
-            values: What is checked, per unit.
-            group: Of which group.
+            values: What is checked.
+            group: Of which group, or of which tensor.
             what: What the values were computed from, for the message.
 
         Raises:
@@ -242,8 +242,9 @@ class Context:
         """
         finite = values.isfinite()
         if can_read(values) and self.num_members is None and not bool(finite.all()):
+            name = group if isinstance(group, str) else group.name
             raise IllegalConfiguration(
-                f"the {what} of {group.name!r} are not finite at step {self.clock.step}: training has diverged "
+                f"the {what} of {name!r} are not finite at step {self.clock.step}: training has diverged "
                 "(a NaN or infinite loss). Nothing was reset. Lower the step size or clip the gradients, and resume "
                 "from the last checkpoint."
             )

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import pliant
-from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ReGraMa, SelfNormalizedReset, ShrinkAndPerturb
+from pliant.interventions import (
+    L2,
+    ContinualBackprop,
+    FreshStart,
+    ReDo,
+    ReGraMa,
+    SelectiveWeightReset,
+    SelfNormalizedReset,
+    ShrinkAndPerturb,
+)
 
 STEPS = 18
 
@@ -69,6 +78,8 @@ RUNS: dict[str, tuple[str, Any, str]] = {
     "redo": ("mlp", ReDo(tau=0.6, every=4), "adam"),
     "regrama": ("mlp", ReGraMa(tau=0.8, every=4), "adam"),
     "regrama_columns": ("raw", ReGraMa(tau=0.8, every=4), "sgd"),
+    "selective_weight_reset": ("mlp", SelectiveWeightReset(0.5, every=4), "adam"),
+    "selective_weight_reset_share": ("mlp", SelectiveWeightReset(0.123, "proportional", every=3), "sgd"),
     "self_normalized_reset": (
         "mlp",
         SelfNormalizedReset(0.5, initial_threshold=2, max_threshold=4, update_every=3, min_active=0.5),

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 import pliant
-from pliant.interventions import ReGraMa, SelfNormalizedReset
+from pliant.interventions import ReGraMa, SelectiveWeightReset, SelfNormalizedReset
 from pliant.write import stream_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from references.regrama import SlowReGraMa
+from references.selective_weight_reset import SlowSelectiveWeightReset
 from references.self_normalized_reset import SlowSelfNormalizedReset
 
 OPTIMIZERS = {
@@ -148,3 +149,18 @@ def test_regrama_is_the_published_algorithm(optimizer, tau, every):
         assert pair.events == pair.reference.replaced
         pair.assert_equal()
     assert pair.reference.replaced
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("to", ["resample", "mean"])
+@pytest.mark.parametrize("utility", ["gradient", "magnitude"])
+@pytest.mark.parametrize(("rule", "factor", "every"), [("threshold", 0.2, 4), ("proportional", 0.03, 1)])
+def test_selective_weight_reset_is_the_published_algorithm(optimizer, to, utility, rule, factor, every):
+    settings = {"factor": factor, "rule": rule, "utility": utility, "to": to, "every": every}
+    pair = Pair(optimizer, SelectiveWeightReset(**settings), SlowSelectiveWeightReset, **settings)
+    for start in range(0, 32, 8):
+        pair.run(start, start + 8)
+        pair.assert_equal()
+    counts = {count for _, count in pair.reference.replaced}
+    assert max(counts) > 1
+    assert rule == "threshold" or len(counts) > 2  # chance decides about the rest
