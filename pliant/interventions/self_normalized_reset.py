@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
@@ -143,35 +143,36 @@ class SelfNormalizedReset(Intervention):
 
     def after_step(self, ctx: Context) -> None:
         """Count silences, reset what is silent for too long, and update the thresholds when due."""
-        overdue = []
-        for group in ctx.groups(self.where):  # all are checked before any is edited
-            if ctx.is_seen(group):
-                state, active = ctx.state(group), ctx.stats(group).active_fraction
-                self._count(state, active > self.min_active, ctx.live)
-                if ctx.clock.every(self.check_every):
-                    overdue.append((group, state, self._overdue(ctx, group, state, active)))
-        for group, state, mask in overdue:
-            if mask is not None:
-                _record(state, mask)
-                state["silent"].masked_fill_(mask, 0)
-                ctx.edit.reset(group, mask, reason="silent for longer than its threshold")
+        groups = [group for group in ctx.groups(self.where) if ctx.is_seen(group)]
+        active = [ctx.stats(group).active_fraction for group in groups]
+        self._count(ctx, groups, [fraction > self.min_active for fraction in active])
+        if ctx.clock.every(self.check_every):
+            overdue = [  # all are checked before any is edited
+                (group, self._overdue(ctx, group, fraction)) for group, fraction in zip(groups, active, strict=True)
+            ]
+            for group, mask in overdue:
+                if mask is not None:
+                    state = ctx.state(group)
+                    _record(state, mask)
+                    state["silent"].masked_fill_(mask, 0)
+                    ctx.edit.reset(group, mask, reason="silent for longer than its threshold")
         if ctx.clock.every(self.update_every):
             for group in ctx.groups(self.where):
                 self._update(ctx.state(group))
 
-    def _count(self, state: dict[str, Tensor], fires: Tensor, live: Tensor | None) -> None:
+    def _count(self, ctx: Context, groups: Sequence[UnitGroup], fires: Sequence[Tensor]) -> None:
         """One more step of silence, or the end of one."""
-        silent = state["silent"]
-        if live is None:
-            _record(state, fires)
-            silent.add_(1).clamp_(max=self.max_threshold).masked_fill_(fires, 0)
-        else:
-            _record(state, fires & (live > 0))
-            longer = (silent + 1).clamp_(max=self.max_threshold).masked_fill_(fires, 0)
-            silent.copy_(torch.where(live > 0, longer, silent))
+        live = ctx.live
+        for group, fired in zip(groups, fires, strict=True):
+            _record(ctx.state(group), fired if live is None else fired & (live > 0))
+        for silent in ctx.states("silent", groups):
+            silent.add_(1 if live is None else (live > 0).to(silent.dtype)).clamp_(max=self.max_threshold)
+        for group, fired in zip(groups, fires, strict=True):
+            ctx.state(group)["silent"].masked_fill_(fired if live is None else fired & (live > 0), 0)
 
-    def _overdue(self, ctx: Context, group: UnitGroup, state: dict[str, Tensor], active: Tensor) -> Tensor | None:
+    def _overdue(self, ctx: Context, group: UnitGroup, active: Tensor) -> Tensor | None:
         """Which units to reset; ``None`` where it is known that there are none."""
+        state = ctx.state(group)
         mask = state["silent"] >= state["threshold"]
         if can_read(mask) and not bool(mask.any()):
             return None
