@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import pliant
-from pliant import IllegalConfiguration, NoEffect, SelectiveWeightReset
+from pliant import IllegalConfiguration, NoEffect, SelectiveWeightReset, devices
 from pliant.bench.ensemble import stack
+from pliant.units.init import Init
 
 TINY = 1e-9
 
@@ -269,6 +270,32 @@ def test_broken_gradients_stop_the_run_or_spare_their_member():
         moved = ((stacked[2].weight - before).abs() > 1e-6).flatten(1)
         assert moved[0].any()
         assert not moved[1, 1:].any()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        SelectiveWeightReset(0.5, every=2),
+        SelectiveWeightReset(0.123, "proportional", every=1),
+        SelectiveWeightReset(0.001, "proportional", "magnitude", every=1),
+    ],
+)
+def test_both_forms_choose_alike(method, monkeypatch):
+    """With constants in the place of draws, whose number differs; the chance of the share is the same in both."""
+    monkeypatch.setattr(Init, "draw", lambda self, shape, generator: torch.full(shape, self.scale))
+    found = []
+    for accelerated in (False, True):
+        monkeypatch.setattr(devices, "_as_accelerator", accelerated)
+        model = mlp()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        attach(model, optimizer, method)
+        torch.manual_seed(1)
+        start = [p.clone() for p in model.parameters()]
+        for _ in range(12):
+            step(model, optimizer, torch.randn(6, 4))
+        found.append([*model.parameters(), *(state["exp_avg"] for state in optimizer.state.values())])
+        assert not torch.equal(start[0], model[0].weight)
+    assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(
