@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration
 from pliant.events import EventLog
@@ -19,6 +18,7 @@ from pliant.interventions.base import Context, Intervention
 from pliant.interventions.state import Memory, cloned
 from pliant.optimizer_state import MomentSpec, check_declared
 from pliant.reminders import Reminders
+from pliant.rounds import Rounds
 from pliant.schedule import Schedule
 from pliant.sharded import Whole, reshard, sharded_modules
 from pliant.stats import Collector
@@ -43,8 +43,7 @@ from pliant.wiring import (
 
 __all__ = ["Handle"]
 
-STATE_VERSION = 2
-_CHECK_EVERY = 256
+STATE_VERSION = 3
 
 
 class Handle:
@@ -86,7 +85,7 @@ class Handle:
             model, init, members=num_members is not None, inputs_first=inputs_first(units, self._tensors)
         )
         self._forward = partial(call, model)
-        self._model, self._num_acts = model, 0
+        self._model = model
         self._editor = Editor(
             self._tensors,
             self._owners,
@@ -114,10 +113,7 @@ class Handle:
             num_members=num_members,
             process_group=process_group,
         )
-        self._listener = self._collector.listener
-        self._heard = [self._collector.of(groups) for groups in self._owned]
         self._contexts = [[self._context(m, o) for o in range(len(optimizers))] for m in range(len(self.methods))]
-        self._rows = [[row[o] for row in self._contexts] for o in range(len(optimizers))]
         self._hooks: list[Any] = []
         try:
             for method, contexts in zip(self.methods, self._contexts, strict=True):
@@ -126,8 +122,16 @@ class Handle:
             self._collector.remove()
             raise
         self._accelerated = any(tensor.is_cuda for tensor in self._tensors.values())
-        for index in range(len(self._optimizers)):
-            self._plan(index)
+        self._rounds = Rounds(
+            self.methods,
+            list(zip(*self._contexts, strict=True)) if self.methods else [() for _ in optimizers],
+            self._schedules,
+            [self._collector.of(groups) for groups in self._owned],
+            collector=self._collector,
+            editor=self._editor,
+            enter=self._enter,
+            check=self._check_tensors,
+        )
         for index, item in enumerate(self._optimizers):
             acts_before = any(type(method).before_step is not Intervention.before_step for method in self.methods)
             before = self._pre_hook(index) if acts_before else None
@@ -162,6 +166,7 @@ class Handle:
         self._check_attached()
         self._reminders.called("task_boundary")
         self._num_boundaries += 1
+        self._rounds.observe()
         reshard(self._sharded_modules)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
             for ctx in contexts:
@@ -227,6 +232,7 @@ class Handle:
             accelerator.
         """
         resets = sum(int(total.sum()) for total in self.num_resets.values())
+        self._rounds.observe()
         found: dict[str, float] = {"num_steps": float(self.num_steps), "num_resets": float(resets)}
         for label, method, contexts in zip(labels(self.methods), self.methods, self._contexts, strict=True):
             for ctx in contexts:
@@ -258,6 +264,7 @@ class Handle:
 
         It loads with ``torch.load(..., weights_only=True)``.
         """
+        self._rounds.observe()
         return {
             "version": STATE_VERSION,
             "methods": [repr(method) for method in self.methods],
@@ -311,8 +318,7 @@ class Handle:
             memory.load_state_dict({"units": state["state"][index], **state["memory"][str(index)]})
         self._editor.load_random_state(state["random"])
         self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items() if v.any()})
-        for index in range(len(self._schedules)):
-            self._plan(index)
+        self._rounds.plan()
 
     def __repr__(self) -> str:
         attached = "attached" if self._hooks else "detached"
@@ -349,45 +355,9 @@ class Handle:
         return hook
 
     def _after_step(self, index: int, found_inf: Tensor | None) -> None:
-        live: Tensor | None = None
-        if found_inf is not None:  # a fused optimizer that skips by itself: its hook fires although nothing changed
-            if can_read(found_inf):
-                if bool(found_inf):
-                    self._collector.drop(self._heard[index], skipped=True)
-                    return
-            else:
-                live = 1 - found_inf.float().reshape(())
-        schedule = self._schedules[index]
-        step = schedule.clock.advance(live)
-        if step >= schedule.act_at:
-            self._act(index, live)
-        else:
-            if self._listener.enabled and not schedule.listens:  # it listens for another optimizer
-                self._collector.drop(self._heard[index], skipped=False)
-            if step == schedule.listen_at and schedule.is_sampled:
-                schedule.listens = True
-                self._listener.listen()
+        step = self._rounds[index].after_step(found_inf)
         if step >= self._reminders.next:
             self._reminders.check(step)
-
-    def _act(self, index: int, live: Tensor | None) -> None:
-        """Run the interventions that are due at this step of an optimizer."""
-        schedule, heard = self._schedules[index], self._heard[index]
-        self._num_acts += 1
-        if self._num_acts.bit_count() == 1 or self._num_acts % _CHECK_EVERY == 0:
-            self._check_tensors()
-        if schedule.is_sampled:
-            self._collector.finish(schedule.clock.step, heard)
-        elif self._listener.enabled:
-            self._collector.drop(heard, skipped=False)
-        self._editor.live = live
-        for m in schedule.due():
-            method, ctx = self.methods[m], self._contexts[m][index]
-            ctx.live, ctx.elapsed = live, schedule.since(m)
-            self._enter(method, ctx)
-            method.after_step(ctx)
-        self._editor.live = None
-        self._plan(index)
 
     def _enter(self, method: Intervention, ctx: Context) -> None:
         self.events.step, self.events.clock, self.events.intervention = ctx.clock.step, ctx.index, type(method).__name__
@@ -407,18 +377,8 @@ class Handle:
             memory.extend(trained)
             contexts[index].set_parameters(trained)
 
-    def _plan(self, index: int) -> None:
-        self._schedules[index].plan(self._rows[index])
-        if any(schedule.listens for schedule in self._schedules):
-            self._listener.listen()
-        else:
-            self._listener.rest()
-
     def _check_tensors(self) -> None:
-        """Edits reach the tensors that were there at ``attach``; those of a model that has others would go nowhere.
-
-        Asked after 1, 2, 4, ... actions and then now and then, since it costs a look at every tensor.
-        """
+        """Edits reach the tensors that were there at ``attach``; those of a model that has others would go nowhere."""
         if self._sharded_modules:  # their parameters come and go with every forward
             return
         now = named_tensors(self._model)

@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
     {"edit", "forward"},
     {"interventions"},
     {"reminders", "schedule", "wiring"},
+    {"rounds"},
     {"handle"},
     {"attach", "monitor"},
     {"bench", "report"},

@@ -1,4 +1,4 @@
-"""What an intervention is: a frozen specification, the state it declares, and up to six event methods."""
+"""What an intervention is: a frozen specification, the state it declares, and up to seven event methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration
-from pliant.interventions.context import Clock, Context
+from pliant.interventions.context import Clock, Context, Sample
 from pliant.interventions.state import Host, PerParameter, PerUnit, Snapshot, StateKind
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Intervention",
     "PerParameter",
     "PerUnit",
+    "Sample",
     "Snapshot",
     "require",
 ]
@@ -94,10 +95,15 @@ class Intervention(ABC):
     def next_step(self, ctx: Context) -> int:
         """The next step at which :meth:`after_step` has something to do: the very next one, unless overridden.
 
-        It must depend on ``ctx.clock.step`` and the hyper-parameters alone, so that a resumed run keeps the schedule,
-        and it must not jump over a step for which :meth:`samples` is true.
+        It must depend on ``ctx.clock.step``, the hyper-parameters and the groups alone, so that a resumed run keeps the
+        schedule, and it must not jump over a step for which :meth:`samples` is true, unless :meth:`observe` is there
+        for those.
         """
         return ctx.clock.step + 1
+
+    def next_sample(self, step: int) -> int:
+        """The first step after the given one for which :meth:`samples` is true; asked where there is ``observe``."""
+        raise NotImplementedError(f"{type(self).__name__} has observe() and must implement next_sample().")
 
     # The events do nothing unless a method overrides them.
     def prepare(self, ctx: Context) -> None:  # noqa: B027
@@ -105,6 +111,13 @@ class Intervention(ABC):
 
     def before_step(self, ctx: Context) -> None:  # noqa: B027
         """Before the optimizer's step, with gradients in place; refused under a closure."""
+
+    def observe(self, ctx: Context) -> None:  # noqa: B027
+        """Take in the statistics of the steps in ``ctx.samples``: update state, edit nothing.
+
+        Called before anything else happens to the state, and otherwise for several samples at once, since looking at
+        each in its own step costs more. ``ctx.stats(group).at(sample.step)`` has the values.
+        """
 
     def after_step(self, ctx: Context) -> None:  # noqa: B027
         """After a real optimizer step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
 
-__all__ = ["Clock", "Context"]
+__all__ = ["Clock", "Context", "Sample"]
 
 
 class Clock:
@@ -59,6 +59,21 @@ class Clock:
         return sys.maxsize if period is None else (self.step // period + 1) * period
 
 
+class Sample(NamedTuple):
+    """A step whose statistics were wanted.
+
+    Attributes:
+        step: Its number.
+        elapsed: Real steps since the sample before, this one included: an int, or an int64 scalar on the device where
+            only the device knows.
+        live: As in :class:`Context`, at that step.
+    """
+
+    step: int
+    elapsed: int | Tensor
+    live: Tensor | None
+
+
 class Context:
     """What an intervention sees of the run: read anything, change only through ``edit``.
 
@@ -72,6 +87,7 @@ class Context:
         elapsed: Real steps since this intervention last acted on this optimizer, this one included: an int, or an
             int64 scalar on the device where only the device knows.
         num_members: S for a stack of members, else ``None``.
+        samples: In ``observe``, the steps to be observed, oldest first.
         loss: What the user gave to ``handle.penalty(loss=...)``, the loss that the term will be added to; else
             ``None``.
         reference: What the user gave to ``handle.penalty(reference=...)``, a batch of inputs; else ``None``.
@@ -96,6 +112,7 @@ class Context:
         self.live: Tensor | None = None
         self.elapsed: int | Tensor = 1
         self.task = 0
+        self.samples: list[Sample] = []
         self.loss: Tensor | None = None
         self.reference: Inputs | None = None
         self.optimizer, self.index = optimizer, index
