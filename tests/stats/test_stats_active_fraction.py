@@ -19,6 +19,12 @@ def collector(model, units, **more):
     return Collector(model, units, wanted, named_tensors(model), **more)
 
 
+def close(found, units) -> None:
+    active = found.of(list(units))
+    found.finish(1, active)
+    found.look(active)
+
+
 def mlp(activation: type[nn.Module] = nn.ReLU) -> nn.Module:
     return nn.Sequential(nn.Linear(3, 7), activation(), nn.Linear(7, 2))
 
@@ -29,7 +35,7 @@ def test_it_is_a_statistic_and_must_be_asked_for():
     units = pliant.find_units(model, torch.randn(2, 3))
     found = Collector(model, units, {"0": frozenset({"mean_activation"})}, named_tensors(model))
     model(torch.randn(4, 3)).sum().backward()
-    found.finish(1, found.of(list(units)))
+    close(found, units)
     with pytest.raises(pliant.NoEffect, match="active_fraction"):
         found.stats(units["0"]).active_fraction  # noqa: B018
 
@@ -43,7 +49,7 @@ def test_it_counts_positive_samples(dtype, activation):
     found = collector(model, units)
     x = torch.randn(64, 3).to(dtype)
     model(x).float().square().mean().backward()
-    found.finish(1, found.of(list(units)))
+    close(found, units)
     want = (model[0](x) > 0).to(torch.float64).mean(0)
     assert torch.allclose(found.stats(units["0"]).active_fraction.double(), want, rtol=0, atol=1e-6)
     assert 0 < want.min() < want.max()
@@ -58,7 +64,7 @@ def test_how_large_a_positive_activation_is_does_not_matter(value):
         model[0].bias.copy_(torch.tensor([value, -value, 0, value, 0, -value, value]))
     found = collector(model, units)
     model(torch.randn(5, 3)).sum().backward()
-    found.finish(1, found.of(list(units)))
+    close(found, units)
     assert found.stats(units["0"]).active_fraction.tolist() == [1, 0, 0, 1, 0, 0, 1]
 
 
@@ -69,7 +75,7 @@ def test_positions_and_microbatches_are_samples():
     batches = [torch.randn(6, 2, 4, 4), torch.randn(2, 2, 4, 4)]
     for x in batches:
         model(x).square().mean().backward()
-    found.finish(1, found.of(list(units)))
+    close(found, units)
     want = (model[0](torch.cat(batches)) > 0).float().mean((0, 2, 3))
     assert torch.allclose(found.stats(units["0"]).active_fraction, want, atol=1e-6)
 
@@ -86,7 +92,7 @@ def test_one_firing_among_very_many_is_not_lost():
     x[77] = 1.0
     for batch in x.split(50_000):
         model(batch).square().mean().backward()
-    found.finish(1, found.of(list(units)))
+    close(found, units)
     assert torch.allclose(found.stats(units["0"]).active_fraction, torch.full((7,), 1e-5), rtol=1e-3, atol=0)
 
 
@@ -98,7 +104,7 @@ def test_broken_activations_are_not_silent_ones():
         model[0].bias[4] = math.inf
     found = collector(model, units)
     model(torch.randn(8, 3)).sum().backward()
-    found.finish(1, found.of(list(units)))
+    close(found, units)
     fraction = found.stats(units["0"]).active_fraction
     assert fraction.isnan().tolist() == [unit == 2 for unit in range(7)]
     assert fraction[4] == 1
@@ -112,7 +118,7 @@ def test_members_are_counted_by_themselves():
     found = collector(stacked, units, num_members=2)
     x = torch.randn(2, 16, 3)
     stacked(x).square().mean().backward()
-    found.finish(1, found.of(list(units)))
+    close(found, units)
     want = torch.stack([(model[0](part) > 0).float().mean(0) for model, part in zip(models, x, strict=True)])
     assert torch.allclose(found.stats(units["0"]).active_fraction, want, atol=1e-6)
 
@@ -123,7 +129,7 @@ def test_a_compiled_forward_counts_too():
     found = collector(model, units)
     x = torch.randn(32, 3)
     torch.compile(model, backend="aot_eager")(x).square().mean().backward()
-    found.finish(1, found.of(list(units)))
+    close(found, units)
     assert torch.allclose(found.stats(units["0"]).active_fraction, (model[0](x) > 0).float().mean(0), atol=1e-6)
 
 
@@ -133,5 +139,5 @@ def test_processes_are_averaged(single_process_group):
     found = collector(model, units, process_group=torch.distributed.group.WORLD)
     x = torch.randn(32, 3)
     model(x).square().mean().backward()
-    found.finish(1, found.of(list(units)))
+    close(found, units)
     assert torch.allclose(found.stats(units["0"]).active_fraction, (model[0](x) > 0).float().mean(0), atol=1e-6)
