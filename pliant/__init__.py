@@ -18,7 +18,17 @@ if TYPE_CHECKING:
         UnsupportedOp,
     )
     from pliant.handle import Handle
-    from pliant.interventions import L2, ContinualBackprop, ExperienceReplay, FreshStart, ReDo, ShrinkAndPerturb
+    from pliant.interventions import (
+        L2,
+        ContinualBackprop,
+        ExperienceReplay,
+        FreshStart,
+        ReDo,
+        ReGraMa,
+        SelectiveWeightReset,
+        SelfNormalizedReset,
+        ShrinkAndPerturb,
+    )
     from pliant.monitor import Monitor, monitor
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
@@ -44,6 +54,9 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "FreshStart",
     "L2",
     "ReDo",
+    "ReGraMa",
+    "SelectiveWeightReset",
+    "SelfNormalizedReset",
     "ShrinkAndPerturb",
     # errors
     "PliantError",
@@ -74,6 +87,9 @@ _SOURCES = {
     "ExperienceReplay": "pliant.interventions",
     "FreshStart": "pliant.interventions",
     "ReDo": "pliant.interventions",
+    "ReGraMa": "pliant.interventions",
+    "SelectiveWeightReset": "pliant.interventions",
+    "SelfNormalizedReset": "pliant.interventions",
     "ShrinkAndPerturb": "pliant.interventions",
     "Monitor": "pliant.monitor",
     "monitor": "pliant.monitor",

@@ -386,6 +386,14 @@ class Editor:
         """
         return self.writer.draw(self.tensors[name], self.init_of(name))
 
+    def uniform(self, name: str) -> Tensor:
+        """A number in [0, 1) for a decision about a tensor, ``[]`` or ``[S]``; one generator per member."""
+        return self.writer.uniform(self.tensors[name].device)
+
+    def is_direction(self, name: str) -> bool:
+        """Whether only the direction of a tensor's rows counts (weight norm), so that they must not become zero."""
+        return name in self._directions
+
     def init_of(self, name: str) -> Init:
         """The initial distribution of a tensor.
 

@@ -115,6 +115,11 @@ class Writer:
             drawn[..., init.padding, :] = 0
         return shard_like(drawn, tensor) if self.num_members is None else drawn
 
+    def uniform(self, device: torch.device) -> Tensor:
+        """A number in [0, 1) for each member, float32 ``[]`` or ``[S]``, from each member's own generator."""
+        drawn = [torch.rand((), generator=generator, device=device) for generator in self.generators(device)]
+        return drawn[0] if self.num_members is None else torch.stack(drawn)
+
     # ---- units ----
     def select(self, mask: Tensor, at_most: int | None, live: Tensor | None) -> Selection | None:
         """The units of a mask.
@@ -159,9 +164,14 @@ class Writer:
         """A tensor's values as a plain tensor; all processes must ask for a sharded one at once."""
         return whole(self.tensors[name])
 
-    def sum_abs(self, piece: TensorSlice) -> Tensor:
-        """Sum of the absolute values that each unit owns in a slice, ``[U]`` or ``[S, U]``, at least float32."""
-        tensor = self.tensors[piece.name]
+    def sum_abs(self, piece: TensorSlice, tensor: Tensor | None = None) -> Tensor:
+        """Sum of the absolute values that each unit owns in a slice, ``[U]`` or ``[S, U]``, at least float32.
+
+        Args:
+            piece: Which positions belong to each unit.
+            tensor: Where they lie: the slice's tensor, unless another of its shape is given (its gradient).
+        """
+        tensor = self.tensors[piece.name] if tensor is None else tensor
         part = part_of(tensor)
         local = tensor if part is None else part.local
         keep = tensor.ndim + piece.dim

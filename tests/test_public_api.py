@@ -16,7 +16,9 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
-    "attach Handle ContinualBackprop ExperienceReplay FreshStart L2 ReDo ShrinkAndPerturb",
+    "attach Handle",
+    "L2 ContinualBackprop ExperienceReplay FreshStart ReDo ReGraMa SelectiveWeightReset",
+    "SelfNormalizedReset ShrinkAndPerturb",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -38,6 +40,11 @@ METHODS = {
     "fresh_start": "every",
     "l2": "strength where",
     "redo": "tau every where",
+    "regrama": "tau every where",
+    "selective_weight_reset": "factor rule utility to every where",
+    "self_normalized_reset": (
+        "percentile initial_threshold min_threshold max_threshold expansion update_every min_active check_every where"
+    ),
     "shrink_and_perturb": "shrink noise_scale every where",
 }
 
@@ -77,7 +84,17 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 
 def test_the_methods_and_their_options():
-    exported = "ContinualBackprop ExperienceReplay FreshStart L2 ReDo ShrinkAndPerturb"
+    exported = """
+        ContinualBackprop
+        ExperienceReplay
+        FreshStart
+        L2
+        ReDo
+        ReGraMa
+        SelectiveWeightReset
+        SelfNormalizedReset
+        ShrinkAndPerturb
+    """
     assert sorted(interventions.__all__) == exported.split()
     found = {name: " ".join(field.name for field in dataclasses.fields(cls)) for name, cls in method_table().items()}
     assert found == METHODS

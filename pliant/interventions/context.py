@@ -15,6 +15,7 @@ from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.interventions.state import Memory
+from pliant.sharded import whole
 from pliant.stats import GroupStats
 from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
@@ -208,6 +209,21 @@ class Context:
         """
         return self.edit.writer.whole(name)
 
+    def gradient(self, name: str) -> Tensor | None:
+        """A parameter's gradient, detached and dense; of one that is sharded over processes, all of it.
+
+        In ``after_step`` it is that of the step, as the optimizer has seen it, unless somebody has cleared it since.
+        It may still be multiplied by the scale of mixed precision, see :meth:`pliant.edit.Editor.gradient_scale`.
+
+        Returns:
+            The gradient, or ``None`` if there is none.
+        """
+        gradient = self._parameters[name].grad
+        if gradient is None:
+            return None
+        gradient = gradient.detach()
+        return whole(gradient.to_dense() if gradient.is_sparse else gradient)
+
     def set_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         """The handle tells that the optimizer has taken on further parameters."""
         self._parameters = parameters
@@ -228,16 +244,42 @@ class Context:
             raise NoEffect(f"unit group {group.name!r} has no outgoing weights.")
         return total
 
-    def check_finite(self, values: Tensor, group: UnitGroup) -> Tensor:
+    def gradient_magnitude(self, group: UnitGroup) -> Tensor | None:
+        r"""Sum of the absolute gradients of each unit's incoming weights (biases left out): ``[U]`` or ``[S, U]``.
+
+        Of the parameters of this optimizer only; see :meth:`gradient` for what they are in ``after_step``.
+
+        Returns:
+            The sums, or ``None`` if none of these weights has a gradient.
+        """
+        lead = 0 if self.num_members is None else 1
+        mine = [piece for piece in group.role("incoming") if piece.name in self._parameters]
+        matrices = [piece for piece in mine if self._parameters[piece.name].ndim - lead >= 2]
+        total: Tensor | None = None
+        for piece in matrices or mine:
+            gradient = self._parameters[piece.name].grad
+            if gradient is not None:
+                gradient = gradient.detach()
+                sums = self.edit.writer.sum_abs(piece, gradient.to_dense() if gradient.is_sparse else gradient)
+                total = sums if total is None else total + sums
+        return total
+
+    def check_finite(self, values: Tensor, group: UnitGroup | str, what: str = "activations") -> Tensor:
         """A mask of finite entries; for a single model on a CPU, anything else stops the run.
+
+        Args:
+            values: What is checked.
+            group: Of which group, or of which tensor.
+            what: What the values were computed from, for the message.
 
         Raises:
             IllegalConfiguration: Naming the group and the step; nothing has been edited.
         """
         finite = values.isfinite()
         if can_read(values) and self.num_members is None and not bool(finite.all()):
+            name = group if isinstance(group, str) else group.name
             raise IllegalConfiguration(
-                f"the activations of {group.name!r} are not finite at step {self.clock.step}: training has diverged "
+                f"the {what} of {name!r} are not finite at step {self.clock.step}: training has diverged "
                 "(a NaN or infinite loss). Nothing was reset. Lower the step size or clip the gradients, and resume "
                 "from the last checkpoint."
             )

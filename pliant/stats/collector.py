@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
 from pliant.stats.listener import Dated, Kept, Listeners, Passes, silence, that_count
-from pliant.stats.reader import TapReader
+from pliant.stats.reader import TapReader, quantity
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
 
 __all__ = ["STATISTICS", "Accumulator", "Collector", "GroupStats"]
 
-STATISTICS = ("mean_abs_activation", "mean_activation", "mean_abs_gradient", "features")
+STATISTICS = ("mean_abs_activation", "mean_activation", "active_fraction", "mean_abs_gradient", "features")
 """What an intervention can ask for in ``needs``."""
 
 _SMALL = 2**13
 """Elements of an activation up to which it may wait until somebody needs it."""
 
-_OF_ACTIVATIONS = frozenset({"mean_abs_activation", "mean_activation"})
+_OF_ACTIVATIONS = frozenset({"mean_abs_activation", "mean_activation", "active_fraction"})
 
 
 class GroupStats:
@@ -32,6 +32,7 @@ class GroupStats:
     Attributes:
         mean_abs_activation: Mean of ``|h|`` over samples, ``[U]`` or ``[S, U]``.
         mean_activation: Mean of ``h``, of the same shape.
+        active_fraction: Fraction of the samples with ``h > 0``, of the same shape.
         mean_abs_gradient: Mean of :math:`|\partial L / \partial h|` over samples, of the same shape; multiplied by
             the loss scale where mixed precision uses one.
         step: The step that they belong to; 0 before the first.
@@ -60,6 +61,11 @@ class GroupStats:
     def mean_activation(self) -> Tensor:
         """Mean of ``h`` over samples."""
         return self._get("mean_activation")
+
+    @property
+    def active_fraction(self) -> Tensor:
+        """Fraction of the samples with ``h > 0``."""
+        return self._get("active_fraction")
 
     @property
     def mean_abs_gradient(self) -> Tensor:
@@ -141,7 +147,7 @@ class Accumulator:
     def _add_in_graph(self, act: Tensor) -> None:
         finite: Tensor | None = None
         for name in self.needs:
-            mean, count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            mean, count = self.reader.mean_over_samples(quantity(name, act))
             finite = mean.isfinite().all() if finite is None else finite
             self.graph_sums[name].add_(torch.where(finite, mean * count, 0))
         if finite is not None:

@@ -12,11 +12,21 @@ from pliant.errors import IllegalConfiguration
 from pliant.units.group import UnitGroup
 from pliant.units.replay import Replay, tensor_leaves
 
-__all__ = ["TapReader"]
+__all__ = ["TapReader", "quantity"]
 
 _MAX_RANK = 9
 _MAX_PLANS = 64
 _WIDE = (torch.float32, torch.float64)
+
+
+def quantity(statistic: str, act: Tensor) -> Tensor:
+    """What a statistic of activations is the mean of: ``act`` itself, or a new tensor of its shape."""
+    if statistic == "mean_abs_activation":
+        return act.abs()
+    if statistic == "active_fraction":  # 1 where positive, and NaN stays NaN; several times as fast as a comparison
+        tiny = torch.finfo(act.dtype).tiny
+        return act.clamp(0, tiny).mul_(1 / tiny)
+    return act
 
 
 class TapReader:
@@ -80,12 +90,12 @@ class TapReader:
 
         Args:
             act: A tensor with the tap's layout, detached.
-            statistics: Out of ``"mean_abs_activation"`` and ``"mean_activation"``.
+            statistics: Those of activations that are wanted, see :func:`quantity`.
         """
         dims, count, is_plain = self._plan(act.shape)
         means = {}
         for name in statistics:
-            value = act.abs() if name == "mean_abs_activation" else act
+            value = quantity(name, act)
             if not is_plain or act.dtype not in _WIDE:
                 means[name] = self.mean_over_samples(value)[0]
             elif count == 1:

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import pliant
-from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
+from pliant.interventions import (
+    L2,
+    ContinualBackprop,
+    FreshStart,
+    ReDo,
+    ReGraMa,
+    SelectiveWeightReset,
+    SelfNormalizedReset,
+    ShrinkAndPerturb,
+)
 
 STEPS = 18
 
@@ -67,6 +76,15 @@ RUNS: dict[str, tuple[str, Any, str]] = {
     "continual_backprop_heads": ("transformer", REPLACE, "adam"),
     "continual_backprop_columns": ("raw", REPLACE, "adam"),
     "redo": ("mlp", ReDo(tau=0.6, every=4), "adam"),
+    "regrama": ("mlp", ReGraMa(tau=0.8, every=4), "adam"),
+    "regrama_columns": ("raw", ReGraMa(tau=0.8, every=4), "sgd"),
+    "selective_weight_reset": ("mlp", SelectiveWeightReset(0.5, every=4), "adam"),
+    "selective_weight_reset_share": ("mlp", SelectiveWeightReset(0.123, "proportional", every=3), "sgd"),
+    "self_normalized_reset": (
+        "mlp",
+        SelfNormalizedReset(0.5, initial_threshold=2, max_threshold=4, update_every=3, min_active=0.5),
+        "adam",
+    ),
     "redo_conv": ("conv", ReDo(tau=0.9, every=2), "sgd"),
     "shrink_and_perturb": ("mlp", ShrinkAndPerturb(0.9, 0.1, every=3), "adam"),
     "fresh_start": ("conv", FreshStart(), "adam"),
