@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import fnmatch
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
-from pliant.interventions.state import Memory
+from pliant.interventions.state import Memory, matches
 from pliant.stats import GroupStats
+from pliant.units.depth import module_of
 from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
@@ -98,6 +98,7 @@ class Context:
         self.reference: Inputs | None = None
         self.optimizer, self.index = optimizer, index
         self._owned, self._parameters = owned, parameters
+        self._buffers: dict[str, Tensor] | None = None
         self._memory, self._stats, self._forward = memory, stats, forward
         self._selected: dict[str, tuple[UnitGroup, ...]] = {}
 
@@ -156,15 +157,33 @@ class Context:
         return self._forward(inputs, params, training=training)
 
     def parameters(self, where: str = "*") -> dict[str, Tensor]:
-        """The optimizer's parameters by name (shell-style pattern), without those that are frozen by now.
+        """The optimizer's parameters by name, without those that are frozen by now.
+
+        Args:
+            where: A shell-style pattern of names, or several with commas between; a module's name stands for all that
+                is in it.
 
         See :meth:`whole` for their values.
         """
-        return {
-            name: item
-            for name, item in self._parameters.items()
-            if item.requires_grad and fnmatch.fnmatchcase(name, where)
-        }
+        return {name: item for name, item in self._parameters.items() if item.requires_grad and matches(name, where)}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers, by name, of the modules whose parameters the optimizer trains.
+
+        Those of modules without parameters belong to the first optimizer.
+        """
+        if self._buffers is None:
+            tensors = self.edit.tensors
+            parameters = {name for name, item in tensors.items() if isinstance(item, nn.Parameter)}
+            mine = {module_of(name) for name in self._parameters}
+            others = {module_of(name) for name in parameters}
+            self._buffers = {
+                name: item
+                for name, item in tensors.items()
+                if name not in parameters
+                and (module_of(name) in mine or (self.index == 0 and module_of(name) not in others))
+            }
+        return self._buffers
 
     def whole(self, name: str) -> Tensor:
         """A parameter's or buffer's values, detached; of one that is sharded over processes, all of them.
@@ -175,7 +194,7 @@ class Context:
 
     def set_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         """The handle tells that the optimizer has taken on further parameters."""
-        self._parameters = parameters
+        self._parameters, self._buffers = parameters, None
 
     def learning_rates(self, names: Sequence[str]) -> list[float]:
         """The current step size of each parameter, from its optimizer's parameter group."""

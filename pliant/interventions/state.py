@@ -18,7 +18,7 @@ from torch import Tensor
 from pliant.errors import IllegalConfiguration
 from pliant.units.group import UnitGroup
 
-__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "cloned"]
+__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "cloned", "matches"]
 
 _DTYPES = {"bool": torch.bool, "int64": torch.int64, "float32": torch.float32, "float64": torch.float64}
 Plain = bool | int | float | str
@@ -82,6 +82,21 @@ class Host:
 
 
 StateKind = PerUnit | PerParameter | Snapshot | Host
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a tensor's name matches a shell-style pattern, or one of several with commas between.
+
+    A pattern that names a module matches everything in it, as it does for unit groups.
+
+    Example:
+        >>> [matches("head.0.weight", pattern) for pattern in ("head", "*.weight", "body, head.0", "*.bias")]
+        [True, True, True, False]
+    """
+    if pattern == "*":
+        return True
+    parts = [part.strip() for part in pattern.split(",")]
+    return any(fnmatch.fnmatchcase(name, form) for part in parts for form in (part, f"{part}.*"))
 
 
 class Memory:
@@ -168,7 +183,7 @@ class Memory:
         for key, kind in self._declared.items():
             if isinstance(kind, PerParameter):
                 for name, parameter in trained.items():
-                    if name not in self.parameters[key] and fnmatch.fnmatchcase(name, self._pattern):
+                    if name not in self.parameters[key] and matches(name, self._pattern):
                         self.parameters[key][name] = _per_parameter(kind, key, parameter)
 
 
