@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pliant.interventions import FreshStart, ShrinkAndPerturb
+from pliant.interventions import FreshStart, LayerReset, ShrinkAndPerturb
 
 METHODS: dict[str, Any] = {
     "shrink_and_perturb": ShrinkAndPerturb(0.9, 0.1, every=3),
     "shrink_and_perturb_at_boundaries": ShrinkAndPerturb(0.5, 0.5),
     "fresh_start": FreshStart(),
+    "layer_reset": LayerReset(every=3),
+    "layer_reset_at_boundaries": LayerReset("*"),
 }
 SEEDLESS: frozenset[str] = frozenset()
 """Those that draw nothing, so that another seed changes nothing."""

@@ -1,0 +1,93 @@
+"""Methods for whole layers and networks against slow re-derivations, step by step, in float64."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import pliant
+from pliant.interventions import LayerReset
+from pliant.write import stream_of
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from references.layer_reset import SlowLayerReset
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
+    "adam": lambda p: torch.optim.Adam(p, lr=3e-3),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
+}
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(1)
+    layers = [nn.Linear(6, 13), nn.ReLU(), nn.Linear(13, 10), nn.Tanh(), nn.Linear(10, 3)]
+    return nn.Sequential(*layers).double()
+
+
+UNITS = pliant.find_units(mlp(), torch.randn(2, 6).double())
+
+
+def linears(model: nn.Sequential) -> list[nn.Linear]:
+    return [module for module in model if isinstance(module, nn.Linear)]
+
+
+def drawer(seed: int):
+    """The product's protocol: one generator per model, float32 draws, scaled to [-bound, bound]."""
+    generator = torch.Generator().manual_seed(stream_of(seed))
+    return lambda shape, bound: torch.rand(shape, generator=generator) * (2 * bound) - bound
+
+
+def gaussian(seed: int):
+    """The same for normal draws of a standard deviation."""
+    generator = torch.Generator().manual_seed(stream_of(seed))
+    return lambda shape, deviation: torch.randn(shape, generator=generator) * deviation
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+    generator = torch.Generator().manual_seed(number)
+    x = torch.randn(8, 6, generator=generator, dtype=torch.float64)
+    y = torch.randn(8, 3, generator=generator, dtype=torch.float64)
+    optimizer.zero_grad()
+    (model(x) - y).square().mean().backward()
+    optimizer.step()
+
+
+def compare(method, make_reference, optimizer: str, steps: int = 30, boundaries: tuple[int, ...] = ()):
+    """Train two copies, one with the product and one with the reference; they and their optimizers stay equal."""
+    fast, slow, plain = mlp(), mlp(), mlp()
+    optimizers = [OPTIMIZERS[optimizer](model.parameters()) for model in (fast, slow, plain)]
+    handle = pliant.attach(fast, optimizers[0], method, units=UNITS, seed=11)
+    reference = make_reference(linears(slow), optimizers[1])
+    for number in range(1, steps + 1):
+        for model, item in zip((fast, slow, plain), optimizers, strict=True):
+            step(model, item, number)
+        reference.after_step()
+        if number in boundaries:
+            handle.task_boundary()
+            reference.at_task_boundary()
+        for (name, p), q in zip(fast.named_parameters(), slow.parameters(), strict=True):
+            assert torch.allclose(p, q, rtol=1e-10, atol=1e-12), (number, name)
+        a, b = (item.state_dict()["state"] for item in optimizers[:2])
+        for index in a:
+            for key, value in a[index].items():
+                same = value == b[index][key] if value is None else torch.allclose(value, b[index][key], rtol=1e-9)
+                assert same, (number, index, key)
+    assert not torch.allclose(fast[4].weight, plain[4].weight), "the method did nothing"
+    return handle, reference
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("last", "every"), [(1, 7), (2, 5), (3, 10)])
+def test_layer_reset_is_the_papers_algorithm(optimizer, last, every):
+    def reference(layers, item):
+        return SlowLayerReset(layers, item, drawer(11), last=last, every=every)
+
+    handle, _ = compare(LayerReset(last, every=every), reference, optimizer)
+    assert [event.step for event in handle.events] == list(range(every, 31, every))
