@@ -8,6 +8,7 @@ to it. How a unit's entries are read and written is :mod:`pliant.write`'s busine
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -279,24 +280,33 @@ class Editor:
                 self.writer.clamp(names, bounds, self.live)
         self._log_tensors("clamp", names, "", change)
 
-    def add_noise(self, name: str, noise_scale: float) -> None:
-        """Add, to a whole tensor, a share of fresh initial values; nothing to tensors that start at a constant.
+    def add_noise(
+        self, names: str | Sequence[str], noise_scale: float, *, noise: Literal["init", "normal"] = "init"
+    ) -> None:
+        """Add noise to whole tensors; moments are kept.
 
         Args:
-            name: Its canonical name.
-            noise_scale: The share.
+            names: Canonical names, or one.
+            noise_scale: Factor of the noise.
+            noise: Fresh initial values of each tensor (tensors that start at a constant get none), or standard normal
+                values for all of them.
 
         Raises:
-            IllegalConfiguration: If the initial distribution is unknown.
+            IllegalConfiguration: If an initial distribution is needed and unknown.
         """
-        init = self.init_of(name)
-        if noise_scale == 0 or init.kind == "constant":
+        names = [names] if isinstance(names, str) else list(names)
+        inits = {name: self.init_of(name) if noise == "init" else self._normal(name) for name in names}
+        names = [name for name in names if inits[name].kind != "constant"]
+        if noise_scale == 0 or not names:
             return
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
-                self.writer.add_noise(self.tensors[name], init, noise_scale, self.live)
-        self._log_tensors("add_noise", [name], "", change)
+                tensors = [self.tensors[name] for name in names]
+                scaled = [replace(inits[name], scale=inits[name].scale * noise_scale) for name in names]
+                terms = [self.writer.draw(tensor, init) for tensor, init in zip(tensors, scaled, strict=True)]
+                self.writer.add(tensors, terms, self.live)
+        self._log_tensors("add_noise", names, "", change)
 
     def add(self, names: Sequence[str], terms: Sequence[Tensor], *, reason: str = "") -> None:
         """Add to whole parameters: noise, or a step along a gradient of one's own; moments are kept.
@@ -400,6 +410,11 @@ class Editor:
         return init
 
     # ---- internals ----
+    def _normal(self, name: str) -> Init:
+        """A standard normal distribution that leaves the padding row of an embedding alone."""
+        init = self.inits.get(name)
+        return Init("normal", 1.0, None if init is None else init.padding)
+
     def _action(self, piece: TensorSlice, incoming: str, bias: str, carried: str, outgoing: str) -> str:
         if piece.role == "outgoing":
             return "init" if outgoing == "zero" and piece.name in self._directions else outgoing

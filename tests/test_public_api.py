@@ -37,7 +37,7 @@ METHODS = {
     "l2": "strength where",
     "layer_reset": "layers every",
     "redo": "tau every where",
-    "shrink_and_perturb": "shrink noise_scale every where",
+    "shrink_and_perturb": "shrink noise_scale every where noise",
 }
 
 STREAM_OPTIONS = {

@@ -9,6 +9,7 @@ from pliant.interventions import FreshStart, LayerReset, ShrinkAndPerturb
 METHODS: dict[str, Any] = {
     "shrink_and_perturb": ShrinkAndPerturb(0.9, 0.1, every=3),
     "shrink_and_perturb_at_boundaries": ShrinkAndPerturb(0.5, 0.5),
+    "shrink_and_perturb_softly": ShrinkAndPerturb(0.99, 0.01, every=1, noise="normal"),
     "fresh_start": FreshStart(),
     "layer_reset": LayerReset(every=3),
     "layer_reset_at_boundaries": LayerReset("*"),

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 import pliant
-from pliant.interventions import LayerReset
+from pliant.interventions import FreshStart, LayerReset, ShrinkAndPerturb
 from pliant.write import stream_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from references.fresh_start import SlowFreshStart
 from references.layer_reset import SlowLayerReset
+from references.shrink_and_perturb import SlowShrinkAndPerturb
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
@@ -91,3 +93,23 @@ def test_layer_reset_is_the_papers_algorithm(optimizer, last, every):
 
     handle, _ = compare(LayerReset(last, every=every), reference, optimizer)
     assert [event.step for event in handle.events] == list(range(every, 31, every))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("noise", ["init", "normal"])
+@pytest.mark.parametrize(("shrink", "scale", "every"), [(0.4, 0.1, None), (0.8, 0.2, 7), (0.999, 0.01, 1)])
+def test_shrink_and_perturb_is_the_papers_algorithm(optimizer, noise, shrink, scale, every):
+    def reference(layers, item):
+        uniform, normal = (drawer(11), None) if noise == "init" else (None, gaussian(11))
+        return SlowShrinkAndPerturb(layers, uniform, normal, shrink=shrink, noise_scale=scale, every=every)
+
+    method = ShrinkAndPerturb(shrink, scale, every=every, noise=noise)
+    compare(method, reference, optimizer, boundaries=(10, 20))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_fresh_start_is_a_new_network_and_a_new_optimizer(optimizer):
+    def reference(layers, item):
+        return SlowFreshStart(layers, item, drawer(11))
+
+    compare(FreshStart(), reference, optimizer, boundaries=(10, 20))
