@@ -18,7 +18,15 @@ if TYPE_CHECKING:
         UnsupportedOp,
     )
     from pliant.handle import Handle
-    from pliant.interventions import L2, ContinualBackprop, FreshStart, LayerReset, ReDo, ShrinkAndPerturb
+    from pliant.interventions import (
+        L2,
+        ContinualBackprop,
+        FreshStart,
+        LayerReset,
+        OptimizerReset,
+        ReDo,
+        ShrinkAndPerturb,
+    )
     from pliant.monitor import Monitor, monitor
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
@@ -43,6 +51,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "FreshStart",
     "L2",
     "LayerReset",
+    "OptimizerReset",
     "ReDo",
     "ShrinkAndPerturb",
     # errors
@@ -73,6 +82,7 @@ _SOURCES = {
     "ContinualBackprop": "pliant.interventions",
     "FreshStart": "pliant.interventions",
     "LayerReset": "pliant.interventions",
+    "OptimizerReset": "pliant.interventions",
     "ReDo": "pliant.interventions",
     "ShrinkAndPerturb": "pliant.interventions",
     "Monitor": "pliant.monitor",

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.events import EventLog
-from pliant.optimizer_state import Moment, MomentSpec, moments, restart, restartable
+from pliant.optimizer_state import Moment, MomentSpec, RestartPart, moments, restart, restartable
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.init import Init, directions
 from pliant.write import Selection, Writer
@@ -31,8 +31,8 @@ class Editor:
 
     Units: :meth:`reset` (wholly, or by a share), :meth:`scale`, :meth:`perturb`. Whole tensors: :meth:`shrink` (to
     the origin or towards other values), :meth:`add`, :meth:`add_noise`, :meth:`clamp`, :meth:`assign`. Single weights:
-    :meth:`reset_weights`. Gradients, before the step: :meth:`add_to_gradient`. Every edit is logged; with ``dry_run``
-    nothing else happens.
+    :meth:`reset_weights`. The optimizer's state: :meth:`restart`. Gradients, before the step: :meth:`add_to_gradient`.
+    Every edit is logged; with ``dry_run`` nothing else happens.
 
     Args:
         tensors: Parameters and buffers by canonical name.
@@ -343,6 +343,28 @@ class Editor:
                 if owner is not None:
                     restart(owner, self.tensors[name], name, self._declared, self.live)
         self._log_tensors("assign", [name], reason, change)
+
+    def restart(self, names: Sequence[str], *, part: RestartPart = "all", reason: str = "") -> None:
+        """Put the optimizer's state of whole parameters back to where it was before the first step.
+
+        Args:
+            names: Canonical names; those that no optimizer owns have no state.
+            part: Moments and step counters, the moments only, or only the counters (and what is computed from them).
+            reason: For the event log.
+
+        Raises:
+            NotYetSupported: If the optimizer keeps state that cannot be reset; nothing has been changed then.
+        """
+        owned = [name for name in names if name in self.owners]
+        if not owned:
+            return
+        if not self.dry_run:
+            with torch.no_grad():
+                for name in owned if part != "step" else ():  # before anything is written: what is not known is refused
+                    restartable(self.owners[name], self.tensors[name], name, self._declared)
+                for name in owned:
+                    restart(self.owners[name], self.tensors[name], name, self._declared, self.live, part=part)
+        self._log_tensors("restart", owned, reason, None)
 
     # ---- gradients, before the step ----
     def add_to_gradient(self, names: Sequence[str], terms: Sequence[Tensor], *, reason: str = "") -> None:

@@ -16,7 +16,7 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
-    "attach Handle ContinualBackprop FreshStart L2 LayerReset ReDo ShrinkAndPerturb",
+    "attach Handle ContinualBackprop FreshStart L2 LayerReset OptimizerReset ReDo ShrinkAndPerturb",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -36,6 +36,7 @@ METHODS = {
     "fresh_start": "every",
     "l2": "strength where",
     "layer_reset": "layers every",
+    "optimizer_reset": "every part where",
     "redo": "tau every where",
     "shrink_and_perturb": "shrink noise_scale every where noise",
 }
@@ -81,6 +82,7 @@ def test_the_methods_and_their_options():
         "FreshStart",
         "L2",
         "LayerReset",
+        "OptimizerReset",
         "ReDo",
         "ShrinkAndPerturb",
     ]
