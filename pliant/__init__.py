@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from pliant.handle import Handle
     from pliant.interventions import (
+        FIRE,
         L2,
         ContinualBackprop,
         FreshStart,
@@ -48,6 +49,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "attach",
     "Handle",
     "ContinualBackprop",
+    "FIRE",
     "FreshStart",
     "L2",
     "LayerReset",
@@ -78,6 +80,7 @@ _SOURCES = {
     "RecordError": "pliant.errors",
     "UnsupportedError": "pliant.errors",
     "UnsupportedOp": "pliant.errors",
+    "FIRE": "pliant.interventions",
     "L2": "pliant.interventions",
     "ContinualBackprop": "pliant.interventions",
     "FreshStart": "pliant.interventions",

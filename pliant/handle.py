@@ -25,6 +25,7 @@ from pliant.stats import Collector
 from pliant.stats.capture import named_tensors
 from pliant.stats.listener import is_in_graph
 from pliant.units import UnitGraph
+from pliant.units.depth import module_of
 from pliant.units.export import Inputs
 from pliant.units.init import InitSpec, initialisers
 from pliant.wiring import (
@@ -114,6 +115,7 @@ class Handle:
             num_members=num_members,
             process_group=process_group,
         )
+        self._layer_types = {name: type(model.get_submodule(module_of(name))) for name in self._tensors}
         self._contexts = [[self._context(m, o) for o in range(len(optimizers))] for m in range(len(self.methods))]
         self._hooks: list[Any] = []
         try:
@@ -481,4 +483,5 @@ class Handle:
             stats=self._collector.stats,
             forward=self._forward,
             num_members=self.num_members,
+            layer_types=self._layer_types,
         )

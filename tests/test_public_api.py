@@ -16,7 +16,7 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
-    "attach Handle ContinualBackprop FreshStart L2 LayerReset OptimizerReset ReDo ShrinkAndPerturb",
+    "attach Handle ContinualBackprop FIRE FreshStart L2 LayerReset OptimizerReset ReDo ShrinkAndPerturb",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -33,6 +33,7 @@ METHODS = {
     "continual_backprop": (
         "replacement_rate maturity_threshold decay_rate utility exact decide_every sample_every where"
     ),
+    "fire": "iterations every where fused parts",
     "fresh_start": "every",
     "l2": "strength where",
     "layer_reset": "layers every",
@@ -79,6 +80,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 def test_the_methods_and_their_options():
     assert sorted(interventions.__all__) == [
         "ContinualBackprop",
+        "FIRE",
         "FreshStart",
         "L2",
         "LayerReset",

@@ -1,6 +1,7 @@
 """Methods that keep a network plastic, one file each. The names exported here are the command line's."""
 
 from pliant.interventions.continual_backprop import ContinualBackprop
+from pliant.interventions.fire import FIRE
 from pliant.interventions.fresh_start import FreshStart
 from pliant.interventions.l2 import L2
 from pliant.interventions.layer_reset import LayerReset
@@ -8,4 +9,4 @@ from pliant.interventions.optimizer_reset import OptimizerReset
 from pliant.interventions.redo import ReDo
 from pliant.interventions.shrink_and_perturb import ShrinkAndPerturb
 
-__all__ = ["L2", "ContinualBackprop", "FreshStart", "LayerReset", "OptimizerReset", "ReDo", "ShrinkAndPerturb"]
+__all__ = ["FIRE", "L2", "ContinualBackprop", "FreshStart", "LayerReset", "OptimizerReset", "ReDo", "ShrinkAndPerturb"]

@@ -73,6 +73,7 @@ class Context:
         loss: What the user gave to ``handle.penalty(loss=...)``, the loss that the term will be added to; else
             ``None``.
         reference: What the user gave to ``handle.penalty(reference=...)``, a batch of inputs; else ``None``.
+        layer_types: Tensor name to the type of the module that owns it (of a parametrized one: the module itself).
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class Context:
         stats: Callable[[UnitGroup], GroupStats],
         forward: Callable[..., Any],
         num_members: int | None,
+        layer_types: Mapping[str, type[nn.Module]],
     ) -> None:
+        self.layer_types = layer_types
         self.units, self.clock, self.edit, self.num_members = units, clock, edit, num_members
         self.live: Tensor | None = None
         self.elapsed: int | Tensor = 1

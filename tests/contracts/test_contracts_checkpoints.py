@@ -39,6 +39,7 @@ def test_resuming_through_safetensors_is_bitwise(method, tmp_path):
         loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = unpack(loaded, file.metadata())
     rest.model.load_state_dict({name: loaded[name] for name in rest.model.state_dict()})
+    rest.optimizer.load_state_dict(cut.optimizer.state_dict())
     rest.handle.load_state_dict(state)
     assert_same_bits(whole.bits(), rest.train(4).bits())
 

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import pliant
-from pliant.interventions import FreshStart, LayerReset, OptimizerReset, ShrinkAndPerturb
+from pliant.interventions import FIRE, FreshStart, LayerReset, OptimizerReset, ShrinkAndPerturb
 from pliant.write import stream_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from references.fire import SlowFIRE
 from references.fresh_start import SlowFreshStart
 from references.layer_reset import SlowLayerReset
 from references.optimizer_reset import SlowOptimizerReset
@@ -128,3 +129,12 @@ def test_optimizer_reset_is_the_papers_algorithm(optimizer, part, every):
         return SlowOptimizerReset(item, part=part, every=every)
 
     compare(OptimizerReset(every, part), reference, optimizer, boundaries=(10, 20))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("iterations", "every"), [(10, None), (5, 7), (1, 10)])
+def test_fire_is_the_papers_algorithm(optimizer, iterations, every):
+    def reference(layers, item):
+        return SlowFIRE(layers, item, iterations=iterations, every=every)
+
+    compare(FIRE(iterations, every), reference, optimizer, boundaries=(10, 20))
