@@ -16,7 +16,7 @@ from pliant.errors import IllegalConfiguration
 from pliant.events import EventLog
 from pliant.forward import call
 from pliant.interventions.base import Context, Intervention
-from pliant.interventions.state import Memory, cloned
+from pliant.interventions.state import Memory, cloned, copy_of
 from pliant.optimizer_state import MomentSpec, check_declared
 from pliant.reminders import Reminders
 from pliant.schedule import Schedule
@@ -233,6 +233,21 @@ class Handle:
                 for key, value in method.on_record(ctx).items():
                     found[f"{label}.{key}{which}"] = float(value)
         return found
+
+    def snapshot(self, name: str) -> dict[str, Tensor]:
+        """A copy of a second network that a method keeps, as it is now: tensor name to values.
+
+        ``torch.func.functional_call(model, handle.snapshot("tortoise"), (x,))`` evaluates the slow network of
+        :class:`~pliant.interventions.HareAndTortoise`.
+
+        Args:
+            name: The name under which the method declares it.
+
+        Raises:
+            IllegalConfiguration: If no attached method, or more than one, keeps a network of that name.
+        """
+        self._check_attached()
+        return copy_of(name, self._memory)
 
     def detach(self) -> None:
         """Remove every hook. Afterwards nothing of Pliant is left in the model or the optimizer.

@@ -16,7 +16,8 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
-    "attach Handle ContinualBackprop FIRE FreshStart L2 LayerReset OptimizerReset ReDo ShrinkAndPerturb",
+    "attach Handle",
+    "ContinualBackprop FIRE FreshStart HareAndTortoise L2 LayerReset OptimizerReset ReDo ShrinkAndPerturb",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -35,6 +36,7 @@ METHODS = {
     ),
     "fire": "iterations every where fused parts",
     "fresh_start": "every",
+    "hare_and_tortoise": "decay every",
     "l2": "strength where",
     "layer_reset": "layers every",
     "optimizer_reset": "every part where",
@@ -82,6 +84,7 @@ def test_the_methods_and_their_options():
         "ContinualBackprop",
         "FIRE",
         "FreshStart",
+        "HareAndTortoise",
         "L2",
         "LayerReset",
         "OptimizerReset",

@@ -3,10 +3,21 @@
 from pliant.interventions.continual_backprop import ContinualBackprop
 from pliant.interventions.fire import FIRE
 from pliant.interventions.fresh_start import FreshStart
+from pliant.interventions.hare_and_tortoise import HareAndTortoise
 from pliant.interventions.l2 import L2
 from pliant.interventions.layer_reset import LayerReset
 from pliant.interventions.optimizer_reset import OptimizerReset
 from pliant.interventions.redo import ReDo
 from pliant.interventions.shrink_and_perturb import ShrinkAndPerturb
 
-__all__ = ["FIRE", "L2", "ContinualBackprop", "FreshStart", "LayerReset", "OptimizerReset", "ReDo", "ShrinkAndPerturb"]
+__all__ = [
+    "FIRE",
+    "L2",
+    "ContinualBackprop",
+    "FreshStart",
+    "HareAndTortoise",
+    "LayerReset",
+    "OptimizerReset",
+    "ReDo",
+    "ShrinkAndPerturb",
+]

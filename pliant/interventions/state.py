@@ -18,7 +18,7 @@ from torch import Tensor
 from pliant.errors import IllegalConfiguration
 from pliant.units.group import UnitGroup
 
-__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "cloned", "matches"]
+__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "cloned", "copy_of", "matches"]
 
 _DTYPES = {"bool": torch.bool, "int64": torch.int64, "float32": torch.float32, "float64": torch.float64}
 Plain = bool | int | float | str
@@ -214,3 +214,19 @@ def _dtype(name: str, key: str) -> torch.dtype:
 def cloned(tree: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """A copy, tensors included."""
     return {outer: {inner: tensor.clone() for inner, tensor in tensors.items()} for outer, tensors in tree.items()}
+
+
+def copy_of(name: str, memories: Sequence[Memory]) -> dict[str, Tensor]:
+    """A copy of the only snapshot of a name that the methods keep.
+
+    Raises:
+        IllegalConfiguration: If there is none, or more than one.
+    """
+    found = [memory.snapshots[name] for memory in memories if name in memory.snapshots]
+    if len(found) != 1:
+        names = sorted({repr(key) for memory in memories for key in memory.snapshots})
+        raise IllegalConfiguration(
+            f"{len(found) or 'none'} of the methods {'keep' if len(found) > 1 else 'keeps'} a network called "
+            f"{name!r}; there {'are' if names else 'is'}: {', '.join(names) or 'none at all'}."
+        )
+    return {key: tensor.detach().clone() for key, tensor in found[0].items()}

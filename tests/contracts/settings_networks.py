@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pliant.interventions import FIRE, FreshStart, LayerReset, OptimizerReset, ShrinkAndPerturb
+from pliant.interventions import FIRE, FreshStart, HareAndTortoise, LayerReset, OptimizerReset, ShrinkAndPerturb
 
 METHODS: dict[str, Any] = {
     "shrink_and_perturb": ShrinkAndPerturb(0.9, 0.1, every=3),
@@ -14,7 +14,8 @@ METHODS: dict[str, Any] = {
     "layer_reset": LayerReset(every=3),
     "layer_reset_at_boundaries": LayerReset("*"),
     "fire": FIRE(every=3),
+    "hare_and_tortoise": HareAndTortoise(0.5, every=3),
     "optimizer_reset": OptimizerReset(every=3),
 }
-SEEDLESS: frozenset[str] = frozenset({"fire", "optimizer_reset"})
+SEEDLESS: frozenset[str] = frozenset({"fire", "hare_and_tortoise", "optimizer_reset"})
 """Those that draw nothing, so that another seed changes nothing."""

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 import pliant
-from pliant.interventions import FIRE, FreshStart, LayerReset, OptimizerReset, ShrinkAndPerturb
+from pliant.interventions import FIRE, FreshStart, HareAndTortoise, LayerReset, OptimizerReset, ShrinkAndPerturb
 from pliant.write import stream_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from references.fire import SlowFIRE
 from references.fresh_start import SlowFreshStart
+from references.hare_and_tortoise import SlowHareAndTortoise
 from references.layer_reset import SlowLayerReset
 from references.optimizer_reset import SlowOptimizerReset
 from references.shrink_and_perturb import SlowShrinkAndPerturb
@@ -138,3 +139,19 @@ def test_fire_is_the_papers_algorithm(optimizer, iterations, every):
         return SlowFIRE(layers, item, iterations=iterations, every=every)
 
     compare(FIRE(iterations, every), reference, optimizer, boundaries=(10, 20))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("decay", "every"), [(0.9, 7), (0.999, 10), (0.0, 3)])
+def test_hare_and_tortoise_is_the_papers_algorithm(optimizer, decay, every):
+    if decay == 0:  # the tortoise is the hare: nothing changes
+        with pytest.raises(AssertionError, match="did nothing"):
+            compare(HareAndTortoise(0.0, 3), lambda *_: SlowHareAndTortoise([], decay=0.0, every=3), optimizer)
+        return
+    handle, reference = compare(
+        HareAndTortoise(decay, every),
+        lambda layers, _: SlowHareAndTortoise(layers, decay=decay, every=every),
+        optimizer,
+    )
+    for value, wanted in zip(handle.snapshot("tortoise").values(), reference.slow, strict=True):
+        assert torch.allclose(value, wanted, rtol=1e-10, atol=1e-12)
