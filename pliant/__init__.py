@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         HareAndTortoise,
         LayerReset,
         OptimizerReset,
+        PlasticityInjection,
         ReDo,
         ShrinkAndPerturb,
     )
@@ -56,6 +57,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "L2",
     "LayerReset",
     "OptimizerReset",
+    "PlasticityInjection",
     "ReDo",
     "ShrinkAndPerturb",
     # errors
@@ -89,6 +91,7 @@ _SOURCES = {
     "HareAndTortoise": "pliant.interventions",
     "LayerReset": "pliant.interventions",
     "OptimizerReset": "pliant.interventions",
+    "PlasticityInjection": "pliant.interventions",
     "ReDo": "pliant.interventions",
     "ShrinkAndPerturb": "pliant.interventions",
     "Monitor": "pliant.monitor",

@@ -235,13 +235,10 @@ class Handle:
         return found
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
-        """A copy of a second network that a method keeps, as it is now: tensor name to values.
+        """A copy of a second network that a method keeps, tensor name to values, by the name that the method gives it.
 
         ``torch.func.functional_call(model, handle.snapshot("tortoise"), (x,))`` evaluates the slow network of
         :class:`~pliant.interventions.HareAndTortoise`.
-
-        Args:
-            name: The name under which the method declares it.
 
         Raises:
             IllegalConfiguration: If no attached method, or more than one, keeps a network of that name.

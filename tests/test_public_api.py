@@ -17,7 +17,8 @@ PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
     "attach Handle",
-    "ContinualBackprop FIRE FreshStart HareAndTortoise L2 LayerReset OptimizerReset ReDo ShrinkAndPerturb",
+    "ContinualBackprop FIRE FreshStart HareAndTortoise L2 LayerReset OptimizerReset PlasticityInjection ReDo",
+    "ShrinkAndPerturb",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -40,6 +41,7 @@ METHODS = {
     "l2": "strength where",
     "layer_reset": "layers every",
     "optimizer_reset": "every part where",
+    "plasticity_injection": "module at",
     "redo": "tau every where",
     "shrink_and_perturb": "shrink noise_scale every where noise",
 }
@@ -88,6 +90,7 @@ def test_the_methods_and_their_options():
         "L2",
         "LayerReset",
         "OptimizerReset",
+        "PlasticityInjection",
         "ReDo",
         "ShrinkAndPerturb",
     ]

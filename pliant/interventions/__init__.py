@@ -7,6 +7,7 @@ from pliant.interventions.hare_and_tortoise import HareAndTortoise
 from pliant.interventions.l2 import L2
 from pliant.interventions.layer_reset import LayerReset
 from pliant.interventions.optimizer_reset import OptimizerReset
+from pliant.interventions.plasticity_injection import PlasticityInjection
 from pliant.interventions.redo import ReDo
 from pliant.interventions.shrink_and_perturb import ShrinkAndPerturb
 
@@ -18,6 +19,7 @@ __all__ = [
     "HareAndTortoise",
     "LayerReset",
     "OptimizerReset",
+    "PlasticityInjection",
     "ReDo",
     "ShrinkAndPerturb",
 ]

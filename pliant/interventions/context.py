@@ -195,6 +195,13 @@ class Context:
         """
         return self.edit.writer.whole(name)
 
+    def freeze(self, names: Sequence[str]) -> None:
+        """From now on no optimizer changes these parameters; what they have as gradients is dropped."""
+        for name in names if not self.edit.dry_run else ():
+            parameter = self.edit.tensors[name]
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
     def set_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         """The handle tells that the optimizer has taken on further parameters."""
         self._parameters, self._buffers = parameters, None

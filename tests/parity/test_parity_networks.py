@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 import pliant
-from pliant.interventions import FIRE, FreshStart, HareAndTortoise, LayerReset, OptimizerReset, ShrinkAndPerturb
+from pliant.interventions import (
+    FIRE,
+    FreshStart,
+    HareAndTortoise,
+    LayerReset,
+    OptimizerReset,
+    PlasticityInjection,
+    ShrinkAndPerturb,
+)
 from pliant.write import stream_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -20,6 +28,7 @@ from references.fresh_start import SlowFreshStart
 from references.hare_and_tortoise import SlowHareAndTortoise
 from references.layer_reset import SlowLayerReset
 from references.optimizer_reset import SlowOptimizerReset
+from references.plasticity_injection import SlowInjection
 from references.shrink_and_perturb import SlowShrinkAndPerturb
 
 OPTIMIZERS = {
@@ -155,3 +164,22 @@ def test_hare_and_tortoise_is_the_papers_algorithm(optimizer, decay, every):
     )
     for value, wanted in zip(handle.snapshot("tortoise").values(), reference.slow, strict=True):
         assert torch.allclose(value, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("at", [1, 9])
+def test_plasticity_injection_is_the_papers_algorithm(optimizer, at):
+    fast, slow = mlp(), mlp()
+    optimizers = [OPTIMIZERS[optimizer](model.parameters()) for model in (fast, slow)]
+    inputs = torch.randn(2, 6).double()
+    handle = pliant.attach(fast, optimizers[0], PlasticityInjection(at=at), example_inputs=inputs, seed=11)
+    reference = SlowInjection(list(slow), OPTIMIZERS[optimizer], drawer(11), at=at)
+    for number in range(1, 25):
+        step(fast, optimizers[0], number)
+        step(reference, optimizers[1], number)
+        reference.after_step()
+        assert torch.allclose(fast(inputs), reference(inputs), rtol=1e-9, atol=1e-11), number
+    assert torch.allclose(fast[4].new.weight, reference.new.weight, rtol=1e-9, atol=1e-11)
+    assert torch.allclose(fast[4].copy.weight, reference.copy_weight)
+    assert not torch.allclose(fast[4].new.weight, reference.copy_weight)
+    assert [event.step for event in handle.events if event.action == "assign"] == [at]
