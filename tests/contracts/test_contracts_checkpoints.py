@@ -100,7 +100,7 @@ def test_resuming_a_sharded_run_is_bitwise(tmp_path):
         for result in results:
             whole, rest = result[key]
             assert whole["events"][len(whole["events"]) - len(rest["events"]) :] == rest["events"]
-            assert rest["events"] or key == "fresh_start"
+            assert rest["events"] or key in ("fresh_start", "hare_and_tortoise")
             assert whole["tensors"].keys() == rest["tensors"].keys()
             for name, value in whole["tensors"].items():
                 assert torch.equal(value, rest["tensors"][name]), (key, name)
