@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 
 from pliant.units.export import Exported
 
-__all__ = ["depths_by_order", "depths_in_graph", "module_of"]
+__all__ = ["depths_by_order", "depths_in_graph", "layer_types", "module_of"]
 
 
 def module_of(name: str) -> str:
@@ -21,6 +21,16 @@ def module_of(name: str) -> str:
         ('head', '')
     """
     return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
+def layer_types(model: nn.Module, names: Iterable[str]) -> dict[str, type[nn.Module]]:
+    """Tensor name to the type of the module that owns it (of a parametrized one: the module itself).
+
+    Example:
+        >>> layer_types(nn.Sequential(nn.Linear(2, 3)), ["0.weight"])
+        {'0.weight': <class 'torch.nn.modules.linear.Linear'>}
+    """
+    return {name: type(model.get_submodule(module_of(name))) for name in names}
 
 
 def depths_in_graph(exported: Exported, tensors: Mapping[str, Tensor]) -> dict[str, int]:
@@ -73,7 +83,6 @@ def depths_by_order(tensors: Mapping[str, Tensor], num_members: int | None = Non
         num_members: S for a stack of members, else ``None``.
 
     Example:
-        >>> from torch import nn
         >>> depths_by_order(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 1)).state_dict())
         {'2.bias': 0, '2.weight': 0, '1.bias': 1, '1.weight': 1, '0.bias': 1, '0.weight': 1}
     """
