@@ -86,8 +86,7 @@ class Handle:
         inits = initialisers(
             model, init, members=num_members is not None, inputs_first=inputs_first(units, self._tensors)
         )
-        self._forward = partial(call, model)
-        self._model, self._num_acts = model, 0
+        self._forward, self._model, self._num_acts = partial(call, model), model, 0
         self._editor = Editor(
             self._tensors,
             self._owners,
