@@ -102,6 +102,8 @@ class FIRE(Intervention):
                 f"FIRE: no weight of a linear layer, convolution or attention projection that this optimizer trains "
                 f"matches where={self.where!r}."
             )
+        if self.fused != FIRE.fused and not any(matches(name, self.fused) for name in names):
+            raise NoEffect(f"FIRE: none of these weights matches fused={self.fused!r}: {', '.join(names)}.")
         for name, parameter in names.items():
             if matches(name, self.fused) and parameter.shape[_out_dim(ctx, name)] % 3:
                 raise IllegalConfiguration(

@@ -129,7 +129,8 @@ class PlasticityInjection(Intervention):
         """Put an :class:`Injected` in the module's place; the optimizers own what is new from the start."""
         if self.at == "never":
             return
-        require(self.at == "boundary" or isinstance(self.at, int), self, "at", "a number, 'boundary' or 'never'")
+        is_step = isinstance(self.at, int) and self.at >= 0
+        require(self.at == "boundary" or is_step, self, "at", "a number >= 0, 'boundary' or 'never'")
         name = _last_linear(model) if self.module is None else self.module
         base = _checked(model, name)
         new = Injected(base)
@@ -143,10 +144,9 @@ class PlasticityInjection(Intervention):
         return self.at if isinstance(self.at, int) and ctx.clock.step < self.at else sys.maxsize
 
     def prepare(self, ctx: Context) -> None:
-        """Check the arguments, that the module is trained, and that new weights can be drawn."""
+        """Check that the module is trained, and that new weights can be drawn; the arguments are checked before."""
         if self.at == "never":
             return
-        require(not isinstance(self.at, int) or self.at >= 0, self, "at", "a number >= 0, 'boundary' or 'never'")
         prefix = self._prefix(ctx)
         owners = {id(ctx.edit.owners[name]) for name in ctx.edit.owners if name.startswith(f"{prefix}.new.")}
         if len(owners) > 1:

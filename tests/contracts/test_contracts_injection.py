@@ -227,10 +227,11 @@ def test_what_cannot_be_injected_into_is_refused():
 
     with pytest.raises(IllegalConfiguration, match=r"no module 'head'. Its parts are: '0', '1', '2'"):
         attach(PlasticityInjection("head"))
-    with pytest.raises(IllegalConfiguration, match="at=-1"):
-        attach(PlasticityInjection(at=-1))
-    with pytest.raises(IllegalConfiguration, match="at='later'"):
-        attach(PlasticityInjection(at="later"))
+    for at in (-1, "later", float("nan")):
+        model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+        with pytest.raises(IllegalConfiguration, match=f"at={at!r}"):
+            attach(PlasticityInjection(at=at), model)
+        assert type(model[2]) is nn.Linear  # refused before anything was changed
     with pytest.raises(IllegalConfiguration, match="no linear layer"):
         attach(PlasticityInjection(), nn.Sequential(nn.Conv1d(5, 5, 1)))
     inner = nn.Sequential(nn.Dropout(0.1), nn.Linear(8, 2))

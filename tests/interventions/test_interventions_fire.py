@@ -166,6 +166,7 @@ def test_bfloat16_is_computed_in_float32():
         (FIRE(parts="qq"), IllegalConfiguration, "parts='qq'"),
         (FIRE(parts="k2"), IllegalConfiguration, "parts='k2'"),
         (FIRE(where="*.bias"), NoEffect, r"where='\*.bias'"),
+        (FIRE(fused="*kv"), NoEffect, r"fused='\*kv': 0.weight, 2.weight"),
         (FIRE(where="0", fused="0"), IllegalConfiguration, "'0.weight' has 8 outputs"),
     ],
 )
