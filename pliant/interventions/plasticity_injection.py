@@ -48,8 +48,9 @@ class Injected(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        if bool(self.gate):  # a process that goes on after the injection
-            self.base.requires_grad_(False)
+        is_injected = bool(self.gate)  # a process may go on after the injection, or go back to before it
+        for name, parameter in self.base.named_parameters():
+            parameter.requires_grad_(self.new.get_parameter(name).requires_grad and not is_injected)
 
 
 @final

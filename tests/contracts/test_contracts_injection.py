@@ -139,6 +139,17 @@ def test_resuming_before_and_after_the_injection_is_bitwise(at, name, optimizer,
     assert_same_bits(whole.bits(), rest.train(cut).bits())
 
 
+def test_going_back_to_before_the_injection_trains_the_old_weights_again():
+    run = Run("mlp", "adam", PlasticityInjection(at=3)).train(0, 2)
+    file = run.checkpoint()
+    whole = run.train(2).bits()
+    assert not run.model[4].base.weight.requires_grad
+    run.load(file)
+    assert run.model[4].base.weight.requires_grad
+    assert not run.model[4].copy.weight.requires_grad
+    assert_same_bits(whole, run.train(2).bits())
+
+
 def test_the_same_seed_gives_the_same_weights_and_another_one_others():
     a, b, c = (Run("mlp", "adam", PlasticityInjection(at=3), handle_seed=seed).train().bits() for seed in (1, 2, 1))
     assert differ(a, b)
