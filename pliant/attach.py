@@ -126,7 +126,8 @@ def attach(
         method.check()
     check_conflicts(chosen)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-    operations = _operate(model, optimizers, chosen, seeds[0], units is not None or process_group is not None, dry_run)
+    too_late = units is not None or process_group is not None or not isinstance(seed, int)
+    operations = _operate(model, optimizers, chosen, seeds[0], too_late, dry_run)
     units = units_of(model, example_inputs, units)
     _check_one_owner(model, optimizers, chosen, units)
     if measure_change is not None:
@@ -169,7 +170,8 @@ def _operate(
     if too_late:
         raise IllegalConfiguration(
             f"{names} changes the model, so the units are those of the changed model and ranks must agree on it: "
-            "attach to the plain model with example_inputs=..., before any wrapper; units found before do not fit."
+            "attach to the plain, single model with example_inputs=..., before any wrapper; units found before do not "
+            "fit, and a stack of members cannot be changed."
         )
     if dry_run:
         raise IllegalConfiguration(f"{names} changes the model, which dry_run cannot show: try it on a deep copy.")

@@ -8,6 +8,7 @@ to it. How a unit's entries are read and written is :mod:`pliant.write`'s busine
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.events import EventLog
-from pliant.optimizer_state import Moment, MomentSpec, moments, restart, restartable
+from pliant.optimizer_state import Moment, MomentSpec, RestartPart, moments, restart, restartable
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.init import Init, directions
 from pliant.write import Selection, Writer
@@ -30,8 +31,8 @@ class Editor:
 
     Units: :meth:`reset` (wholly, or by a share), :meth:`scale`, :meth:`perturb`. Whole tensors: :meth:`shrink` (to
     the origin or towards other values), :meth:`add`, :meth:`add_noise`, :meth:`clamp`, :meth:`assign`. Single weights:
-    :meth:`reset_weights`. Gradients, before the step: :meth:`add_to_gradient`. Every edit is logged; with ``dry_run``
-    nothing else happens.
+    :meth:`reset_weights`. The optimizer's state: :meth:`restart`. Gradients, before the step: :meth:`add_to_gradient`.
+    Every edit is logged; with ``dry_run`` nothing else happens.
 
     Args:
         tensors: Parameters and buffers by canonical name.
@@ -280,24 +281,33 @@ class Editor:
                 self.writer.clamp(names, bounds, self.live)
         self._log_tensors("clamp", names, "", change)
 
-    def add_noise(self, name: str, noise_scale: float) -> None:
-        """Add, to a whole tensor, a share of fresh initial values; nothing to tensors that start at a constant.
+    def add_noise(
+        self, names: str | Sequence[str], noise_scale: float, *, noise: Literal["init", "normal"] = "init"
+    ) -> None:
+        """Add noise to whole tensors; moments are kept.
 
         Args:
-            name: Its canonical name.
-            noise_scale: The share.
+            names: Canonical names, or one.
+            noise_scale: Factor of the noise.
+            noise: Fresh initial values of each tensor (tensors that start at a constant get none), or standard normal
+                values for all of them.
 
         Raises:
-            IllegalConfiguration: If the initial distribution is unknown.
+            IllegalConfiguration: If an initial distribution is needed and unknown.
         """
-        init = self.init_of(name)
-        if noise_scale == 0 or init.kind == "constant":
+        names = [names] if isinstance(names, str) else list(names)
+        inits = {name: self.init_of(name) if noise == "init" else self._normal(name) for name in names}
+        names = [name for name in names if inits[name].kind != "constant"]
+        if noise_scale == 0 or not names:
             return
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
-                self.writer.add_noise(self.tensors[name], init, noise_scale, self.live)
-        self._log_tensors("add_noise", [name], "", change)
+                tensors = [self.tensors[name] for name in names]
+                scaled = [replace(inits[name], scale=inits[name].scale * noise_scale) for name in names]
+                terms = [self.writer.draw(tensor, init) for tensor, init in zip(tensors, scaled, strict=True)]
+                self.writer.add(tensors, terms, self.live)
+        self._log_tensors("add_noise", names, "", change)
 
     def add(self, names: Sequence[str], terms: Sequence[Tensor], *, reason: str = "") -> None:
         """Add to whole parameters: noise, or a step along a gradient of one's own; moments are kept.
@@ -334,6 +344,28 @@ class Editor:
                 if owner is not None:
                     restart(owner, self.tensors[name], name, self._declared, self.live)
         self._log_tensors("assign", [name], reason, change)
+
+    def restart(self, names: Sequence[str], *, part: RestartPart = "all", reason: str = "") -> None:
+        """Put the optimizer's state of whole parameters back to where it was before the first step.
+
+        Args:
+            names: Canonical names; those that no optimizer owns have no state.
+            part: Moments and step counters, the moments only, or only the counters (and what is computed from them).
+            reason: For the event log.
+
+        Raises:
+            NotYetSupported: If the optimizer keeps state that cannot be reset; nothing has been changed then.
+        """
+        owned = [name for name in names if name in self.owners]
+        if not owned:
+            return
+        if not self.dry_run:
+            with torch.no_grad():
+                for name in owned if part != "step" else ():  # before anything is written: what is not known is refused
+                    restartable(self.owners[name], self.tensors[name], name, self._declared)
+                for name in owned:
+                    restart(self.owners[name], self.tensors[name], name, self._declared, self.live, part=part)
+        self._log_tensors("restart", owned, reason, None)
 
     # ---- gradients, before the step ----
     def add_to_gradient(self, names: Sequence[str], terms: Sequence[Tensor], *, reason: str = "") -> None:
@@ -409,6 +441,11 @@ class Editor:
         return init
 
     # ---- internals ----
+    def _normal(self, name: str) -> Init:
+        """A standard normal distribution that leaves the padding row of an embedding alone."""
+        init = self.inits.get(name)
+        return Init("normal", 1.0, None if init is None else init.padding)
+
     def _action(self, piece: TensorSlice, incoming: str, bias: str, carried: str, outgoing: str) -> str:
         if piece.role == "outgoing":
             return "init" if outgoing == "zero" and piece.name in self._directions else outgoing

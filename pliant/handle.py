@@ -15,7 +15,7 @@ from pliant.errors import IllegalConfiguration
 from pliant.events import EventLog
 from pliant.forward import call
 from pliant.interventions.base import Context, Intervention
-from pliant.interventions.state import Memory, cloned
+from pliant.interventions.state import Memory, cloned, copy_of
 from pliant.optimizer_state import MomentSpec, check_declared
 from pliant.reminders import Reminders
 from pliant.rounds import Rounds
@@ -25,6 +25,7 @@ from pliant.stats import Collector
 from pliant.stats.capture import named_tensors
 from pliant.stats.listener import is_in_graph
 from pliant.units import UnitGraph
+from pliant.units.depth import layer_types
 from pliant.units.export import Inputs
 from pliant.units.init import InitSpec, initialisers
 from pliant.wiring import (
@@ -257,6 +258,15 @@ class Handle:
                     found[f"{label}.{key}{which}"] = float(value)
         return found
 
+    def snapshot(self, name: str) -> dict[str, Tensor]:
+        """A copy of a second network that a method keeps: ``handle.snapshot("tortoise")`` is tensor name to values.
+
+        Raises:
+            IllegalConfiguration: If no attached method, or more than one, keeps a network of that name.
+        """
+        self._check_attached()
+        return copy_of(name, self._memory)
+
     def detach(self) -> None:
         """Remove every hook. Afterwards nothing of Pliant is left in the model or the optimizer.
 
@@ -437,4 +447,5 @@ class Handle:
             stats=self._collector.stats,
             forward=self._forward,
             num_members=self.num_members,
+            layer_types=layer_types(self._model, self._tensors),
         )

@@ -326,11 +326,6 @@ class Writer:
         added = [part_like(term, part).to(own.dtype) for term, own, part in zip(terms, mine, parts, strict=True)]
         torch._foreach_add_(mine, added if live is None else [term * live.to(term.dtype) for term in added])
 
-    def add_noise(self, tensor: Tensor, init: Init, noise_scale: float, live: Tensor | None) -> None:
-        """Add fresh initial values times a scale to a whole tensor."""
-        noise = here(self.draw(tensor, init)).to(tensor.dtype) * noise_scale
-        here(tensor).add_(noise if live is None else noise * live)
-
     def assign(self, tensor: Tensor, value: Tensor, live: Tensor | None) -> None:
         """Overwrite a whole tensor in place; not where ``live`` is 0.
 

@@ -19,6 +19,8 @@ PUBLIC = {
     "attach Handle",
     "L2 ContinualBackprop ExperienceReplay FreshStart ReDo ReGraMa SelectiveWeightReset",
     "SelfNormalizedReset ShrinkAndPerturb",
+    "ContinualBackprop FIRE FreshStart HareAndTortoise L2 LayerReset OptimizerReset PlasticityInjection ReDo",
+    "ShrinkAndPerturb",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -37,15 +39,20 @@ METHODS = {
         "replacement_rate maturity_threshold decay_rate utility exact decide_every sample_every where"
     ),
     "experience_replay": "capacity ratio keep_on",
+    "fire": "iterations every where fused parts",
     "fresh_start": "every",
+    "hare_and_tortoise": "decay every",
     "l2": "strength where",
+    "layer_reset": "layers every",
+    "optimizer_reset": "every part where",
+    "plasticity_injection": "module at",
     "redo": "tau every where",
     "regrama": "tau every where",
     "selective_weight_reset": "factor rule utility to every where",
     "self_normalized_reset": (
         "percentile initial_threshold min_threshold max_threshold expansion update_every min_active check_every where"
     ),
-    "shrink_and_perturb": "shrink noise_scale every where",
+    "shrink_and_perturb": "shrink noise_scale every where noise",
 }
 
 STREAM_OPTIONS = {
@@ -87,8 +94,13 @@ def test_the_methods_and_their_options():
     exported = """
         ContinualBackprop
         ExperienceReplay
+        FIRE
         FreshStart
+        HareAndTortoise
         L2
+        LayerReset
+        OptimizerReset
+        PlasticityInjection
         ReDo
         ReGraMa
         SelectiveWeightReset

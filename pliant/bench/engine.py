@@ -37,7 +37,9 @@ class Failure:
 
 
 def can_stack(experiment: Experiment) -> bool:
-    """Whether the seeds of this experiment can be trained as one stacked model."""
+    """Whether the seeds of this experiment can be trained as one stacked model; methods must not change the model."""
+    if any(method.changes_model for method in experiment.build_methods()):
+        return False
     try:
         stack([experiment.build_model(seed) for seed in (0, 1)], torch.zeros(5, experiment.build_stream().num_inputs))
     except NotYetSupported:
@@ -178,7 +180,8 @@ class Members:
         self.model.train()
         self.optimizer = self.experiment.build_optimizer(self.model)
         methods = self.experiment.build_methods()
-        self.units = _find_units(singles[0], example, required=bool(methods))
+        changes_model = any(method.changes_model for method in methods)
+        self.units = None if changes_model else _find_units(singles[0], example, required=bool(methods))
         self.handle: Any = None
         self._num_resets = torch.zeros(len(self.seeds), dtype=torch.float64)
         if methods:
@@ -192,9 +195,11 @@ class Members:
                 self.optimizer,
                 methods,
                 units=self.units,
+                example_inputs=(example,) if changes_model else None,
                 seed=list(self.seeds) if self.stacked else self.seeds[0],
                 init=getattr(singles[0], "init", None),
             )
+            self.units = self.handle.units
 
     def _identity(self) -> dict[str, str]:
         return {"experiment": records.canonical_json(self.experiment.to_dict()), "torch": str(torch.__version__)}

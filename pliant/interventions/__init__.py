@@ -2,8 +2,13 @@
 
 from pliant.interventions.continual_backprop import ContinualBackprop
 from pliant.interventions.experience_replay import ExperienceReplay
+from pliant.interventions.fire import FIRE
 from pliant.interventions.fresh_start import FreshStart
+from pliant.interventions.hare_and_tortoise import HareAndTortoise
 from pliant.interventions.l2 import L2
+from pliant.interventions.layer_reset import LayerReset
+from pliant.interventions.optimizer_reset import OptimizerReset
+from pliant.interventions.plasticity_injection import PlasticityInjection
 from pliant.interventions.redo import ReDo
 from pliant.interventions.regrama import ReGraMa
 from pliant.interventions.selective_weight_reset import SelectiveWeightReset
@@ -11,10 +16,15 @@ from pliant.interventions.self_normalized_reset import SelfNormalizedReset
 from pliant.interventions.shrink_and_perturb import ShrinkAndPerturb
 
 __all__ = [
+    "FIRE",
     "L2",
     "ContinualBackprop",
     "ExperienceReplay",
     "FreshStart",
+    "HareAndTortoise",
+    "LayerReset",
+    "OptimizerReset",
+    "PlasticityInjection",
     "ReDo",
     "ReGraMa",
     "SelectiveWeightReset",

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import fnmatch
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
-from pliant.interventions.state import Memory
+from pliant.interventions.state import Memory, matches
 from pliant.sharded import whole
 from pliant.stats import GroupStats
+from pliant.units.depth import module_of
 from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
@@ -91,6 +91,7 @@ class Context:
         loss: What the user gave to ``handle.penalty(loss=...)``, the loss that the term will be added to; else
             ``None``.
         reference: What the user gave to ``handle.penalty(reference=...)``, a batch of inputs; else ``None``.
+        layer_types: Tensor name to the type of the module that owns it (of a parametrized one: the module itself).
     """
 
     def __init__(
@@ -107,7 +108,9 @@ class Context:
         stats: Callable[[UnitGroup], GroupStats],
         forward: Callable[..., Any],
         num_members: int | None,
+        layer_types: Mapping[str, type[nn.Module]],
     ) -> None:
+        self.layer_types = layer_types
         self.units, self.clock, self.edit, self.num_members = units, clock, edit, num_members
         self.live: Tensor | None = None
         self.elapsed: int | Tensor = 1
@@ -117,6 +120,7 @@ class Context:
         self.reference: Inputs | None = None
         self.optimizer, self.index = optimizer, index
         self._owned, self._parameters = owned, parameters
+        self._buffers: dict[str, Tensor] | None = None
         self._memory, self._stats, self._forward = memory, stats, forward
         self._selected: dict[str, tuple[tuple[UnitGroup, ...], list[Tensor]]] = {}
 
@@ -192,15 +196,33 @@ class Context:
         return self._forward(inputs, params, training=training)
 
     def parameters(self, where: str = "*") -> dict[str, Tensor]:
-        """The optimizer's parameters by name (shell-style pattern), without those that are frozen by now.
+        """The optimizer's parameters by name, without those that are frozen by now.
+
+        Args:
+            where: A shell-style pattern of names, or several with commas between; a module's name stands for all that
+                is in it.
 
         See :meth:`whole` for their values.
         """
-        return {
-            name: item
-            for name, item in self._parameters.items()
-            if item.requires_grad and fnmatch.fnmatchcase(name, where)
-        }
+        return {name: item for name, item in self._parameters.items() if item.requires_grad and matches(name, where)}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers, by name, of the modules whose parameters the optimizer trains.
+
+        Those of modules without parameters belong to the first optimizer.
+        """
+        if self._buffers is None:
+            tensors = self.edit.tensors
+            parameters = {name for name, item in tensors.items() if isinstance(item, nn.Parameter)}
+            mine = {module_of(name) for name in self._parameters}
+            others = {module_of(name) for name in parameters}
+            self._buffers = {
+                name: item
+                for name, item in tensors.items()
+                if name not in parameters
+                and (module_of(name) in mine or (self.index == 0 and module_of(name) not in others))
+            }
+        return self._buffers
 
     def whole(self, name: str) -> Tensor:
         """A parameter's or buffer's values, detached; of one that is sharded over processes, all of them.
@@ -224,9 +246,16 @@ class Context:
         gradient = gradient.detach()
         return whole(gradient.to_dense() if gradient.is_sparse else gradient)
 
+    def freeze(self, names: Sequence[str]) -> None:
+        """From now on no optimizer changes these parameters; what they have as gradients is dropped."""
+        for name in names if not self.edit.dry_run else ():
+            parameter = self.edit.tensors[name]
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
     def set_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         """The handle tells that the optimizer has taken on further parameters."""
-        self._parameters = parameters
+        self._parameters, self._buffers = parameters, None
 
     def learning_rates(self, names: Sequence[str]) -> list[float]:
         """The current step size of each parameter, from its optimizer's parameter group."""

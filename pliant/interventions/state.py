@@ -18,7 +18,18 @@ from torch import Tensor
 from pliant.errors import IllegalConfiguration
 from pliant.units.group import UnitGroup
 
-__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "Tensors", "cloned"]
+__all__ = [
+    "Host",
+    "Memory",
+    "PerParameter",
+    "PerUnit",
+    "Snapshot",
+    "StateKind",
+    "Tensors",
+    "cloned",
+    "copy_of",
+    "matches",
+]
 
 _DTYPES = {"bool": torch.bool, "int64": torch.int64, "float32": torch.float32, "float64": torch.float64}
 Plain = bool | int | float | str
@@ -91,6 +102,21 @@ class Tensors:
 
 
 StateKind = PerUnit | PerParameter | Snapshot | Host | Tensors
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a tensor's name matches a shell-style pattern, or one of several with commas between.
+
+    A pattern that names a module matches everything in it, as it does for unit groups.
+
+    Example:
+        >>> [matches("head.0.weight", pattern) for pattern in ("head", "*.weight", "body, head.0", "*.bias")]
+        [True, True, True, False]
+    """
+    if pattern == "*":
+        return True
+    parts = [part.strip() for part in pattern.split(",")]
+    return any(fnmatch.fnmatchcase(name, form) for part in parts for form in (part, f"{part}.*"))
 
 
 class Memory:
@@ -206,7 +232,7 @@ class Memory:
         for key, kind in self._declared.items():
             if isinstance(kind, PerParameter):
                 for name, parameter in trained.items():
-                    if name not in self.parameters[key] and fnmatch.fnmatchcase(name, self._pattern):
+                    if name not in self.parameters[key] and matches(name, self._pattern):
                         self.parameters[key][name] = _per_parameter(kind, key, parameter)
 
 
@@ -237,3 +263,19 @@ def _dtype(name: str, key: str) -> torch.dtype:
 def cloned(tree: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """A copy, tensors included."""
     return {outer: {inner: tensor.clone() for inner, tensor in tensors.items()} for outer, tensors in tree.items()}
+
+
+def copy_of(name: str, memories: Sequence[Memory]) -> dict[str, Tensor]:
+    """A copy of the only snapshot of a name that the methods keep.
+
+    Raises:
+        IllegalConfiguration: If there is none, or more than one.
+    """
+    found = [memory.snapshots[name] for memory in memories if name in memory.snapshots]
+    if len(found) != 1:
+        names = sorted({repr(key) for memory in memories for key in memory.snapshots})
+        raise IllegalConfiguration(
+            f"{len(found) or 'none'} of the methods {'keep' if len(found) > 1 else 'keeps'} a network called "
+            f"{name!r}; there {'are' if names else 'is'}: {', '.join(names) or 'none at all'}."
+        )
+    return {key: tensor.detach().clone() for key, tensor in found[0].items()}

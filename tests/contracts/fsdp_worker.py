@@ -12,9 +12,13 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import pliant
 from pliant.interventions import (
+    FIRE,
     L2,
     ContinualBackprop,
     FreshStart,
+    HareAndTortoise,
+    LayerReset,
+    OptimizerReset,
     ReDo,
     ReGraMa,
     SelectiveWeightReset,
@@ -87,7 +91,12 @@ RUNS: dict[str, tuple[str, Any, str]] = {
     ),
     "redo_conv": ("conv", ReDo(tau=0.9, every=2), "sgd"),
     "shrink_and_perturb": ("mlp", ShrinkAndPerturb(0.9, 0.1, every=3), "adam"),
+    "shrink_and_perturb_softly": ("mlp", ShrinkAndPerturb(0.99, 0.01, every=1, noise="normal"), "adam"),
     "fresh_start": ("conv", FreshStart(), "adam"),
+    "layer_reset": ("conv", LayerReset(2, every=4), "adam"),
+    "fire": ("transformer", FIRE(every=4), "adam"),
+    "hare_and_tortoise": ("conv", HareAndTortoise(0.8, every=4), "sgd"),
+    "optimizer_reset": ("mlp", OptimizerReset(every=4), "adam"),
     "several": ("conv", [L2(0.1), ShrinkAndPerturb(0.5, 0.5), REPLACE], "rmsprop"),
 }
 OPTIMIZERS = {
@@ -231,7 +240,7 @@ def refusals() -> dict[str, str]:
 
 
 CUT = 9
-RESUMED = ("continual_backprop", "redo_conv", "fresh_start")
+RESUMED = ("continual_backprop", "redo_conv", "fresh_start", "hare_and_tortoise")
 
 
 def load(run: Run, path: Path) -> None:
