@@ -385,6 +385,10 @@ class Editor:
         """
         return self.writer.draw(self.tensors[name], self.init_of(name))
 
+    def draw_normal(self, like: Tensor) -> Tensor:
+        """Standard normal values of a tensor's shape, float32, sharded as it is; one generator per member."""
+        return self.writer.draw(like, Init("normal", 1.0))
+
     def init_of(self, name: str) -> Init:
         """The initial distribution of a tensor.
 

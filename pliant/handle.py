@@ -126,7 +126,7 @@ class Handle:
         for index in range(len(self._optimizers)):
             self._plan(index)
         for index, item in enumerate(self._optimizers):
-            acts_before = any(type(method).before_step is not Intervention.before_step for method in self.methods)
+            acts_before = any(method.changes_gradients for method in self.methods)
             before = self._pre_hook(index) if acts_before else None
             self._hooks.extend(on_step(item, self._post_hook(index), before))
 
@@ -181,7 +181,7 @@ class Handle:
         self._reminders.called("penalty")
         total = torch.zeros((), device=self._device)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
-            if type(method).penalty is Intervention.penalty:
+            if type(method).penalty is Intervention.penalty or self.events.dry_run:
                 continue
             for ctx in contexts:
                 ctx.loss, ctx.reference = loss, reference
@@ -321,14 +321,18 @@ class Handle:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the optimizer itself comes first
             if is_dry_step(optimizer):
                 return
+            found_inf = getattr(optimizer, "found_inf", None)
+            if found_inf is not None and can_read(found_inf) and bool(found_inf):
+                return  # a fused optimizer is about to skip this step
             for method, contexts in zip(self.methods, self._contexts, strict=True):
-                if type(method).before_step is Intervention.before_step:
+                if not method.changes_gradients:
                     continue
                 if closure is not None:
                     raise IllegalConfiguration(
                         f"{type(method).__name__} changes gradients before the step, but under optimizer.step(closure) "
                         "there are none yet. Compute the loss before step(), or use a decoupled method."
                     )
+                contexts[index].live = None if found_inf is None else _live(found_inf)
                 self._enter(method, contexts[index])
                 method.before_step(contexts[index])
 
@@ -353,7 +357,7 @@ class Handle:
                     self._collector.drop(self._owned[index], skipped=True)
                     return
             else:
-                live = 1 - found_inf.float().reshape(())
+                live = _live(found_inf)
         schedule = self._schedules[index]
         schedule.clock.advance(live)
         if schedule.clock.step >= self._reminders.next:
@@ -479,6 +483,12 @@ class Handle:
             clock=self._schedules[optimizer_index].clock,
             memory=self._memory[method_index],
             stats=self._collector.stats,
+            features=self._collector.features,
             forward=self._forward,
             num_members=self.num_members,
         )
+
+
+def _live(found_inf: Tensor) -> Tensor | None:
+    """1 on the device where a fused optimizer takes its step, 0 where it skips; ``None`` where the host knows."""
+    return None if can_read(found_inf) else 1 - found_inf.float().reshape(())

@@ -31,7 +31,8 @@ class Schedule:
         self.clock = Clock()
         self.wake, self.listens, self.in_graph = 0, False, False
         self._methods = tuple(methods)
-        self._acts = [type(method).after_step is not Intervention.after_step for method in methods]
+        # what reads statistics in its penalty only is asked as well: it decides which steps are sampled
+        self._acts = [type(item).after_step is not Intervention.after_step or bool(item.needs) for item in methods]
         self._next = [0] * len(self._methods)
         self._acted: list[int | Tensor] = [0] * len(self._methods)
 

@@ -59,6 +59,11 @@ class Intervention(ABC):
         """Whether it acts through the loss only, so that without ``handle.penalty()`` it would do nothing."""
         return False
 
+    @property
+    def changes_gradients(self) -> bool:
+        """Whether it acts before the optimizer's step, on the gradients, so that closures are refused."""
+        return type(self).before_step is not Intervention.before_step
+
     def conflicts_with(self, other: Intervention) -> str | None:
         """Why this method and another one on the same model undo each other, or ``None``; ``attach`` refuses then.
 
@@ -104,7 +109,10 @@ class Intervention(ABC):
         """Called once by ``attach``; refuse here what cannot work."""
 
     def before_step(self, ctx: Context) -> None:  # noqa: B027
-        """Before the optimizer's step, with gradients in place; refused under a closure."""
+        """Before the optimizer's step, with gradients in place; refused under a closure.
+
+        ``ctx.clock.step`` is the number of steps done so far, without the coming one.
+        """
 
     def after_step(self, ctx: Context) -> None:  # noqa: B027
         """After a real optimizer step."""
@@ -116,7 +124,7 @@ class Intervention(ABC):
         """A term for the loss, with graph, added by the user through ``handle.penalty()``.
 
         ``ctx.loss`` and ``ctx.reference`` are what the user passed to it. Statistics of this step's training forwards
-        (``features``) are there already.
+        (``ctx.features``) are there already. In a dry run it is not asked.
         """
         return None
 

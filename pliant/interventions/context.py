@@ -87,6 +87,7 @@ class Context:
         clock: Clock,
         memory: Memory,
         stats: Callable[[UnitGroup], GroupStats],
+        features: Callable[[UnitGroup], list[Tensor]],
         forward: Callable[..., Any],
         num_members: int | None,
     ) -> None:
@@ -98,7 +99,7 @@ class Context:
         self.reference: Inputs | None = None
         self.optimizer, self.index = optimizer, index
         self._owned, self._parameters = owned, parameters
-        self._memory, self._stats, self._forward = memory, stats, forward
+        self._memory, self._stats, self._features, self._forward = memory, stats, features, forward
         self._selected: dict[str, tuple[UnitGroup, ...]] = {}
 
     def groups(self, where: str = "*") -> tuple[UnitGroup, ...]:
@@ -115,6 +116,14 @@ class Context:
     def stats(self, group: UnitGroup) -> GroupStats:
         """Statistics of the group's activations over the last sampled step."""
         return self._stats(group)
+
+    def features(self, group: UnitGroup) -> list[Tensor]:
+        """The group's activations with their graph, ``[N, U]`` or ``[S, N, U]``, for :meth:`Intervention.penalty`.
+
+        One tensor for each training forward since the last backward pass; samples, positions and time steps are rows.
+        ``"features"`` must be in the method's ``needs``.
+        """
+        return self._features(group)
 
     def is_seen(self, group: UnitGroup) -> bool:
         """Whether this step's training forward went through the group (a network may use one of its heads only)."""

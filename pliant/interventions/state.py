@@ -8,6 +8,7 @@ itself is never reduced; a method that puts rank-local values into it would let 
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -52,11 +53,16 @@ class PerParameter:
 
     Attributes:
         fill: Initial value, or ``"initial"``: a copy of the parameter when the handle is made.
-        dtype: As for :class:`PerUnit`; ``None``: the parameter's own.
+        dtype: As for :class:`PerUnit`; ``None``: the parameter's own (of a vector along it, at least float32).
+        along: ``None``, or a vector instead of the whole shape, for parameters of two and more dimensions (others have
+            none): one entry per row (``"rows"``, the first dimension) or per column of the matrix that is left when
+            all other dimensions are flattened (``"columns"``): ``[O]`` and ``[I]``, or ``[S, O]`` and ``[S, I]``.
+            Plain also where the parameter is sharded, and the same in every process.
     """
 
     fill: float | Literal["initial"] = 0.0
     dtype: str | None = None
+    along: Literal["rows", "columns"] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ class Memory:
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self.host: list[dict[str, Plain]] = [{} for _ in range(num_optimizers)]
         self._declared, self._pattern, self._cleared = dict(declared), pattern, False
+        self._num_members = num_members
         for key, kind in declared.items():
             if isinstance(kind, PerUnit):
                 for group in groups:
@@ -168,8 +175,12 @@ class Memory:
         for key, kind in self._declared.items():
             if isinstance(kind, PerParameter):
                 for name, parameter in trained.items():
-                    if name not in self.parameters[key] and fnmatch.fnmatchcase(name, self._pattern):
+                    if name in self.parameters[key] or not fnmatch.fnmatchcase(name, self._pattern):
+                        continue
+                    if kind.along is None:
                         self.parameters[key][name] = _per_parameter(kind, key, parameter)
+                    elif parameter.ndim - (self._num_members is not None) >= 2:
+                        self.parameters[key][name] = _along(kind, key, parameter, self._num_members)
 
 
 def _per_unit(
@@ -188,6 +199,16 @@ def _per_parameter(kind: PerParameter, key: str, parameter: Tensor) -> Tensor:
     dtype = parameter.dtype if kind.dtype is None else _dtype(kind.dtype, key)
     copy = parameter.detach().clone().to(dtype)
     return copy if kind.fill == "initial" else copy.fill_(kind.fill)
+
+
+def _along(kind: PerParameter, key: str, parameter: Tensor, num_members: int | None) -> Tensor:
+    if kind.fill == "initial":
+        raise IllegalConfiguration(f"state {key!r}: a vector along a parameter starts at a number, not at its values.")
+    lead = () if num_members is None else (num_members,)
+    rows, *columns = parameter.shape[len(lead) :]
+    dtype = torch.promote_types(parameter.dtype, torch.float32) if kind.dtype is None else _dtype(kind.dtype, key)
+    size = rows if kind.along == "rows" else math.prod(columns)
+    return torch.full((*lead, size), kind.fill, dtype=dtype, device=parameter.device)
 
 
 def _dtype(name: str, key: str) -> torch.dtype:
