@@ -18,7 +18,16 @@ if TYPE_CHECKING:
         UnsupportedOp,
     )
     from pliant.handle import Handle
-    from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
+    from pliant.interventions import (
+        L2,
+        ContinualBackprop,
+        FreshStart,
+        L2Init,
+        Parseval,
+        ReDo,
+        ShrinkAndPerturb,
+        SpectralRegularisation,
+    )
     from pliant.monitor import Monitor, monitor
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
@@ -42,8 +51,11 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "ContinualBackprop",
     "FreshStart",
     "L2",
+    "L2Init",
+    "Parseval",
     "ReDo",
     "ShrinkAndPerturb",
+    "SpectralRegularisation",
     # errors
     "PliantError",
     "UnsupportedError",
@@ -69,6 +81,9 @@ _SOURCES = {
     "UnsupportedError": "pliant.errors",
     "UnsupportedOp": "pliant.errors",
     "L2": "pliant.interventions",
+    "L2Init": "pliant.interventions",
+    "Parseval": "pliant.interventions",
+    "SpectralRegularisation": "pliant.interventions",
     "ContinualBackprop": "pliant.interventions",
     "FreshStart": "pliant.interventions",
     "ReDo": "pliant.interventions",

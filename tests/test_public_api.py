@@ -16,7 +16,7 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
-    "attach Handle ContinualBackprop FreshStart L2 ReDo ShrinkAndPerturb",
+    "attach Handle ContinualBackprop FreshStart L2 L2Init ReDo ShrinkAndPerturb Parseval SpectralRegularisation",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -34,9 +34,12 @@ METHODS = {
         "replacement_rate maturity_threshold decay_rate utility exact decide_every sample_every where"
     ),
     "fresh_start": "every",
-    "l2": "strength where",
+    "l2": "strength where apply",
+    "l2_init": "strength where apply norm",
+    "parseval": "strength where apply scale normalise_rows reference_width every",
     "redo": "tau every where",
     "shrink_and_perturb": "shrink noise_scale every where",
+    "spectral_regularisation": "strength where apply k every",
 }
 
 STREAM_OPTIONS = {
@@ -75,7 +78,8 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 
 def test_the_methods_and_their_options():
-    assert sorted(interventions.__all__) == ["ContinualBackprop", "FreshStart", "L2", "ReDo", "ShrinkAndPerturb"]
+    public = "ContinualBackprop FreshStart L2 L2Init Parseval ReDo ShrinkAndPerturb SpectralRegularisation"
+    assert sorted(interventions.__all__) == sorted(public.split())
     found = {name: " ".join(field.name for field in dataclasses.fields(cls)) for name, cls in method_table().items()}
     assert found == METHODS
 
