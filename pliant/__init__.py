@@ -20,13 +20,18 @@ if TYPE_CHECKING:
     from pliant.handle import Handle
     from pliant.interventions import (
         L2,
+        CChain,
         ContinualBackprop,
+        FeatureNorm,
         FreshStart,
+        GradientNoise,
         L2Init,
         Parseval,
         ReDo,
         ShrinkAndPerturb,
         SpectralRegularisation,
+        WeightClipping,
+        WeightNoise,
     )
     from pliant.monitor import Monitor, monitor
     from pliant.units import UnitGraph, UnitGroup, find_units
@@ -56,6 +61,11 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "ReDo",
     "ShrinkAndPerturb",
     "SpectralRegularisation",
+    "GradientNoise",
+    "WeightClipping",
+    "WeightNoise",
+    "CChain",
+    "FeatureNorm",
     # errors
     "PliantError",
     "UnsupportedError",
@@ -84,6 +94,11 @@ _SOURCES = {
     "L2Init": "pliant.interventions",
     "Parseval": "pliant.interventions",
     "SpectralRegularisation": "pliant.interventions",
+    "GradientNoise": "pliant.interventions",
+    "WeightClipping": "pliant.interventions",
+    "WeightNoise": "pliant.interventions",
+    "CChain": "pliant.interventions",
+    "FeatureNorm": "pliant.interventions",
     "ContinualBackprop": "pliant.interventions",
     "FreshStart": "pliant.interventions",
     "ReDo": "pliant.interventions",

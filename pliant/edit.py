@@ -386,8 +386,11 @@ class Editor:
         return self.writer.draw(self.tensors[name], self.init_of(name))
 
     def draw_normal(self, like: Tensor) -> Tensor:
-        """Standard normal values of a tensor's shape, float32, sharded as it is; one generator per member."""
-        return self.writer.draw(like, Init("normal", 1.0))
+        """Standard normal values of a tensor's shape and type (at least float32), sharded as it is.
+
+        They are drawn in float32, from one generator per member.
+        """
+        return self.writer.draw(like, Init("normal", 1.0)).to(torch.promote_types(like.dtype, torch.float32))
 
     def init_of(self, name: str) -> Init:
         """The initial distribution of a tensor.

@@ -17,6 +17,7 @@ PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
     "attach Handle ContinualBackprop FreshStart L2 L2Init ReDo ShrinkAndPerturb Parseval SpectralRegularisation",
+    "GradientNoise WeightClipping WeightNoise CChain FeatureNorm",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -30,16 +31,21 @@ OPTIONS = {
 }
 
 METHODS = {
+    "c_chain": "share lag start window",
     "continual_backprop": (
         "replacement_rate maturity_threshold decay_rate utility exact decide_every sample_every where"
     ),
+    "feature_norm": "strength where",
     "fresh_start": "every",
+    "gradient_noise": "noise_scale decay relative_to where",
     "l2": "strength where apply",
     "l2_init": "strength where apply norm",
     "parseval": "strength where apply scale normalise_rows reference_width every",
     "redo": "tau every where",
     "shrink_and_perturb": "shrink noise_scale every where",
     "spectral_regularisation": "strength where apply k every",
+    "weight_clipping": "kappa where",
+    "weight_noise": "noise_scale relative_to every where",
 }
 
 STREAM_OPTIONS = {
@@ -78,7 +84,10 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 
 def test_the_methods_and_their_options():
-    public = "ContinualBackprop FreshStart L2 L2Init Parseval ReDo ShrinkAndPerturb SpectralRegularisation"
+    public = (
+        "CChain ContinualBackprop FeatureNorm FreshStart GradientNoise L2 L2Init Parseval ReDo ShrinkAndPerturb "
+        "SpectralRegularisation WeightClipping WeightNoise"
+    )
     assert sorted(interventions.__all__) == sorted(public.split())
     found = {name: " ".join(field.name for field in dataclasses.fields(cls)) for name, cls in method_table().items()}
     assert found == METHODS

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration
 from pliant.interventions.context import Clock, Context
-from pliant.interventions.state import Host, PerParameter, PerUnit, Snapshot, StateKind
+from pliant.interventions.state import Host, PerParameter, PerUnit, Scalar, Snapshot, StateKind
 
 __all__ = [
     "Clock",
@@ -21,6 +21,7 @@ __all__ = [
     "Intervention",
     "PerParameter",
     "PerUnit",
+    "Scalar",
     "Snapshot",
     "require",
 ]
@@ -34,7 +35,8 @@ class Intervention(ABC):
 
     Attributes:
         needs: Statistics of activations it reads (see :data:`pliant.stats.STATISTICS`).
-        state: State it keeps, by name: :class:`PerUnit`, :class:`PerParameter`, :class:`Snapshot` or :class:`Host`.
+        state: State it keeps, by name: :class:`PerUnit`, :class:`PerParameter`, :class:`Snapshot`, :class:`Scalar` or
+            :class:`Host`.
         redraws: Whether it draws initial values, so that every initial distribution must be known.
         changes_model: Whether it changes the model itself, in :meth:`surgery`.
         source: The publication in short, for tables: ``"Sokar et al. 2023"``.

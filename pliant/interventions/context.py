@@ -141,6 +141,10 @@ class Context:
         """One :class:`Snapshot`: tensor name to tensor, of the whole network; changed in place."""
         return self._memory.snapshots[name]
 
+    def scalar(self, name: str) -> Tensor:
+        """One :class:`Scalar` for this optimizer, ``[]`` or ``[S]``; changed in place."""
+        return self._memory.scalars[name][str(self.index)]
+
     @property
     def host(self) -> dict[str, bool | int | float | str]:
         """The :class:`Host` state for this optimizer, by name; assign to it."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pliant.devices import can_read
 from pliant.interventions.base import Context, PerParameter, require
 from pliant.interventions.weight_penalty import APPLY_DEFAULT, WeightPenalty, wide
 
@@ -103,8 +104,8 @@ class SpectralRegularisation(WeightPenalty):
         with torch.no_grad():
             for name, matrix in self._matrices(ctx, tensors).items():
                 u, v = left[name], right[name]
-                new_u = functional.normalize(torch.bmm(matrix, _column(v, matrix)), dim=1)
-                new_v = functional.normalize(torch.bmm(matrix.mT, new_u), dim=1)
+                new_u = functional.normalize(_times(matrix, _column(v, matrix)), dim=1)
+                new_v = functional.normalize(_times(matrix.mT, new_u), dim=1)
                 for old, new in ((u, new_u), (v, new_v)):
                     found = new.reshape(old.shape).to(old.dtype)
                     old.copy_(found if ctx.live is None else torch.where(ctx.live > 0, found, old))
@@ -162,6 +163,13 @@ def _column(vector: Tensor, matrix: Tensor) -> Tensor:
     return vector.reshape(matrix.shape[0], -1, 1).to(matrix.dtype)
 
 
+def _times(matrix: Tensor, column: Tensor) -> Tensor:
+    """``[S, O, I]`` times ``[S, I, 1]``; on a CPU member by member, so that each has the bits of its single run."""
+    if len(matrix) == 1 or not can_read(matrix):
+        return torch.bmm(matrix, column)
+    return torch.cat([torch.bmm(matrix[s : s + 1], column[s : s + 1]) for s in range(len(matrix))])
+
+
 def _sigma(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """``[S, 1, 1]``."""
-    return torch.bmm(left.mT, torch.bmm(matrix, right))
+    return (left * _times(matrix, right)).sum(1, keepdim=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from pliant.errors import IllegalConfiguration
 from pliant.units.group import UnitGroup
 
-__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "cloned"]
+__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Scalar", "Snapshot", "StateKind", "cloned"]
 
 _DTYPES = {"bool": torch.bool, "int64": torch.int64, "float32": torch.float32, "float64": torch.float64}
 Plain = bool | int | float | str
@@ -87,7 +87,21 @@ class Host:
     fill: Plain = 0
 
 
-StateKind = PerUnit | PerParameter | Snapshot | Host
+@dataclass(frozen=True)
+class Scalar:
+    """A number on the device, one per optimizer: ``[]``, or ``[S]`` for a stack of members.
+
+    Read with ``ctx.scalar(name)``, changed in place: for running means that the host must not wait for. It is float32,
+    and float64 for a float64 model.
+
+    Attributes:
+        fill: Initial value.
+    """
+
+    fill: float = 0.0
+
+
+StateKind = PerUnit | PerParameter | Snapshot | Host | Scalar
 
 
 class Memory:
@@ -97,6 +111,7 @@ class Memory:
         units: Group name to the tensors per unit.
         parameters: State name to parameter name to tensor.
         snapshots: State name to tensor name to tensor.
+        scalars: State name to the optimizer's number (as a string) to tensor.
         host: One mapping per optimizer.
     """
 
@@ -114,6 +129,7 @@ class Memory:
         self.units: dict[str, dict[str, Tensor]] = {group.name: {} for group in groups}
         self.parameters: dict[str, dict[str, Tensor]] = {}
         self.snapshots: dict[str, dict[str, Tensor]] = {}
+        self.scalars: dict[str, dict[str, Tensor]] = {}
         self.host: list[dict[str, Plain]] = [{} for _ in range(num_optimizers)]
         self._declared, self._pattern, self._cleared = dict(declared), pattern, False
         self._num_members = num_members
@@ -125,6 +141,12 @@ class Memory:
                 self.parameters[key] = {}
             elif isinstance(kind, Snapshot):
                 self.snapshots[key] = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+            elif isinstance(kind, Scalar):
+                like = next(iter(tensors.values()))
+                dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+                shape = () if num_members is None else (num_members,)
+                filled = torch.full(shape, kind.fill, dtype=dtype, device=like.device)
+                self.scalars[key] = {str(index): filled.clone() for index in range(num_optimizers)}
             else:
                 for host in self.host:
                     host[key] = kind.fill
@@ -149,6 +171,7 @@ class Memory:
         return {
             "parameters": cloned(self.parameters),
             "snapshots": cloned(self.snapshots),
+            "scalars": cloned(self.scalars),
             "host": [dict(host) for host in self.host],
         }
 
@@ -158,6 +181,7 @@ class Memory:
             (self.units, state["units"]),
             (self.parameters, state["parameters"]),
             (self.snapshots, state["snapshots"]),
+            (self.scalars, state.get("scalars", {})),
         ):
             for outer, tensors in mine.items():
                 for inner, tensor in tensors.items():

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pliant.interventions import L2, L2Init, Parseval, SpectralRegularisation
+from pliant.interventions import (
+    L2,
+    CChain,
+    FeatureNorm,
+    GradientNoise,
+    L2Init,
+    Parseval,
+    SpectralRegularisation,
+    WeightClipping,
+    WeightNoise,
+)
 
 METHODS: dict[str, Any] = {
     "l2": L2(0.5),
@@ -19,6 +29,14 @@ METHODS: dict[str, Any] = {
     "parseval": Parseval(0.01, reference_width=None),
     "parseval_gradient": Parseval(0.1, apply="gradient", normalise_rows=True, reference_width=None, every=3),
     "parseval_loss": Parseval(0.01, apply="loss", reference_width=None),
+    "c_chain": CChain(0.02, start=2, window=8),
+    "feature_norm": FeatureNorm(0.1, "*"),
+    "weight_clipping": WeightClipping(0.9),
+    "gradient_noise": GradientNoise(0.1),
+    "gradient_noise_fixed": GradientNoise(0.01, decay=0.9, relative_to="nothing"),
+    "weight_noise": WeightNoise(0.1),
+    "weight_noise_relative": WeightNoise(0.05, relative_to="entry", every=2),
 }
-SEEDLESS: frozenset[str] = frozenset(name for name in METHODS if not name.startswith("spectral"))
+_DRAWS = ("spectral", "gradient_noise", "weight_noise")
+SEEDLESS: frozenset[str] = frozenset(name for name in METHODS if not name.startswith(_DRAWS))
 """Those that draw nothing, so that another seed changes nothing."""
