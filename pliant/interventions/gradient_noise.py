@@ -106,7 +106,7 @@ class GradientNoise(Intervention):
         noise = whole(ctx.edit.draw_normal(parameter))
         gradient = parameter.grad
         if self.relative_to == "nothing" or gradient is None:
-            return noise * size
+            return noise.mul_(size)
         lead = 0 if ctx.num_members is None else 1
         norm = wide(whole(gradient)).flatten(lead).norm(dim=-1)
         scale = ctx.edit.gradient_scale(name)
@@ -114,4 +114,4 @@ class GradientNoise(Intervention):
         if self.relative_to == "entry":
             norm = norm / math.sqrt(noise.numel() / (ctx.num_members or 1))
         deviation: Tensor = norm * size
-        return noise * deviation.reshape(deviation.shape + (1,) * (noise.ndim - lead))
+        return noise.mul_(deviation.reshape(deviation.shape + (1,) * (noise.ndim - lead)))

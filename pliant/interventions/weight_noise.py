@@ -96,10 +96,10 @@ class WeightNoise(Intervention):
         with torch.no_grad():
             noise = [whole(ctx.edit.draw_normal(item)) for item in parameters.values()]
             if self.relative_to == "entry":
-                terms = [item * self._size(ctx, name) for name, item in zip(names, noise, strict=True)]
+                terms = [item.mul_(self._size(ctx, name)) for name, item in zip(names, noise, strict=True)]
             else:
                 rates = ctx.learning_rates(names) if self.relative_to == "step_size" else [1.0] * len(names)
-                terms = [item * (rate * self.noise_scale) for item, rate in zip(noise, rates, strict=True)]
+                terms = [item.mul_(rate * self.noise_scale) for item, rate in zip(noise, rates, strict=True)]
         ctx.edit.add(names, terms)
 
     def _size(self, ctx: Context, name: str) -> Tensor:

@@ -48,14 +48,14 @@ def step(model, optimizer, handle, number, scaler=None, scale=1.0):
 @pytest.mark.parametrize("share", [0.05, 0.5])
 def test_the_term_is_a_share_of_the_loss_and_reduces_churn(share):
     model, optimizer, handle = attached(CChain(share, start=20, window=20), kind=torch.optim.Adam)
-    seen = [step(model, optimizer, handle, number) for number in range(120)]
+    seen = [step(model, optimizer, handle, number) for number in range(200)]
     assert all(term == 0 for _, term in seen[:20])
-    losses, terms = (sum(values[-60:]) for values in zip(*seen, strict=True))
+    losses, terms = (sum(values[-100:]) for values in zip(*seen, strict=True))
     assert terms / losses == pytest.approx(share, rel=0.2)
     record = handle.record()
     assert record["CChain.coefficient"] > 0
     plain, plain_optimizer, measured = attached(CChain(1e-9, start=20, window=20), kind=torch.optim.Adam)
-    for number in range(120):
+    for number in range(200):
         step(plain, plain_optimizer, measured, number)
     assert record["CChain.churn"] < 0.7 * measured.record()["CChain.churn"]
 
