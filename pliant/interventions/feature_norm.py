@@ -92,7 +92,7 @@ class FeatureNorm(Intervention):
         if not self._groups(ctx):
             raise NoEffect(
                 "FeatureNorm: no hidden unit group that can be listened to feeds an output directly. Name one with "
-                "where=..., such as that of a residual stream."
+                "where=...; that of a residual stream is read at its tap, which may be far from the end."
             )
 
     def penalty(self, ctx: Context) -> Tensor | None:
