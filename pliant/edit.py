@@ -426,6 +426,13 @@ class Editor:
         """Whether only the direction of a tensor's rows counts (weight norm), so that they must not become zero."""
         return name in self._directions
 
+    def draw_normal(self, like: Tensor) -> Tensor:
+        """Standard normal values of a tensor's shape and type (at least float32), sharded as it is.
+
+        They are drawn in float32, from one generator per member.
+        """
+        return self.writer.draw(like, Init("normal", 1.0)).to(torch.promote_types(like.dtype, torch.float32))
+
     def init_of(self, name: str) -> Init:
         """The initial distribution of a tensor.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration
 from pliant.events import EventLog
@@ -18,7 +19,7 @@ from pliant.interventions.base import Context, Intervention
 from pliant.interventions.state import Memory, cloned, copy_of
 from pliant.optimizer_state import MomentSpec, check_declared
 from pliant.reminders import Reminders
-from pliant.rounds import Rounds
+from pliant.rounds import Rounds, live_of
 from pliant.schedule import Schedule
 from pliant.sharded import Whole, reshard, sharded_modules
 from pliant.stats import Collector
@@ -137,7 +138,7 @@ class Handle:
             check=self._check_tensors,
         )
         for index, item in enumerate(self._optimizers):
-            acts_before = any(type(method).before_step is not Intervention.before_step for method in self.methods)
+            acts_before = any(method.changes_gradients for method in self.methods)
             before = self._pre_hook(index) if acts_before else None
             self._hooks.extend(on_step(item, self._post_hook(index), before))
 
@@ -193,7 +194,7 @@ class Handle:
         self._reminders.called("penalty")
         total = torch.zeros((), device=self._device)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
-            if type(method).penalty is Intervention.penalty:
+            if type(method).penalty is Intervention.penalty or self.events.dry_run:
                 continue
             for ctx in contexts:
                 ctx.loss, ctx.reference = loss, reference
@@ -339,14 +340,18 @@ class Handle:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the optimizer itself comes first
             if is_dry_step(optimizer):
                 return
+            found_inf = getattr(optimizer, "found_inf", None)
+            if found_inf is not None and can_read(found_inf) and bool(found_inf):
+                return  # a fused optimizer is about to skip this step
             for method, contexts in zip(self.methods, self._contexts, strict=True):
-                if type(method).before_step is Intervention.before_step:
+                if not method.changes_gradients:
                     continue
                 if closure is not None:
                     raise IllegalConfiguration(
                         f"{type(method).__name__} changes gradients before the step, but under optimizer.step(closure) "
                         "there are none yet. Compute the loss before step(), or use a decoupled method."
                     )
+                contexts[index].live = None if found_inf is None else live_of(found_inf)
                 self._enter(method, contexts[index])
                 method.before_step(contexts[index])
 
@@ -445,6 +450,7 @@ class Handle:
             clock=self._schedules[optimizer_index].clock,
             memory=self._memory[method_index],
             stats=self._collector.stats,
+            features=self._collector.features,
             forward=self._forward,
             num_members=self.num_members,
             layer_types=layer_types(self._model, self._tensors),

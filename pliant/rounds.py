@@ -12,9 +12,14 @@ from pliant.interventions.base import Context, Intervention
 from pliant.schedule import MAX_SAMPLES, Schedule
 from pliant.stats import Accumulator, Collector
 
-__all__ = ["Round", "Rounds"]
+__all__ = ["Round", "Rounds", "live_of"]
 
 _CHECK_EVERY = 256
+
+
+def live_of(found_inf: Tensor) -> Tensor | None:
+    """1 on the device where a fused optimizer takes its step, 0 where it skips; ``None`` where the host knows."""
+    return None if can_read(found_inf) else 1 - found_inf.float().reshape(())
 
 
 class Round:
@@ -58,7 +63,7 @@ class Round:
                     self._collector.drop(self._heard, skipped=True)
                     return schedule.clock.step
             else:
-                live = 1 - found_inf.float().reshape(())
+                live = live_of(found_inf)
         step = schedule.clock.advance(live)
         if step >= schedule.wake:
             self._wake(step, live)

@@ -39,7 +39,8 @@ class Schedule:
         self.listens = self.in_graph = False
         self.samples: list[tuple[int, int | Tensor, Tensor | None]] = []
         self._methods = tuple(methods)
-        self._acts = [type(method).after_step is not Intervention.after_step for method in methods]
+        # what reads statistics in its penalty only is asked as well: it decides which steps are sampled
+        self._acts = [type(item).after_step is not Intervention.after_step or bool(item.needs) for item in methods]
         self.observers = [m for m, item in enumerate(methods) if type(item).observe is not Intervention.observe]
         self._observing = [methods[m] for m in self.observers]
         self._next = [0] * len(self._methods)

@@ -300,6 +300,10 @@ class Writer:
         if towards is None and live is None and not any(isinstance(factor, Tensor) for factor in factors):
             torch._foreach_mul_(tensors, list(factors))  # type: ignore[arg-type]
             return
+        if towards is not None and live is None and not isinstance(factors[0], Tensor) and len(set(factors)) == 1:
+            ends = [part_like(end, part).to(own.dtype) for end, own, part in zip(towards, tensors, parts, strict=True)]
+            torch._foreach_lerp_(tensors, ends, 1 - factors[0])
+            return
         for index, (tensor, factor) in enumerate(zip(tensors, factors, strict=True)):
             if live is not None:
                 factor = 1 + (factor - 1) * live

@@ -17,10 +17,10 @@ PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
     "attach Handle",
-    "L2 ContinualBackprop ExperienceReplay FreshStart ReDo ReGraMa SelectiveWeightReset",
-    "SelfNormalizedReset ShrinkAndPerturb",
-    "ContinualBackprop FIRE FreshStart HareAndTortoise L2 LayerReset OptimizerReset PlasticityInjection ReDo",
-    "ShrinkAndPerturb",
+    "FIRE L2 CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart GradientNoise",
+    "HareAndTortoise L2Init LayerReset OptimizerReset Parseval PlasticityInjection ReDo ReGraMa",
+    "SelectiveWeightReset SelfNormalizedReset ShrinkAndPerturb SpectralRegularisation WeightClipping",
+    "WeightNoise",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -35,16 +35,21 @@ OPTIONS = {
 }
 
 METHODS = {
+    "c_chain": "share lag start window",
     "continual_backprop": (
         "replacement_rate maturity_threshold decay_rate utility exact decide_every sample_every where"
     ),
     "experience_replay": "capacity ratio keep_on",
+    "feature_norm": "strength where",
     "fire": "iterations every where fused parts",
     "fresh_start": "every",
+    "gradient_noise": "noise_scale decay relative_to where",
     "hare_and_tortoise": "decay every",
-    "l2": "strength where",
+    "l2": "strength where apply",
+    "l2_init": "strength where apply norm",
     "layer_reset": "layers every",
     "optimizer_reset": "every part where",
+    "parseval": "strength where apply scale normalise_rows reference_width every",
     "plasticity_injection": "module at",
     "redo": "tau every where",
     "regrama": "tau every where",
@@ -53,6 +58,9 @@ METHODS = {
         "percentile initial_threshold min_threshold max_threshold expansion update_every min_active check_every where"
     ),
     "shrink_and_perturb": "shrink noise_scale every where noise",
+    "spectral_regularisation": "strength where apply k every",
+    "weight_clipping": "kappa where",
+    "weight_noise": "noise_scale relative_to every where",
 }
 
 STREAM_OPTIONS = {
@@ -92,20 +100,28 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 def test_the_methods_and_their_options():
     exported = """
+        CChain
         ContinualBackprop
         ExperienceReplay
         FIRE
+        FeatureNorm
         FreshStart
+        GradientNoise
         HareAndTortoise
         L2
+        L2Init
         LayerReset
         OptimizerReset
+        Parseval
         PlasticityInjection
         ReDo
         ReGraMa
         SelectiveWeightReset
         SelfNormalizedReset
         ShrinkAndPerturb
+        SpectralRegularisation
+        WeightClipping
+        WeightNoise
     """
     assert sorted(interventions.__all__) == exported.split()
     found = {name: " ".join(field.name for field in dataclasses.fields(cls)) for name, cls in method_table().items()}

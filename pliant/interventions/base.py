@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration
 from pliant.interventions.context import Clock, Context, Sample
-from pliant.interventions.state import Host, PerParameter, PerUnit, Snapshot, StateKind, Tensors
+from pliant.interventions.state import Host, PerParameter, PerUnit, Scalar, Snapshot, StateKind, Tensors
 
 __all__ = [
     "Clock",
@@ -22,6 +22,7 @@ __all__ = [
     "PerParameter",
     "PerUnit",
     "Sample",
+    "Scalar",
     "Snapshot",
     "Tensors",
     "require",
@@ -36,8 +37,8 @@ class Intervention(ABC):
 
     Attributes:
         needs: Statistics of activations it reads (see :data:`pliant.stats.STATISTICS`).
-        state: State it keeps, by name: :class:`PerUnit`, :class:`PerParameter`, :class:`Snapshot`, :class:`Tensors` or
-            :class:`Host`.
+        state: State it keeps, by name: :class:`PerUnit`, :class:`PerParameter`, :class:`Snapshot`, :class:`Tensors`,
+            :class:`Scalar` or :class:`Host`.
         redraws: Whether it draws initial values, so that every initial distribution must be known.
         changes_model: Whether it changes the model itself, in :meth:`surgery`.
         source: The publication in short, for tables: ``"Sokar et al. 2023"``.
@@ -66,6 +67,11 @@ class Intervention(ABC):
     def needs_batch(self) -> bool:
         """Whether it acts on batches only, so that without ``handle.batch(...)`` it would do nothing."""
         return False
+
+    @property
+    def changes_gradients(self) -> bool:
+        """Whether it acts before the optimizer's step, on the gradients, so that closures are refused."""
+        return type(self).before_step is not Intervention.before_step
 
     def conflicts_with(self, other: Intervention) -> str | None:
         """Why this method and another one on the same model undo each other, or ``None``; ``attach`` refuses then.
@@ -124,7 +130,10 @@ class Intervention(ABC):
         """Called once by ``attach``; refuse here what cannot work."""
 
     def before_step(self, ctx: Context) -> None:  # noqa: B027
-        """Before the optimizer's step, with gradients in place; refused under a closure."""
+        """Before the optimizer's step, with gradients in place; refused under a closure.
+
+        ``ctx.clock.step`` is the number of steps done so far, without the coming one.
+        """
 
     def observe(self, ctx: Context) -> None:  # noqa: B027
         """Take in the statistics of the steps in ``ctx.samples``: update state, edit nothing.
@@ -151,7 +160,7 @@ class Intervention(ABC):
         """A term for the loss, with graph, added by the user through ``handle.penalty()``.
 
         ``ctx.loss`` and ``ctx.reference`` are what the user passed to it. Statistics of this step's training forwards
-        (``features``) are there already.
+        (``ctx.features``) are there already. In a dry run it is not asked.
         """
         return None
 

@@ -106,6 +106,7 @@ class Context:
         clock: Clock,
         memory: Memory,
         stats: Callable[[UnitGroup], GroupStats],
+        features: Callable[[UnitGroup], list[Tensor]],
         forward: Callable[..., Any],
         num_members: int | None,
         layer_types: Mapping[str, type[nn.Module]],
@@ -121,7 +122,7 @@ class Context:
         self.optimizer, self.index = optimizer, index
         self._owned, self._parameters = owned, parameters
         self._buffers: dict[str, Tensor] | None = None
-        self._memory, self._stats, self._forward = memory, stats, forward
+        self._memory, self._stats, self._features, self._forward = memory, stats, features, forward
         self._selected: dict[str, tuple[tuple[UnitGroup, ...], list[Tensor]]] = {}
 
     def groups(self, where: str = "*") -> tuple[UnitGroup, ...]:
@@ -144,6 +145,14 @@ class Context:
     def stats(self, group: UnitGroup) -> GroupStats:
         """Statistics of the group's activations over the last sampled step."""
         return self._stats(group)
+
+    def features(self, group: UnitGroup) -> list[Tensor]:
+        """The group's activations with their graph, ``[N, U]`` or ``[S, N, U]``, for :meth:`Intervention.penalty`.
+
+        One tensor for each training forward since the last backward pass; samples, positions and time steps are rows.
+        ``"features"`` must be in the method's ``needs``.
+        """
+        return self._features(group)
 
     def is_seen(self, group: UnitGroup) -> bool:
         """Whether this step's training forward went through the group (a network may use one of its heads only)."""
@@ -171,6 +180,10 @@ class Context:
     def tensors(self, name: str) -> dict[str, Tensor]:
         """One :class:`Tensors` state: a mapping that the method fills and changes as it needs."""
         return self._memory.tensors[name]
+
+    def scalar(self, name: str) -> Tensor:
+        """One :class:`Scalar` for this optimizer, ``[]`` or ``[S]``; changed in place."""
+        return self._memory.scalars[name][str(self.index)]
 
     @property
     def host(self) -> dict[str, bool | int | float | str]:

@@ -8,6 +8,7 @@ itself is never reduced; a method that puts rank-local values into it would let 
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +24,7 @@ __all__ = [
     "Memory",
     "PerParameter",
     "PerUnit",
+    "Scalar",
     "Snapshot",
     "StateKind",
     "Tensors",
@@ -63,11 +65,16 @@ class PerParameter:
 
     Attributes:
         fill: Initial value, or ``"initial"``: a copy of the parameter when the handle is made.
-        dtype: As for :class:`PerUnit`; ``None``: the parameter's own.
+        dtype: As for :class:`PerUnit`; ``None``: the parameter's own (of a vector along it, at least float32).
+        along: ``None``, or a vector instead of the whole shape, for parameters of two and more dimensions (others have
+            none): one entry per row (``"rows"``, the first dimension) or per column of the matrix that is left when
+            all other dimensions are flattened (``"columns"``): ``[O]`` and ``[I]``, or ``[S, O]`` and ``[S, I]``.
+            Plain also where the parameter is sharded, and the same in every process.
     """
 
     fill: float | Literal["initial"] = 0.0
     dtype: str | None = None
+    along: Literal["rows", "columns"] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,21 @@ class Tensors:
     """
 
 
-StateKind = PerUnit | PerParameter | Snapshot | Host | Tensors
+@dataclass(frozen=True)
+class Scalar:
+    """A number on the device, one per optimizer: ``[]``, or ``[S]`` for a stack of members.
+
+    Read with ``ctx.scalar(name)``, changed in place: for running means that the host must not wait for. It is float32,
+    and float64 for a float64 model.
+
+    Attributes:
+        fill: Initial value.
+    """
+
+    fill: float = 0.0
+
+
+StateKind = PerUnit | PerParameter | Snapshot | Host | Scalar | Tensors
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -127,6 +148,7 @@ class Memory:
         parameters: State name to parameter name to tensor.
         snapshots: State name to tensor name to tensor.
         tensors: State name to the method's own names to tensor.
+        scalars: State name to the optimizer's number (as a string) to tensor.
         host: One mapping per optimizer.
     """
 
@@ -145,8 +167,10 @@ class Memory:
         self.parameters: dict[str, dict[str, Tensor]] = {}
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self.tensors: dict[str, dict[str, Tensor]] = {}
+        self.scalars: dict[str, dict[str, Tensor]] = {}
         self.host: list[dict[str, Plain]] = [{} for _ in range(num_optimizers)]
         self._declared, self._pattern, self._cleared = dict(declared), pattern, False
+        self._num_members = num_members
         self._flat: dict[str, Tensor] = {}
         for key, kind in declared.items():
             if isinstance(kind, PerUnit):
@@ -159,6 +183,12 @@ class Memory:
                 self.snapshots[key] = {name: tensor.detach().clone() for name, tensor in tensors.items()}
             elif isinstance(kind, Tensors):
                 self.tensors[key] = {}
+            elif isinstance(kind, Scalar):
+                like = next(iter(tensors.values()))
+                dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+                shape = () if num_members is None else (num_members,)
+                filled = torch.full(shape, kind.fill, dtype=dtype, device=like.device)
+                self.scalars[key] = {str(index): filled.clone() for index in range(num_optimizers)}
             else:
                 for host in self.host:
                     host[key] = kind.fill
@@ -200,6 +230,7 @@ class Memory:
             "parameters": cloned(self.parameters),
             "snapshots": cloned(self.snapshots),
             "tensors": cloned(self.tensors),
+            "scalars": cloned(self.scalars),
             "host": [dict(host) for host in self.host],
         }
 
@@ -209,6 +240,7 @@ class Memory:
             (self.units, state["units"]),
             (self.parameters, state["parameters"]),
             (self.snapshots, state["snapshots"]),
+            (self.scalars, state.get("scalars", {})),
         ):
             for outer, tensors in mine.items():
                 for inner, tensor in tensors.items():
@@ -232,8 +264,12 @@ class Memory:
         for key, kind in self._declared.items():
             if isinstance(kind, PerParameter):
                 for name, parameter in trained.items():
-                    if name not in self.parameters[key] and matches(name, self._pattern):
+                    if name in self.parameters[key] or not matches(name, self._pattern):
+                        continue
+                    if kind.along is None:
                         self.parameters[key][name] = _per_parameter(kind, key, parameter)
+                    elif parameter.ndim - (self._num_members is not None) >= 2:
+                        self.parameters[key][name] = _along(kind, key, parameter, self._num_members)
 
 
 def _per_unit(
@@ -252,6 +288,16 @@ def _per_parameter(kind: PerParameter, key: str, parameter: Tensor) -> Tensor:
     dtype = parameter.dtype if kind.dtype is None else _dtype(kind.dtype, key)
     copy = parameter.detach().clone().to(dtype)
     return copy if kind.fill == "initial" else copy.fill_(kind.fill)
+
+
+def _along(kind: PerParameter, key: str, parameter: Tensor, num_members: int | None) -> Tensor:
+    if kind.fill == "initial":
+        raise IllegalConfiguration(f"state {key!r}: a vector along a parameter starts at a number, not at its values.")
+    lead = () if num_members is None else (num_members,)
+    rows, *columns = parameter.shape[len(lead) :]
+    dtype = torch.promote_types(parameter.dtype, torch.float32) if kind.dtype is None else _dtype(kind.dtype, key)
+    size = rows if kind.along == "rows" else math.prod(columns)
+    return torch.full((*lead, size), kind.fill, dtype=dtype, device=parameter.device)
 
 
 def _dtype(name: str, key: str) -> torch.dtype:

@@ -200,9 +200,14 @@ def listed(methods: Any) -> list[Any]:
 
 
 def supported(method: str, name: str) -> bool:
-    """Inside a projected LSTM's cell there is no tap: methods that read activations refuse it (tested by name)."""
-    reads = any(item.needs for item in listed(METHODS[method]))
-    return not (name == "lstm_projected" and reads)
+    """Inside a projected LSTM's cell there is no tap: methods that read activations refuse it (tested by name).
+
+    So do those that need them with their graph, where all are recomputed apart from the forward pass.
+    """
+    needs = frozenset().union(*(item.needs for item in listed(METHODS[method])))
+    if name == "tied_autoencoder" and needs & {"features", "mean_abs_gradient"}:
+        return False
+    return not (name == "lstm_projected" and needs)
 
 
 def num_hooks(model: nn.Module, optimizer: Optimizer) -> int:

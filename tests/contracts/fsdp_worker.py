@@ -16,14 +16,20 @@ from pliant.interventions import (
     L2,
     ContinualBackprop,
     FreshStart,
+    GradientNoise,
     HareAndTortoise,
+    L2Init,
     LayerReset,
     OptimizerReset,
+    Parseval,
     ReDo,
     ReGraMa,
     SelectiveWeightReset,
     SelfNormalizedReset,
     ShrinkAndPerturb,
+    SpectralRegularisation,
+    WeightClipping,
+    WeightNoise,
 )
 
 STEPS = 18
@@ -97,6 +103,12 @@ RUNS: dict[str, tuple[str, Any, str]] = {
     "fire": ("transformer", FIRE(every=4), "adam"),
     "hare_and_tortoise": ("conv", HareAndTortoise(0.8, every=4), "sgd"),
     "optimizer_reset": ("mlp", OptimizerReset(every=4), "adam"),
+    "l2_init": ("conv", L2Init(0.1), "adam"),
+    "l2_init_gradient": ("mlp", L2Init(0.1, apply="gradient", norm="l1"), "adam"),
+    "spectral": ("mlp", SpectralRegularisation(0.01), "sgd"),
+    "spectral_loss": ("conv", SpectralRegularisation(0.01, apply="loss"), "adam"),
+    "parseval_gradient": ("conv", Parseval(0.01, apply="gradient", reference_width=None), "sgd"),
+    "noise": ("mlp", [WeightClipping(0.9), GradientNoise(0.05), WeightNoise(0.1, "entry")], "adam"),
     "several": ("conv", [L2(0.1), ShrinkAndPerturb(0.5, 0.5), REPLACE], "rmsprop"),
 }
 OPTIMIZERS = {
@@ -150,7 +162,7 @@ class Run:
         for step in range(start, stop):
             x, y = (tensor.to(self.dtype) for tensor in batch(self.name, step, self.rank))
             self.optimizer.zero_grad()
-            (self.model(x).flatten(1) - y).square().mean().backward()
+            ((self.model(x).flatten(1) - y).square().mean() + self.handle.penalty()).backward()
             self.optimizer.step()
             if step % 6 == 5:
                 with torch.no_grad():
