@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         UnsupportedOp,
     )
     from pliant.handle import Handle
-    from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
+    from pliant.interventions import L2, ContinualBackprop, FreshStart, NormalizeAndProject, ReDo, ShrinkAndPerturb
     from pliant.monitor import Monitor, monitor
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
@@ -42,6 +42,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "ContinualBackprop",
     "FreshStart",
     "L2",
+    "NormalizeAndProject",
     "ReDo",
     "ShrinkAndPerturb",
     # errors
@@ -71,6 +72,7 @@ _SOURCES = {
     "L2": "pliant.interventions",
     "ContinualBackprop": "pliant.interventions",
     "FreshStart": "pliant.interventions",
+    "NormalizeAndProject": "pliant.interventions",
     "ReDo": "pliant.interventions",
     "ShrinkAndPerturb": "pliant.interventions",
     "Monitor": "pliant.monitor",

@@ -480,5 +480,6 @@ class Handle:
             memory=self._memory[method_index],
             stats=self._collector.stats,
             forward=self._forward,
+            modules=dict(self._model.named_modules()),
             num_members=self.num_members,
         )

@@ -16,7 +16,7 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
-    "attach Handle ContinualBackprop FreshStart L2 ReDo ShrinkAndPerturb",
+    "attach Handle ContinualBackprop FreshStart L2 NormalizeAndProject ReDo ShrinkAndPerturb",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -35,6 +35,7 @@ METHODS = {
     ),
     "fresh_start": "every",
     "l2": "strength where",
+    "normalize_and_project": "every affine decay unnormalised where",
     "redo": "tau every where",
     "shrink_and_perturb": "shrink noise_scale every where",
 }
@@ -75,7 +76,10 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 
 def test_the_methods_and_their_options():
-    assert sorted(interventions.__all__) == ["ContinualBackprop", "FreshStart", "L2", "ReDo", "ShrinkAndPerturb"]
+    assert sorted(interventions.__all__) == [
+        *("ContinualBackprop", "FreshStart", "L2"),
+        *("NormalizeAndProject", "ReDo", "ShrinkAndPerturb"),
+    ]
     found = {name: " ".join(field.name for field in dataclasses.fields(cls)) for name, cls in method_table().items()}
     assert found == METHODS
 

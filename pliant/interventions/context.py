@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pliant.devices import can_read
@@ -73,6 +73,7 @@ class Context:
         loss: What the user gave to ``handle.penalty(loss=...)``, the loss that the term will be added to; else
             ``None``.
         reference: What the user gave to ``handle.penalty(reference=...)``, a batch of inputs; else ``None``.
+        modules: The model's modules by name, to look at.
     """
 
     def __init__(
@@ -88,9 +89,11 @@ class Context:
         memory: Memory,
         stats: Callable[[UnitGroup], GroupStats],
         forward: Callable[..., Any],
+        modules: Mapping[str, nn.Module],
         num_members: int | None,
     ) -> None:
         self.units, self.clock, self.edit, self.num_members = units, clock, edit, num_members
+        self.modules = modules
         self.live: Tensor | None = None
         self.elapsed: int | Tensor = 1
         self.task = 0

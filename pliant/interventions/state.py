@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from pliant.errors import IllegalConfiguration
+from pliant.sharded import whole
 from pliant.units.group import UnitGroup
 
-__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "cloned"]
+__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "cloned", "tensor_norms"]
 
 _DTYPES = {"bool": torch.bool, "int64": torch.int64, "float32": torch.float32, "float64": torch.float64}
 Plain = bool | int | float | str
@@ -51,11 +52,12 @@ class PerParameter:
     Read with ``ctx.parameter_state(name)``, a mapping from parameter names; changed in place.
 
     Attributes:
-        fill: Initial value, or ``"initial"``: a copy of the parameter when the handle is made.
-        dtype: As for :class:`PerUnit`; ``None``: the parameter's own.
+        fill: Initial value, or ``"initial"``: a copy of the parameter when the handle is made; or ``"norm"``: its
+            Frobenius norm then, one entry per parameter (and member), in a shape that broadcasts to it.
+        dtype: As for :class:`PerUnit`; ``None``: the parameter's own (for a norm at least float32).
     """
 
-    fill: float | Literal["initial"] = 0.0
+    fill: float | Literal["initial", "norm"] = 0.0
     dtype: str | None = None
 
 
@@ -110,6 +112,7 @@ class Memory:
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self.host: list[dict[str, Plain]] = [{} for _ in range(num_optimizers)]
         self._declared, self._pattern, self._cleared = dict(declared), pattern, False
+        self._num_members = num_members
         for key, kind in declared.items():
             if isinstance(kind, PerUnit):
                 for group in groups:
@@ -169,7 +172,7 @@ class Memory:
             if isinstance(kind, PerParameter):
                 for name, parameter in trained.items():
                     if name not in self.parameters[key] and fnmatch.fnmatchcase(name, self._pattern):
-                        self.parameters[key][name] = _per_parameter(kind, key, parameter)
+                        self.parameters[key][name] = _per_parameter(kind, key, parameter, self._num_members)
 
 
 def _per_unit(
@@ -184,7 +187,26 @@ def _per_unit(
     return torch.full(shape, kind.fill, dtype=dtype, device=tensor.device)
 
 
-def _per_parameter(kind: PerParameter, key: str, parameter: Tensor) -> Tensor:
+def tensor_norms(tensors: Sequence[Tensor], num_members: int | None) -> Tensor:
+    """The Frobenius norm of each tensor, ``[n]``, or of each member of each, ``[n * S]``; at least float32.
+
+    Every member is reduced by itself: its norm has the bits that its single run would find.
+    """
+    parts = list(tensors) if num_members is None else [member for tensor in tensors for member in tensor.unbind()]
+    if any(part.dtype in (torch.bfloat16, torch.float16) for part in parts):
+        return torch.stack([torch.linalg.vector_norm(part, dtype=_norm_dtype(part)) for part in parts])
+    return torch.stack(torch._foreach_norm(parts))
+
+
+def _norm_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _per_parameter(kind: PerParameter, key: str, parameter: Tensor, num_members: int | None) -> Tensor:
+    if kind.fill == "norm":
+        dtype = _norm_dtype(parameter) if kind.dtype is None else _dtype(kind.dtype, key)
+        shape = (num_members or 1, *[1] * (parameter.ndim - 1)) if parameter.ndim else ()
+        return tensor_norms([whole(parameter)], num_members).to(dtype).reshape(shape)
     dtype = parameter.dtype if kind.dtype is None else _dtype(kind.dtype, key)
     copy = parameter.detach().clone().to(dtype)
     return copy if kind.fill == "initial" else copy.fill_(kind.fill)
