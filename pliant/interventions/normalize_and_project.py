@@ -156,7 +156,7 @@ class NormalizeAndProject(Intervention):
         initial = ctx.parameter_state("norm")
         now = tensor_norms([ctx.whole(name) for name in names], ctx.num_members)
         wanted = torch.cat([initial[name].flatten() for name in names])
-        factors = _ratio(wanted, now).split(ctx.num_members or 1)
+        factors = _ratio(wanted, now).reshape(len(names), -1).unbind()
         ctx.edit.shrink(names, [f.view(initial[name].shape) for name, f in zip(names, factors, strict=True)])
 
     def _project_pairs(self, ctx: Context, pairs: Sequence[Affine]) -> None:

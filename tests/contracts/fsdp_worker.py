@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import pliant
-from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
+from pliant.interventions import L2, ContinualBackprop, FreshStart, NormalizeAndProject, ReDo, ShrinkAndPerturb
 
 STEPS = 18
 
@@ -70,6 +70,8 @@ RUNS: dict[str, tuple[str, Any, str]] = {
     "redo_conv": ("conv", ReDo(tau=0.9, every=2), "sgd"),
     "shrink_and_perturb": ("mlp", ShrinkAndPerturb(0.9, 0.1, every=3), "adam"),
     "fresh_start": ("conv", FreshStart(), "adam"),
+    "normalize_and_project": ("mlp", NormalizeAndProject(decay=0.1), "adam"),
+    "normalize_and_project_jointly": ("mlp", NormalizeAndProject(affine="project", every=2), "sgd"),
     "several": ("conv", [L2(0.1), ShrinkAndPerturb(0.5, 0.5), REPLACE], "rmsprop"),
 }
 OPTIMIZERS = {

@@ -55,8 +55,9 @@ def test_a_method_acts_repeatably_and_leaves_nothing_behind(method, name, optimi
     # detached: nothing remains, and training goes on as without it
     run.handle.detach()
     assert num_hooks(run.model, run.optimizer) == 0
+    run.handle = None  # one that kept copies of the network cannot be saved any more
     again = Run(name, optimizer).load(run.checkpoint())
-    assert_same_bits(again.train(8, 10).bits(), {k: v for k, v in run.train(8, 10).bits().items() if k[:6] != "handle"})
+    assert_same_bits(again.train(8, 10).bits(), run.train(8, 10).bits())
 
 
 @pytest.mark.parametrize(("method", "name", "optimizer"), [p for p in fast_pairs(2) if supported(*p[:2])])

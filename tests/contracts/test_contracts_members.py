@@ -71,7 +71,7 @@ def test_a_member_is_its_single_run(method, optimizer):
             for e in handle.events
         ]
         assert [item for item in mine if item[2]] == [(e.step, e.group, e.units) for e in one.events if e.units]
-    if any(item.unit_pattern() is not None for item in listed(METHODS[method])):
+    if any(one.unit_pattern() is not None for one in listed(METHODS[method])):
         assert handle.num_resets
 
 
