@@ -57,7 +57,10 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 ]
 
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
-_MODULES = ("checkpoint", "errors", "interventions", "metrics", "records", "report", "stats", "surgery", "units")
+_MODULES = (
+    *("checkpoint", "errors", "interventions", "metrics", "nn", "optim", "records", "report", "stats", "surgery"),
+    "units",
+)
 _SOURCES = {
     "Handle": "pliant.handle",
     "attach": "pliant.attach",

@@ -17,8 +17,8 @@ PACKAGE = Path(pliant.__file__).parent
 # layer do not know each other.
 LAYERS: list[set[str]] = [
     {"errors", "devices"},
-    {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery"},
-    {"metrics", "stats", "events", "write"},
+    {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn"},
+    {"metrics", "stats", "events", "write", "optim"},
     {"edit", "forward"},
     {"interventions"},
     {"reminders", "schedule", "wiring"},
