@@ -170,7 +170,7 @@ class Members:
         example = torch.zeros(5, self.stream.num_inputs)
         self.model = stack(singles, example) if self.stacked else singles[0]
         self.model.train()
-        self.optimizer = self.experiment.build_optimizer(self.model)
+        self.optimizer = self.experiment.build_optimizer(self.model, self.seeds if self.stacked else self.seeds[0])
         methods = self.experiment.build_methods()
         self.units = _find_units(singles[0], example, required=bool(methods))
         self.handle: Any = None
