@@ -18,7 +18,17 @@ if TYPE_CHECKING:
         UnsupportedOp,
     )
     from pliant.handle import Handle
-    from pliant.interventions import L2, ContinualBackprop, FreshStart, NormalizeAndProject, ReDo, ShrinkAndPerturb
+    from pliant.interventions import (
+        L2,
+        AdaptiveNormalization,
+        ContinualBackprop,
+        FreshStart,
+        InsertDropout,
+        InsertNormalization,
+        NormalizeAndProject,
+        ReDo,
+        ShrinkAndPerturb,
+    )
     from pliant.monitor import Monitor, monitor
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
@@ -39,8 +49,11 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     # acting
     "attach",
     "Handle",
+    "AdaptiveNormalization",
     "ContinualBackprop",
     "FreshStart",
+    "InsertDropout",
+    "InsertNormalization",
     "L2",
     "NormalizeAndProject",
     "ReDo",
@@ -58,8 +71,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
-    *("checkpoint", "errors", "interventions", "metrics", "nn", "optim", "records", "report", "stats", "surgery"),
-    "units",
+    *("checkpoint", "errors", "insertion", "interventions", "metrics", "nn", "optim", "records", "report"),
+    *("stats", "surgery", "units"),
 )
 _SOURCES = {
     "Handle": "pliant.handle",
@@ -73,8 +86,11 @@ _SOURCES = {
     "UnsupportedError": "pliant.errors",
     "UnsupportedOp": "pliant.errors",
     "L2": "pliant.interventions",
+    "AdaptiveNormalization": "pliant.interventions",
     "ContinualBackprop": "pliant.interventions",
     "FreshStart": "pliant.interventions",
+    "InsertDropout": "pliant.interventions",
+    "InsertNormalization": "pliant.interventions",
     "NormalizeAndProject": "pliant.interventions",
     "ReDo": "pliant.interventions",
     "ShrinkAndPerturb": "pliant.interventions",

@@ -17,6 +17,7 @@ PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
     "attach Handle ContinualBackprop FreshStart L2 NormalizeAndProject ReDo ShrinkAndPerturb",
+    "AdaptiveNormalization InsertDropout InsertNormalization",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -30,6 +31,9 @@ OPTIONS = {
 }
 
 METHODS = {
+    "adaptive_normalization": "rate every dormant_above dormant_below growth_above growth_below tau where",
+    "insert_dropout": "p where",
+    "insert_normalization": "kind gate where",
     "continual_backprop": (
         "replacement_rate maturity_threshold decay_rate utility exact decide_every sample_every where"
     ),
@@ -77,7 +81,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 def test_the_methods_and_their_options():
     assert sorted(interventions.__all__) == [
-        *("ContinualBackprop", "FreshStart", "L2"),
+        *("AdaptiveNormalization", "ContinualBackprop", "FreshStart", "InsertDropout", "InsertNormalization", "L2"),
         *("NormalizeAndProject", "ReDo", "ShrinkAndPerturb"),
     ]
     found = {name: " ".join(field.name for field in dataclasses.fields(cls)) for name, cls in method_table().items()}
