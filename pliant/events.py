@@ -172,7 +172,9 @@ class EventLog:
         self._units.append(edit)
         if action == "reset":
             size = self.num_members or 1
-            total = self._totals.setdefault(group, torch.zeros(size, dtype=torch.long, device=units.device))
+            total = self._totals.get(group)
+            if total is None:
+                total = self._totals[group] = torch.zeros(size, dtype=torch.long, device=units.device)
             weight = torch.ones_like(units) if active is None else active.long()
             total.index_add_(0, torch.zeros_like(units) if members is None else members, weight)
         if self._subscribers and (event := edit.event()) is not None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration
+from pliant.quiet import unrecorded
 from pliant.sharded import reshard, sharded_modules
-from pliant.stats.quiet import unrecorded
 from pliant.units.call import call_with
 from pliant.units.export import Inputs, as_call, canonical_names, model_outputs, plain_attention, training_mode
 from pliant.units.several import joined

@@ -114,7 +114,10 @@ class Handle:
             num_members=num_members,
             process_group=process_group,
         )
+        self._listener = self._collector.listener
+        self._heard = [self._collector.of(groups) for groups in self._owned]
         self._contexts = [[self._context(m, o) for o in range(len(optimizers))] for m in range(len(self.methods))]
+        self._rows = [[row[o] for row in self._contexts] for o in range(len(optimizers))]
         self._hooks: list[Any] = []
         try:
             for method, contexts in zip(self.methods, self._contexts, strict=True):
@@ -350,35 +353,35 @@ class Handle:
         if found_inf is not None:  # a fused optimizer that skips by itself: its hook fires although nothing changed
             if can_read(found_inf):
                 if bool(found_inf):
-                    self._collector.drop(self._owned[index], skipped=True)
+                    self._collector.drop(self._heard[index], skipped=True)
                     return
             else:
                 live = 1 - found_inf.float().reshape(())
         schedule = self._schedules[index]
-        schedule.clock.advance(live)
-        if schedule.clock.step >= self._reminders.next:
-            self._reminders.check(schedule.clock.step)
-        if schedule.clock.step >= schedule.wake:
+        step = schedule.clock.advance(live)
+        if step >= schedule.act_at:
             self._act(index, live)
-        elif self._collector.enabled and not schedule.listens:  # it listens for another optimizer
-            self._collector.drop(self._owned[index], skipped=False)
+        else:
+            if self._listener.enabled and not schedule.listens:  # it listens for another optimizer
+                self._collector.drop(self._heard[index], skipped=False)
+            if step == schedule.listen_at and schedule.is_sampled:
+                schedule.listens = True
+                self._listener.listen()
+        if step >= self._reminders.next:
+            self._reminders.check(step)
 
     def _act(self, index: int, live: Tensor | None) -> None:
-        """Run the interventions that are due at this step of an optimizer, or begin to listen for the next one."""
-        schedule, groups = self._schedules[index], self._owned[index]
-        due = schedule.due()
-        if not due:
-            self._collector.enabled = True
-            return
+        """Run the interventions that are due at this step of an optimizer."""
+        schedule, heard = self._schedules[index], self._heard[index]
         self._num_acts += 1
         if self._num_acts.bit_count() == 1 or self._num_acts % _CHECK_EVERY == 0:
             self._check_tensors()
-        if schedule.is_sampled(due):
-            self._collector.finish(schedule.clock.step, groups)
-        elif self._collector.enabled:
-            self._collector.drop(groups, skipped=False)
+        if schedule.is_sampled:
+            self._collector.finish(schedule.clock.step, heard)
+        elif self._listener.enabled:
+            self._collector.drop(heard, skipped=False)
         self._editor.live = live
-        for m in due:
+        for m in schedule.due():
             method, ctx = self.methods[m], self._contexts[m][index]
             ctx.live, ctx.elapsed = live, schedule.since(m)
             self._enter(method, ctx)
@@ -405,8 +408,11 @@ class Handle:
             contexts[index].set_parameters(trained)
 
     def _plan(self, index: int) -> None:
-        self._schedules[index].plan([row[index] for row in self._contexts])
-        self._collector.enabled = any(schedule.listens for schedule in self._schedules)
+        self._schedules[index].plan(self._rows[index])
+        if any(schedule.listens for schedule in self._schedules):
+            self._listener.listen()
+        else:
+            self._listener.rest()
 
     def _check_tensors(self) -> None:
         """Edits reach the tensors that were there at ``attach``; those of a model that has others would go nowhere.

@@ -17,7 +17,7 @@ from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.sharded import Whole, process_group_of, whole
 from pliant.stats.capture import named_tensors
-from pliant.stats.listener import Listeners, silence
+from pliant.stats.listener import Dated, Listeners, Passes, silence, that_count
 from pliant.stats.reader import TapReader
 from pliant.units import UnitGraph
 from pliant.units.export import refuse_wrapped
@@ -62,9 +62,9 @@ class _Rows:
 
     def __init__(self, reader: TapReader, limit: int, like: Tensor) -> None:
         self.reader, self.tap, self.limit = reader, reader.tap, limit
-        self.in_forward = False
-        self.rows: list[Tensor] = []
-        self.pending: list[Tensor] = []
+        self.in_forward = self.keeps_graph = False
+        self.passes = Passes()
+        self.heard: list[Dated] = []
         size = reader.group.size
         self.compiled = torch.zeros(limit, size, dtype=torch.float32, device=like.device)
         self.compiled_count = torch.zeros((), dtype=torch.long, device=like.device)
@@ -77,20 +77,14 @@ class _Rows:
             count = chosen.shape[0]
             self.compiled[:count].copy_(chosen)
             self.compiled_count.fill_(count)
-        elif len(self.rows) + len(self.pending) < 8:  # many micro-batches: the first ones stand for the step
-            self.pending.append(chosen.clone())
-
-    def settle(self, *, cleared: bool) -> None:
-        """What was heard has been through a backward pass; what was before may have lost its gradients."""
-        self.rows = self.pending if cleared else self.rows + self.pending
-        self.pending = []
+        elif len(self.heard) < 8:  # many micro-batches: the first ones stand for the step
+            inside = torch._C._current_graph_task_id() != -1
+            self.heard.append(Dated(chosen.clone(), chosen.shape[0], self.passes.count, inside))
 
     def take(self) -> Tensor | None:
         """The samples since the last call, ``[N, U]`` with N at most the limit."""
-        if not self.rows:  # no backward pass was noticed: then all that was heard counts
-            self.settle(cleared=False)
-        if self.rows:
-            act_NU = torch.cat(self.rows)
+        if self.heard:
+            act_NU = torch.cat([entry.value for entry in that_count(self.heard, self.passes.count)])
             act_NU = act_NU[:: -(-act_NU.shape[0] // self.limit)]
         elif count := int(self.compiled_count):
             act_NU = self.compiled[:count].clone()
@@ -101,11 +95,13 @@ class _Rows:
 
     def forget(self) -> None:
         """Drop the samples of what has been through a backward pass."""
-        self.rows.clear()
+        self.heard = [entry for entry in self.heard if entry.after >= self.passes.count]
+
+    def let_go(self) -> None:
+        """Nothing here has a graph."""
 
     def clear(self) -> None:
-        self.rows.clear()
-        self.pending.clear()
+        self.heard = []
         self.compiled_count.zero_()
         self.in_forward = False
 
@@ -147,7 +143,8 @@ class Monitor:
         if "weight_magnitude" in names and not self._weights:
             raise NoEffect("the model has no weight matrices, so weight_magnitude would measure nothing.")
         self._listener = Listeners(model, self._rows.values())
-        self._listener.enabled = every == 1
+        if every > 1:
+            self._listener.rest()
         self._hooks = on_step(optimizer, self._after_step)
 
     @property
@@ -172,7 +169,10 @@ class Monitor:
             self._read()
         else:
             self._clear()
-        self._listener.enabled = (self._step + 1) % self._every == 0
+        if (self._step + 1) % self._every == 0:
+            self._listener.listen()
+        else:
+            self._listener.rest()
         return None
 
     def _read(self) -> None:

@@ -22,41 +22,40 @@ class Schedule:
 
     Attributes:
         clock: Real steps of the optimizer.
-        wake: The next step at which :meth:`due` has to be asked.
+        act_at: The next step at which an intervention acts.
+        is_sampled: Whether one of those that act then reads statistics of that step.
+        listen_at: The step after which the statistics have to listen, if they do not yet.
         listens: Whether the coming step is sampled.
         in_graph: Whether steps of this optimizer were captured into a graph, which runs no hooks.
     """
 
     def __init__(self, methods: Sequence[Intervention]) -> None:
         self.clock = Clock()
-        self.wake, self.listens, self.in_graph = 0, False, False
+        self.act_at = self.listen_at = 0
+        self.is_sampled = self.listens = self.in_graph = False
         self._methods = tuple(methods)
         self._acts = [type(method).after_step is not Intervention.after_step for method in methods]
         self._next = [0] * len(self._methods)
         self._acted: list[int | Tensor] = [0] * len(self._methods)
 
     def plan(self, contexts: Sequence[Context]) -> None:
-        """After a step: when each intervention acts next, and whether the very next step is sampled."""
-        step = self.clock.step
-        self._next = [
+        """After a step: when each intervention acts next, and whether the very next one is sampled."""
+        found = [
             method.next_step(ctx) if acts else sys.maxsize
             for method, ctx, acts in zip(self._methods, contexts, self._acts, strict=True)
         ]
-        act = min(self._next, default=sys.maxsize)
-        sampled = any(method.samples(act) for method, at in zip(self._methods, self._next, strict=True) if at == act)
-        self.listens = sampled and act == step + 1
-        self.wake = act - 1 if sampled and not self.listens else act
+        self._next, act = found, min(found, default=sys.maxsize)
+        self.act_at = act
+        self.is_sampled = any(
+            method.samples(act) for method, step in zip(self._methods, found, strict=True) if step == act
+        )
+        self.listens = self.is_sampled and act == self.clock.step + 1
+        self.listen_at = act - 1
 
     def due(self) -> list[int]:
-        """The interventions that act at this step; none if it is only time to begin to listen."""
-        found = [m for m, step in enumerate(self._next) if step <= self.clock.step]
-        if not found:
-            self.wake, self.listens = self.wake + 1, True
-        return found
-
-    def is_sampled(self, due: Sequence[int]) -> bool:
-        """Whether one of the interventions that act reads statistics of this step."""
-        return any(self._methods[m].samples(self.clock.step) for m in due)
+        """The interventions that act at this step."""
+        step = self.clock.step
+        return [m for m, at in enumerate(self._next) if at <= step]
 
     def since(self, m: int) -> int | Tensor:
         """Real steps since an intervention last acted; it acts now."""

@@ -9,7 +9,7 @@ of the whole tensor on every process, so that a sharded model gets the same valu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -37,6 +37,14 @@ class Selection:
     members: Tensor | None
     counts: tuple[int, ...]
     active: Tensor | None
+    _positions: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def positions(self, piece: TensorSlice, table: Tensor) -> Tensor:
+        """The positions of the units along a slice's dimension, flat; worked out once for weights and moments."""
+        key = id(piece)  # the group keeps it alive while this selection is in use
+        if key not in self._positions:
+            self._positions[key] = table.index_select(0, self.units).flatten()
+        return self._positions[key]
 
     def of(self, values: Tensor) -> Tensor:
         """The selected entries ``[n]`` of something per unit, ``[U]`` or ``[S, U]``."""
@@ -191,7 +199,8 @@ class Writer:
         """
         table = self.table(piece, selection.units.device)
         width, lead = table.shape[1], 0 if selection.members is None else 1
-        index: tuple[Tensor, ...] = (table.index_select(0, selection.units).flatten(),)
+        positions = selection.positions(piece, table)
+        index: tuple[Tensor, ...] = (positions,)
         if selection.members is not None:
             index = (selection.members.repeat_interleave(width), *index)
         active = None if selection.active is None else selection.active.repeat_interleave(width)
@@ -200,6 +209,9 @@ class Writer:
         rest = tuple(size for other, size in enumerate(tensor.shape) if other >= lead and other != dim)
         new = self._draw_units(tensor, selection, width, rest, source) if isinstance(source, Init) else None
         part = part_of(tensor)
+        if not lead and part is None and shares is None and active is None and not isinstance(source, Tensor):
+            _fill_along(tensor, dim, positions, new)
+            return
         if part is None:
             target = Entries(tensor.movedim(dim, lead), index, active)
         else:
@@ -340,6 +352,16 @@ class Writer:
         if init.padding is not None:  # the units lie along the other dimension of an embedding
             values[..., init.padding] = 0
         return values.to(tensor.dtype)
+
+
+def _fill_along(tensor: Tensor, dim: int, positions: Tensor, new: Tensor | None) -> None:
+    """Overwrite what lies at some positions of a dimension; the new values have these positions first."""
+    if new is None:
+        tensor.index_fill_(dim, positions, 0)
+    elif not new.ndim:
+        tensor.index_fill_(dim, positions, new)
+    else:
+        tensor.index_copy_(dim, positions, new if not dim else new.movedim(0, dim))
 
 
 def _cut_factor(factor: Tensor, part: Part | None) -> Tensor:

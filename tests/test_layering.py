@@ -16,7 +16,7 @@ PACKAGE = Path(pliant.__file__).parent
 # Lowest first. A module may import from its own layer's package and from every layer below; two packages of one
 # layer do not know each other.
 LAYERS: list[set[str]] = [
-    {"errors", "devices"},
+    {"errors", "devices", "quiet"},
     {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn"},
     {"metrics", "stats", "events", "write", "optim", "insertion"},
     {"edit", "forward"},

@@ -36,8 +36,14 @@ class Failure:
     message: str
 
 
+_FIRST = 256
+"""Examples of the first task that methods which change the model look at."""
+
+
 def can_stack(experiment: Experiment) -> bool:
     """Whether the seeds of this experiment can be trained as one stacked model."""
+    if any(_changes_model(method) for method in experiment.build_methods()):
+        return False
     try:
         stack([experiment.build_model(seed) for seed in (0, 1)], torch.zeros(5, experiment.build_stream().num_inputs))
     except NotYetSupported:
@@ -180,14 +186,18 @@ class Members:
             from pliant.interventions.base import Intervention
 
             self._has_penalty = any(type(method).penalty is not Intervention.penalty for method in methods)
+            changes_model = any(map(_changes_model, methods))
+            first = (self.stream.task(0, self.seeds[0]).inputs[:_FIRST],) if changes_model else None
             self.handle = attach(
                 self.model,
                 self.optimizer,
                 methods,
-                units=self.units,
+                units=None if changes_model else self.units,
+                example_inputs=first,
                 seed=list(self.seeds) if self.stacked else self.seeds[0],
                 init=getattr(singles[0], "init", None),
             )
+            self.units = self.handle.units
 
     def _identity(self) -> dict[str, str]:
         return {"experiment": records.canonical_json(self.experiment.to_dict()), "torch": str(torch.__version__)}
@@ -378,6 +388,11 @@ class Members:
         """Return the series of one member: all its tasks, or those before the task in which it failed."""
         stop = self.failures[member].task if member in self.failures else self.next_task
         return {name: [float(values[member]) for values in columns[:stop]] for name, columns in self.series.items()}
+
+
+def _changes_model(method: Any) -> bool:
+    """Whether a method changes the model, which is then trained by itself: its units are not those of before."""
+    return bool(getattr(method, "changes_model", False))
 
 
 def _find_units(model: nn.Module, example: Tensor, *, required: bool) -> Any:

@@ -36,13 +36,14 @@ class Clock:
         self.step = 0
         self.real: Tensor | None = None
 
-    def advance(self, live: Tensor | None = None) -> None:
-        """One more step, of which ``live`` says (1 or 0, on the device) whether it changed anything."""
+    def advance(self, live: Tensor | None = None) -> int:
+        """One more step, which is returned; ``live`` says (1 or 0, on the device) whether it changed anything."""
         if live is not None and self.real is None:
             self.real = torch.full((), self.step, dtype=torch.int64, device=live.device)
         self.step += 1
         if self.real is not None:
             self.real.add_(1 if live is None else live.to(torch.int64))
+        return self.step
 
     def now(self) -> int | Tensor:
         """Real steps so far, a copy."""
@@ -102,13 +103,19 @@ class Context:
         self.optimizer, self.index = optimizer, index
         self._owned, self._parameters = owned, parameters
         self._memory, self._stats, self._forward = memory, stats, forward
-        self._selected: dict[str, tuple[UnitGroup, ...]] = {}
+        self._selected: dict[str, tuple[tuple[UnitGroup, ...], list[Tensor]]] = {}
 
     def groups(self, where: str = "*") -> tuple[UnitGroup, ...]:
         """The editable groups that match a pattern and belong to this context's optimizer."""
         if where not in self._selected:
-            self._selected[where] = tuple(group for group in self.units.select(where) if group.name in self._owned)
-        return tuple(group for group in self._selected[where] if not self._is_frozen(group))
+            groups = tuple(group for group in self.units.select(where) if group.name in self._owned)
+            owned = [name for group in groups for name in group.tensors if name in self.edit.owners]
+            self._selected[where] = groups, [self.edit.tensors[name] for name in dict.fromkeys(owned)]
+        groups, parameters = self._selected[where]
+        for parameter in parameters:
+            if not parameter.requires_grad:
+                return tuple(group for group in groups if not self._is_frozen(group))
+        return groups
 
     def _is_frozen(self, group: UnitGroup) -> bool:
         """Whether a parameter of the group has been frozen since ``attach``: what no optimizer trains is not edited."""
@@ -126,6 +133,13 @@ class Context:
     def state(self, group: UnitGroup) -> dict[str, Tensor]:
         """The :class:`PerUnit` state of one group, by name; changed in place."""
         return self._memory.units[group.name]
+
+    def states(self, name: str, groups: Sequence[UnitGroup]) -> list[Tensor]:
+        """One :class:`PerUnit` state of several groups as few tensors, for changes that are the same for all units.
+
+        A single tensor, ``[all units]``, where these are all groups of the method; else one for each group.
+        """
+        return self._memory.together(name, groups)
 
     def parameter_state(self, name: str) -> dict[str, Tensor]:
         """One :class:`PerParameter` state: parameter name to tensor, of this optimizer's parameters."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, final
@@ -10,6 +10,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from pliant.devices import can_read
 from pliant.interventions.base import Context, Intervention, PerUnit, require
 from pliant.units.group import UnitGroup
 
@@ -118,12 +119,19 @@ class ContinualBackprop(Intervention):
 
     def period(self, group: UnitGroup) -> int:
         """Steps between the decisions on a group, ``decide_every`` or its default, rounded up to whole samples."""
-        wanted = self.decide_every
-        if wanted is None:
-            units = min(max(1, int(_MAX_DELAY * group.size)), _MAX_UNITS)
-            accrues = int(units / (self.replacement_rate * group.size)) if self.replacement_rate else 1
-            wanted = max(1, accrues, 2 * self.cadence if self.cadence > 1 else 1)
-        return -(-wanted // self.cadence) * self.cadence
+        found = self._periods.get(group.size)
+        if found is None:
+            wanted = self.decide_every
+            if wanted is None:
+                units = min(max(1, int(_MAX_DELAY * group.size)), _MAX_UNITS)
+                accrues = int(units / (self.replacement_rate * group.size)) if self.replacement_rate else 1
+                wanted = max(1, accrues, 2 * self.cadence if self.cadence > 1 else 1)
+            found = self._periods[group.size] = -(-wanted // self.cadence) * self.cadence
+        return found
+
+    @cached_property
+    def _periods(self) -> dict[int, int]:
+        return {}
 
     def samples(self, step: int) -> bool:
         """Once in :attr:`cadence` steps."""
@@ -146,29 +154,33 @@ class ContinualBackprop(Intervention):
     def after_step(self, ctx: Context) -> None:
         """Age the units, average what they do, and replace where the budget allows."""
         groups = ctx.groups(self.where)
-        seen = tuple(group for group in groups if ctx.is_seen(group))
-        states = {group.name: ctx.state(group) for group in groups}
-        for group in seen:
-            states[group.name]["age"].add_(ctx.elapsed)
-            states[group.name]["since"].add_(ctx.elapsed)
-        self._average(ctx, seen, [states[group.name]["activation"] for group in seen])
+        self._observe(ctx, [group for group in groups if ctx.is_seen(group)])
         if self.replacement_rate == 0:
             return
+        step = ctx.clock.step
         due = [
-            (group, states[group.name], self._utility(ctx, group, states[group.name]))
+            (group, self._utility(ctx, group, ctx.state(group)))
             for group in groups  # all are checked before any is edited
-            if ctx.clock.every(self.period(group))
+            if step % self.period(group) == 0
         ]
-        for group, state, utility in due:
-            self._replace(ctx, group, state, utility)
+        for group, utility in due:
+            self._replace(ctx, group, ctx.state(group), utility)
 
-    def _average(self, ctx: Context, groups: tuple[UnitGroup, ...], averages: list[Tensor]) -> None:
+    def _observe(self, ctx: Context, groups: Sequence[UnitGroup]) -> None:
+        """Time passes for the groups that were used, all of them at once: single small operations cost more."""
         if not groups:  # this optimizer trains no group, or nothing was seen of any
             return
+        for name in ("age", "since"):
+            for clock in ctx.states(name, groups):
+                clock.add_(ctx.elapsed)
+        averages = [ctx.state(group)["activation"] for group in groups]
         seen = [ctx.stats(group).mean_abs_activation for group in groups]
         if self.exact:
             seen = [value * ctx.magnitude(group) for value, group in zip(seen, groups, strict=True)]
-        seen = [value.to(average.dtype) for value, average in zip(seen, averages, strict=True)]
+        seen = [
+            value if value.dtype == average.dtype else value.to(average.dtype)
+            for value, average in zip(seen, averages, strict=True)
+        ]
         weight = 1 - self.decay_rate**ctx.elapsed
         if not isinstance(weight, Tensor):
             torch._foreach_lerp_(averages, seen, weight)
@@ -189,11 +201,14 @@ class ContinualBackprop(Intervention):
         mature_steps = torch.minimum((age - self.maturity_threshold).clamp(min=0), since).sum(-1, keepdim=True)
         budget.add_(self.replacement_rate * mature_steps.to(budget.dtype))
         since.zero_()
-        eligible = (age > self.maturity_threshold) & utility.isfinite()
+        if can_read(budget) and bool((budget < 1).all()):
+            return
+        eligible = (age > self.maturity_threshold) & (utility < torch.inf)
         if ctx.live is not None:  # nothing is replaced at a skipped step; the budget waits
             eligible = eligible & (ctx.live > 0)
-        ranked = torch.where(eligible, utility, torch.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
-        mask = eligible & (ranked < budget.floor())
+        order = torch.where(eligible, utility, torch.inf).argsort(dim=-1, stable=True)
+        affordable = torch.arange(group.size, device=order.device) < budget.floor()
+        mask = torch.zeros_like(eligible).scatter_(-1, order, affordable) & eligible
         budget.sub_(mask.sum(-1, keepdim=True))
         at_most = min(int(self.period(group) * self.replacement_rate * group.size) + 1, group.size)
         ctx.edit.reset(group, mask, at_most=at_most, reason="low utility")

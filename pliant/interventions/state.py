@@ -113,10 +113,12 @@ class Memory:
         self.host: list[dict[str, Plain]] = [{} for _ in range(num_optimizers)]
         self._declared, self._pattern, self._cleared = dict(declared), pattern, False
         self._num_members = num_members
+        self._flat: dict[str, Tensor] = {}
         for key, kind in declared.items():
             if isinstance(kind, PerUnit):
                 for group in groups:
                     self.units[group.name][key] = _per_unit(kind, key, group, tensors, num_members)
+                self._flatten(key)
             elif isinstance(kind, PerParameter):
                 self.parameters[key] = {}
             elif isinstance(kind, Snapshot):
@@ -125,6 +127,22 @@ class Memory:
                 for host in self.host:
                     host[key] = kind.fill
         self.extend(trained)
+
+    def _flatten(self, key: str) -> None:
+        """Let the groups' tensors be views of one, where they are vectors of one type on one device."""
+        each = [state[key] for state in self.units.values()]
+        if any(item.ndim != 1 or (item.dtype, item.device) != (each[0].dtype, each[0].device) for item in each):
+            return
+        self._flat[key] = torch.cat(each) if each else torch.empty(0)
+        parts = torch.split(self._flat[key], [len(item) for item in each])
+        for state, part in zip(self.units.values(), parts, strict=True):
+            state[key] = part
+
+    def together(self, key: str, groups: Sequence[UnitGroup]) -> list[Tensor]:
+        """One state of some groups as few tensors: a single one, if the groups are all that there are."""
+        if len(groups) == len(self.units) and key in self._flat:
+            return [self._flat[key]]
+        return [self.units[group.name][key] for group in groups]
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of everything but the state per unit (the handle saves that by itself).

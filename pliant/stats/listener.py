@@ -3,19 +3,77 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pliant.devices import can_read
-from pliant.stats.quiet import is_unrecorded
-from pliant.units.export import is_exporting
+from pliant.quiet import is_unrecorded
 from pliant.units.group import Tap
 from pliant.units.several import Several
 
-__all__ = ["Listener", "Listeners", "Sink", "is_in_graph", "silence"]
+__all__ = ["Dated", "Kept", "Listener", "Listeners", "Passes", "Sink", "is_in_graph", "silence", "that_count"]
+
+
+class Passes:
+    """How many backward passes a listener has noticed; what its sinks hear is dated by it.
+
+    Attributes:
+        count: The number so far.
+    """
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Dated(NamedTuple):
+    """Something that was heard in a forward pass.
+
+    Attributes:
+        value: What the sink makes of it.
+        num_samples: Samples per unit behind it.
+        after: Backward passes noticed before it was heard.
+        inside: Whether it was heard inside a backward pass (a checkpointed forward that is run again).
+    """
+
+    value: Any
+    num_samples: int
+    after: int
+    inside: bool
+
+
+class Kept(NamedTuple):
+    """An activation that nobody has looked at yet.
+
+    Attributes:
+        act: The activation, detached.
+        version: How often it had been changed in place when it was heard.
+        after: As for :class:`Dated`.
+        inside: As for :class:`Dated`.
+    """
+
+    act: Tensor
+    version: int
+    after: int
+    inside: bool
+
+
+_Heard = TypeVar("_Heard", Dated, Dated | Kept)
+
+
+def that_count(heard: list[_Heard], passes: int) -> list[_Heard]:
+    """Of what was heard since the last step, what belongs to it: what has been through a backward pass.
+
+    Where no backward pass was noticed after any of it, all counts. (A checkpointed forward may be run again inside its
+    own backward pass, after that was noticed.)
+    """
+    if not any(entry.after < passes for entry in heard):
+        return heard
+    return [entry for entry in heard if entry.after < passes or entry.inside]
 
 
 class Sink(Protocol):
@@ -24,10 +82,14 @@ class Sink(Protocol):
     Attributes:
         tap: Where it listens.
         in_forward: Whether it heard a forward pass since the last optimizer step (set by the listener).
+        passes: The listener's count of backward passes (set by the listener).
+        keeps_graph: Whether it must let go of what it heard once that has been through a backward pass.
     """
 
     tap: Tap
     in_forward: bool
+    passes: Passes
+    keeps_graph: bool
 
     def add(self, seen: Any, *, in_graph: bool) -> None:
         """Take ``(args, kwargs)`` of the module for an input tap, its output for an output tap.
@@ -37,16 +99,11 @@ class Sink(Protocol):
             in_graph: Whether this becomes part of a graph that runs again without the Python around it.
         """
 
-    def settle(self, *, cleared: bool) -> None:
-        """What was heard since the last backward pass has been through one now.
-
-        Args:
-            cleared: The gradients of earlier backward passes were thrown away in between: what belonged to them is
-                forgotten.
-        """
-
     def forget(self) -> None:
-        """Drop what has been through a backward pass since the last optimizer step."""
+        """Drop what has been through a backward pass since the last optimizer step: its gradients are gone."""
+
+    def let_go(self) -> None:
+        """Drop what has a graph: it has been through a backward pass. Only asked where ``keeps_graph``."""
 
 
 def is_in_graph(accelerated: bool) -> bool:
@@ -58,25 +115,33 @@ def is_in_graph(accelerated: bool) -> bool:
 
 
 class _Place:
-    """One hook on one module, shared by the sinks that listen there."""
+    """One hook on one module, shared by the sinks that listen there.
+
+    The hook is registered once. Between samples it is taken out of the module's table and put back by hand, since
+    registering costs more than all else that a sample does.
+    """
 
     def __init__(self, listener: Listener, module: nn.Module, kind: str, sinks: list[Sink]) -> None:
-        self.listener, self.module, self.kind, self.sinks = listener, module, kind, sinks
+        self.listener, self.module, self.sinks = listener, module, sinks
         self.heard_eagerly = False
-        self.handle: torch.utils.hooks.RemovableHandle | None = None
-
-    def install(self) -> None:
-        if self.handle is not None:
-            return
-        if self.kind == "output":
-            self.handle = self.module.register_forward_hook(self.on_output)
+        self.hook: Callable[..., None]
+        if kind == "output":
+            self.hook = self.on_output
+            self.handle = module.register_forward_hook(self.hook)
         else:
-            self.handle = self.module.register_forward_pre_hook(self.on_input, with_kwargs=True)
+            self.hook = self.on_input
+            self.handle = module.register_forward_pre_hook(self.hook, with_kwargs=True)
+        self.table: dict[int, Callable[..., None]] = self.handle.hooks_dict_ref() or {}
+
+    def listen(self) -> None:
+        self.table[self.handle.id] = self.hook
+
+    def rest(self) -> None:
+        self.table.pop(self.handle.id, None)
 
     def remove(self) -> None:
-        if self.handle is not None:
-            self.handle.remove()
-            self.handle = None
+        self.listen()  # so that the handle finds it, and takes what belongs to it along
+        self.handle.remove()
 
     # a deep copy of a module brings its hooks along: only the own one is heard
     def on_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -101,20 +166,26 @@ class Listener:
     backward, what belonged to the earlier pass is forgotten. (Gradients that are zeroed in place, not removed, are
     noticed at the next forward, on a CPU.)
 
-    While nothing is to be heard (``enabled = False``), the hooks of modules that run eagerly are taken off, so that
+    While nothing is to be heard (:meth:`rest`), the hooks of modules that run eagerly are taken off, so that
     steps which are not sampled cost nothing. Hooks that became part of a compiled or captured graph stay in it.
 
     Args:
         model: The model that is hooked.
         sinks: What listens; sinks of one module share a hook.
+
+    Attributes:
+        enabled: Whether forwards are heard at present.
     """
 
     def __init__(self, model: nn.Module, sinks: Iterable[Sink]) -> None:
-        self._enabled = True
+        self.enabled = True
+        self._passes = Passes()
         self._sinks = tuple(sinks)
+        for sink in self._sinks:
+            sink.passes = self._passes
+        self._with_graph = [sink for sink in self._sinks if sink.keeps_graph]
         self._went_back = False
         self._gradient: weakref.ref[Tensor] | None = None
-        self._backward: torch.utils.hooks.RemovableHandle | None = None
         found: dict[tuple[str, str], list[Sink]] = {}
         for sink in self._sinks:
             found.setdefault((sink.tap.module, sink.tap.kind), []).append(sink)
@@ -125,45 +196,40 @@ class Listener:
         # the first matrix: what is upstream has a part in most backward passes, and a bias may well have no gradient
         self._watched = min(trained, key=lambda p: p.ndim < 2, default=None)
         self._accelerated = any(parameter.is_cuda for parameter in model.parameters())
-        self._install()
+        self._backward: torch.utils.hooks.RemovableHandle | None = None
+        self._backward_table: dict[int, Callable[..., None]] = {}
+        if self._watched is not None:
+            self._backward = self._watched.register_post_accumulate_grad_hook(self._on_backward)  # type: ignore[no-untyped-call]
+            self._backward_table = self._backward.hooks_dict_ref() or {}
 
-    @property
-    def enabled(self) -> bool:
-        """Whether forwards are heard at present."""
-        return self._enabled
+    def listen(self) -> None:
+        """Hear the forwards that follow."""
+        self.enabled = True
+        for place in self._places:
+            place.listen()
+        if self._backward is not None:
+            self._backward_table[self._backward.id] = self._on_backward
 
-    @enabled.setter
-    def enabled(self, value: bool) -> None:
-        if value == self._enabled:
-            return
-        self._enabled = value
-        if value:
-            self._install()
-        elif not self._accelerated:  # a graph needs its hooks whenever it is captured
+    def rest(self) -> None:
+        """Hear nothing until :meth:`listen`."""
+        self.enabled = False
+        if not self._accelerated:  # a graph needs its hooks whenever it is captured
             for place in self._places:
                 if place.heard_eagerly:
-                    place.remove()
-            self._forget_backward()
-
-    def _install(self) -> None:
-        for place in self._places:
-            place.install()
-        if self._watched is not None and self._backward is None:
-            self._backward = self._watched.register_post_accumulate_grad_hook(self._on_backward)  # type: ignore[no-untyped-call]
+                    place.rest()
+            self._went_back, self._gradient = False, None
+            if self._backward is not None:
+                self._backward_table.pop(self._backward.id, None)
 
     def _on_backward(self, parameter: Tensor) -> None:
         gradient = parameter.grad
-        before = self._gradient() if self._gradient is not None else None
-        cleared = self._went_back and before is not gradient
+        if self._went_back and (self._gradient() if self._gradient is not None else None) is not gradient:
+            for sink in self._sinks:
+                sink.forget()
         self._went_back, self._gradient = True, None if gradient is None else weakref.ref(gradient)
-        for sink in self._sinks:
-            sink.settle(cleared=cleared)
-
-    def _forget_backward(self) -> None:
-        self._went_back, self._gradient = False, None
-        if self._backward is not None:
-            self._backward.remove()
-            self._backward = None
+        self._passes.count += 1
+        for sink in self._with_graph:
+            sink.let_go()
 
     def hears(self, place: _Place) -> Literal["eagerly", "in_graph"] | None:
         """Whether the forward that reached a hook is one that counts, and whether it becomes part of a graph.
@@ -171,11 +237,11 @@ class Listener:
         ``torch.compile`` traces a forward, or CUDA captures it, and the graph runs again without the Python around
         it: nothing may branch on the step there (it would recompile), and unwanted samples are dropped later.
         """
-        if is_exporting() or is_unrecorded():
+        if is_unrecorded():
             return None
         if is_in_graph(self._accelerated):
             return "in_graph" if place.module.training and torch.is_grad_enabled() else None
-        if not self._enabled or not place.module.training or not torch.is_grad_enabled():
+        if not self.enabled or not place.module.training or not torch.is_grad_enabled():
             return None
         if torch._C._current_graph_task_id() != -1:  # inside backward: a checkpointed forward is run again
             # non-reentrant checkpoints were heard in the forward; reentrant ones ran it without gradients
@@ -198,7 +264,9 @@ class Listener:
         """Remove every hook."""
         for place in self._places:
             place.remove()
-        self._forget_backward()
+        if self._backward is not None:
+            self._backward_table[self._backward.id] = self._on_backward
+            self._backward.remove()
 
 
 class Listeners:
@@ -207,6 +275,9 @@ class Listeners:
     Args:
         model: The model, or the container of several.
         sinks: As for :class:`Listener`.
+
+    Attributes:
+        enabled: Whether forwards are heard at present.
     """
 
     def __init__(self, model: nn.Module, sinks: Iterable[Sink]) -> None:
@@ -215,16 +286,21 @@ class Listeners:
         self._listeners = [
             Listener(model, [sink for sink in everything if f"{sink.tap.module}.".startswith(part)]) for part in parts
         ]
+        self.enabled = True
 
-    @property
-    def enabled(self) -> bool:
-        """Whether forwards are heard at present."""
-        return self._listeners[0].enabled
+    def listen(self) -> None:
+        """Hear the forwards that follow."""
+        if not self.enabled:
+            self.enabled = True
+            for listener in self._listeners:
+                listener.listen()
 
-    @enabled.setter
-    def enabled(self, value: bool) -> None:
-        for listener in self._listeners:
-            listener.enabled = value
+    def rest(self) -> None:
+        """Hear nothing until :meth:`listen`."""
+        if self.enabled:
+            self.enabled = False
+            for listener in self._listeners:
+                listener.rest()
 
     def remove(self) -> None:
         """Remove every hook."""

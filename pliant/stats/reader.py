@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from pliant.units.replay import Replay, tensor_leaves
 __all__ = ["TapReader"]
 
 _MAX_RANK = 9
+_MAX_PLANS = 64
 _WIDE = (torch.float32, torch.float64)
 
 
@@ -40,6 +41,7 @@ class TapReader:
         flat = [position for row in self.tap.table for position in row]
         self._in_order = flat == list(range(len(flat)))
         self._index = torch.tensor(flat, dtype=torch.long)
+        self._plans: dict[torch.Size, tuple[list[int], int, bool]] = {}
         lead = 1 if members else 0  # made now: what a compiled forward fills in later would compile it again
         self._sample_dims = {
             rank: [dim for dim in range(lead, rank) if dim != rank + self.tap.dim] for rank in range(1, _MAX_RANK)
@@ -72,6 +74,34 @@ class TapReader:
         if self.tap.kind == "input" and self.tap.slot == 0 and seen[0] and isinstance(seen[0][0], Tensor):
             return seen[0][0]
         return tensor_leaves(seen)[self.tap.slot]
+
+    def sample(self, act: Tensor, statistics: Sequence[str]) -> tuple[dict[str, Tensor], int]:
+        """The means that are asked for, and the number of samples per unit; not inside a graph.
+
+        Args:
+            act: A tensor with the tap's layout, detached.
+            statistics: Out of ``"mean_abs_activation"`` and ``"mean_activation"``.
+        """
+        plan = self._plans.get(act.shape)
+        if plan is None:  # shapes recur: what is worked out once need not be again
+            count = self.count(act)
+            dims = self._sample_dims[act.ndim]
+            plan = (dims, count, self.width == 1 and self._is_whole(act.shape[self.tap.dim]))
+            if len(self._plans) < _MAX_PLANS:
+                self._plans[act.shape] = plan
+        dims, count, is_plain = plan
+        means = {}
+        for name in statistics:
+            value = act.abs() if name == "mean_abs_activation" else act
+            if not is_plain or act.dtype not in _WIDE:
+                means[name] = self.mean_over_samples(value)[0]
+            elif count == 1:
+                means[name] = value.squeeze(dims)
+            else:
+                means[name] = value.mean(dims)
+            if value is act and count == self.width:  # of one sample: the activation itself
+                means[name] = means[name].clone()
+        return means, count
 
     def mean_over_samples(self, act: Tensor) -> tuple[Tensor, int]:
         """Means of ``act`` over everything but members and units, and the number of samples per unit.

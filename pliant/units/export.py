@@ -18,6 +18,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration, UnsupportedOp
+from pliant.quiet import unrecorded
 from pliant.units.call import call_with, distinct
 from pliant.units.layers import expose_layers, refusing_packed
 
@@ -26,7 +27,6 @@ __all__ = [
     "as_call",
     "canonical_names",
     "export",
-    "is_exporting",
     "model_outputs",
     "plain_attention",
     "refuse_wrapped",
@@ -229,24 +229,6 @@ def _subgraph(owner: torch.fx.GraphModule, item: Any) -> Any:
     return found if isinstance(found, torch.fx.GraphModule) else None
 
 
-_exporting = False
-
-
-def is_exporting() -> bool:
-    """Whether a model is being exported right now: hooks that are attached to it must not become part of the graph."""
-    return _exporting
-
-
-@contextlib.contextmanager
-def _marked_as_exporting() -> Iterator[None]:
-    global _exporting
-    before, _exporting = _exporting, True
-    try:
-        yield
-    finally:
-        _exporting = before
-
-
 def export(model: nn.Module, example_inputs: Inputs) -> Exported:
     """Export the model's training-mode forward.
 
@@ -270,7 +252,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
         plain_attention(),
         _outputs_only(model),
         _no_distribution_checks(),
-        _marked_as_exporting(),
+        unrecorded(),
         _quiet(),
         torch.random.fork_rng(),
         warnings.catch_warnings(),

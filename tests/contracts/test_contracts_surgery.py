@@ -6,10 +6,12 @@ import pytest
 import torch
 import zoo
 from contract_tools import OPTIMIZERS, Run, assert_same_bits, differ, num_hooks
+from test_contracts_accelerator import NoReadback
 from torch import nn
 from zoo import ZOO
 
 import pliant
+from pliant import devices
 from pliant.interventions import (
     AdaptiveNormalization,
     ContinualBackprop,
@@ -167,3 +169,34 @@ def test_several_models_and_optimizers():
         owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
         assert owned == {id(p) for p in model.parameters()}
         assert isinstance(model[0].norm, nn.LayerNorm)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd_fused", "adam_fused"])
+def test_opening_gates_never_waits_for_the_device(optimizer, monkeypatch):
+    monkeypatch.setattr(devices, "_as_accelerator", True)
+    run = Run("mlp_functional", optimizer, INSERTING["adaptive_normalization"]).train(0, 5)
+    batches = [run.batch(step) for step in range(5, 9)]
+    before = run.model.fc1.gate.clone()
+    with NoReadback():
+        for x in batches:
+            run.optimizer.zero_grad()
+            run.model(x).square().mean().backward()
+            run.optimizer.step()
+    assert float(run.model.fc1.gate) > float(before)
+
+
+def test_a_skipped_amp_step_opens_no_gate():
+    ends = []
+    for overflow in (True, False):
+        run = Run("mlp", "sgd", AdaptiveNormalization(rate=0.5, every=1, dormant_above=0.0, dormant_below=0.0, tau=2.0))
+        scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+        for step in range(3):
+            if step == 1 and not overflow:
+                continue
+            run.optimizer.zero_grad()
+            loss = zoo.loss_of(run.model(run.batch(step)))
+            scaler.scale(loss * torch.inf if step == 1 else loss).backward()
+            scaler.step(run.optimizer)
+            scaler.update()
+        ends.append(float(run.model[0].gate))
+    assert ends[0] == ends[1] == pytest.approx(0.75)

@@ -305,7 +305,7 @@ def test_activation_checkpointing_counts_once(kind, method):
             optimizer.zero_grad()
             for part in (0, 1):  # with accumulation, too
                 model(ZOO["mlp"].batch(4, seed=10 * step + part)).square().mean().backward()
-            counts = [item.count for item in handle._collector.accumulators.values()]
+            counts = [item.num_samples for item in handle._collector.accumulators.values()]
             sums.append(counts)
             optimizer.step()
         runs.append((sums, list(handle.events), [p.clone() for p in model.parameters()]))

@@ -27,7 +27,7 @@ def test_space_and_the_batch_are_samples():
     x = torch.randn(6, 2, 4, 4)
     model(x)
     assert found.accumulators["0"].num_samples == 6 * 4
-    found.finish(3, list(units))
+    found.finish(3, found.of(list(units)))
     stats = found.stats(units["0"])
     assert torch.allclose(stats.mean_abs_activation, torch.relu(model[0](x)).mean((0, 2, 3)))
     assert stats.step == 3
@@ -47,9 +47,9 @@ def test_only_training_is_heard():
     model(x)
     model.train()
     capture(model, units, x)
-    found.enabled = False
+    found.listener.rest()
     model(x)
-    found.enabled = True
+    found.listener.listen()
     assert found.accumulators["0"].num_samples == 0
     model(x).sum().backward()
     assert found.accumulators["0"].num_samples == 24
@@ -75,7 +75,7 @@ def test_statistics_that_nobody_asked_for_are_an_error():
     units = pliant.find_units(model, torch.randn(2, 2, 4, 4))
     found = collector(model, units)
     model(torch.randn(6, 2, 4, 4))
-    found.finish(1, list(units))
+    found.finish(1, found.of(list(units)))
     with pytest.raises(pliant.NoEffect, match="mean_activation"):
         found.stats(units["0"]).mean_activation  # noqa: B018
     nothing = Collector(model, units, {}, named_tensors(model))
@@ -88,10 +88,10 @@ def test_a_step_without_a_forward_is_an_error_with_the_cause():
     units = pliant.find_units(model, torch.randn(2, 2, 4, 4))
     found = collector(model, units)
     with pytest.raises(pliant.IllegalConfiguration, match="no training forward pass"):
-        found.finish(1, list(units))
+        found.finish(1, found.of(list(units)))
     model.eval()
     with pytest.raises(pliant.IllegalConfiguration, match=r"model\.train\(\)"):
-        found.finish(1, list(units))
+        found.finish(1, found.of(list(units)))
 
 
 def test_half_precision_sums_in_float32():
@@ -100,7 +100,7 @@ def test_half_precision_sums_in_float32():
     found = collector(model, units)
     x = torch.ones(512, 2, 4, 4, dtype=torch.bfloat16)
     model(x)
-    found.finish(1, list(units))
+    found.finish(1, found.of(list(units)))
     stats = found.stats(units["0"]).mean_abs_activation
     assert stats.dtype == torch.float32
     want = torch.relu(model[0](x[:1])).float().mean((0, 2, 3))
@@ -163,7 +163,7 @@ def test_the_gradient_of_every_activation_counts_once_and_micro_batches_add_up()
     x = torch.randn(6, 2, 4, 4)
     for piece in (x[:4], x[4:]):
         model(piece).square().sum().backward()
-    found.finish(1, list(units))
+    found.finish(1, found.of(list(units)))
     stats = found.stats(units["0"])
     found.remove()
     assert torch.allclose(stats.mean_abs_gradient, gradient_by_hand(model, x).abs().mean((0, 2, 3)))
@@ -176,10 +176,10 @@ def test_gradients_alone_can_be_asked_for_and_a_loss_without_them_is_said():
     found = collector(model, units, needs=("mean_abs_gradient",))
     x = torch.randn(6, 2, 4, 4)
     model(x).square().sum().backward()
-    found.finish(1, list(units))
+    found.finish(1, found.of(list(units)))
     assert found.stats(units["0"]).mean_abs_gradient.shape == (3,)
     model(x)  # the loss is computed from something else
-    found.finish(2, list(units))
+    found.finish(2, found.of(list(units)))
     with pytest.raises(pliant.NoEffect, match="no gradient reached"):
         found.stats(units["0"]).mean_abs_gradient  # noqa: B018
 
@@ -193,8 +193,9 @@ def test_gradients_are_seen_once_under_activation_checkpointing(reentrant):
     found = collector(model, units, needs=("mean_abs_gradient", "mean_abs_activation"))
     x = torch.randn(6, 2, 4, 4)
     checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant).square().sum().backward()
-    assert found.accumulators["0"].num_samples == found.accumulators["0"].gradient_count == 24
-    found.finish(1, list(units))
+    assert [entry.num_samples for entry in found.accumulators["0"].gradients] == [24]
+    assert found.accumulators["0"].num_samples == 24
+    found.finish(1, found.of(list(units)))
     found.remove()
     want = gradient_by_hand(model, x).abs().mean((0, 2, 3))
     assert torch.allclose(found.stats(units["0"]).mean_abs_gradient, want)
@@ -211,7 +212,7 @@ def test_features_carry_their_graph_until_the_step():
     act_NU.square().mean().backward()
     want = torch.autograd.grad(torch.relu(model[0](x)).square().mean(), model[0].weight)[0]
     assert torch.allclose(model[0].weight.grad, want)
-    found.finish(1, list(units))
+    found.finish(1, found.of(list(units)))
     assert found.features(units["0"]) == []
     with pytest.raises(pliant.NoEffect, match="features"):
         collector(model, units).features(units["0"])
@@ -234,7 +235,7 @@ def test_gradients_inside_a_compiled_model_are_refused_by_name():
     compiled = torch.compile(model, backend="eager")
     compiled(torch.randn(3, 4)).sum().backward()
     with pytest.raises(pliant.NotYetSupported, match=r"without torch\.compile"):
-        found.finish(1, list(units))
+        found.finish(1, found.of(list(units)))
     found.remove()
     torch._dynamo.reset()
 
@@ -248,7 +249,7 @@ def test_the_mean_of_one_sample_is_a_copy():
     model(torch.randn(1, 4))
     want = hidden[0].detach()[0].clone()
     hidden[0].detach().zero_()  # whatever happens to the activation afterwards
-    found.finish(1, list(units))
+    found.finish(1, found.of(list(units)))
     assert torch.equal(found.stats(units["0"]).mean_activation, want)
     assert torch.equal(found.stats(units["0"]).mean_abs_activation, want.abs())
     handle.remove()

@@ -11,7 +11,7 @@ _depth = 0
 
 
 def is_unrecorded() -> bool:
-    """Whether the forward pass that is running belongs to Pliant itself, so that no listener may count it."""
+    """Whether the forward pass that is running belongs to Pliant itself (an export, too): no listener may count it."""
     return _depth > 0
 
 
