@@ -452,6 +452,7 @@ class Handle:
             stats=self._collector.stats,
             features=self._collector.features,
             forward=self._forward,
+            modules=dict(self._model.named_modules()),
             num_members=self.num_members,
             layer_types=layer_types(self._model, self._tensors),
         )

@@ -45,6 +45,7 @@ _AT_ZERO = frozenset(
     [
         *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"),  # Adam and its kin
         *("momentum_buffer", "square_avg", "grad_avg", "acc_delta"),  # SGD, Muon, RMSprop, Adadelta
+        "avg_utility",  # UPGD
     ]
 )
 """Moments that start at zero, whatever the optimizer: their names say what they are."""

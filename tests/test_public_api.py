@@ -17,8 +17,9 @@ PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
     "attach Handle",
-    "FIRE L2 CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart GradientNoise",
-    "HareAndTortoise L2Init LayerReset OptimizerReset Parseval PlasticityInjection ReDo ReGraMa",
+    "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
+    "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2Init LayerReset",
+    "NormalizeAndProject OptimizerReset Parseval PlasticityInjection ReDo ReGraMa",
     "SelectiveWeightReset SelfNormalizedReset ShrinkAndPerturb SpectralRegularisation WeightClipping",
     "WeightNoise",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
@@ -35,6 +36,7 @@ OPTIONS = {
 }
 
 METHODS = {
+    "adaptive_normalization": "rate every dormant_above dormant_below growth_above growth_below tau where",
     "c_chain": "share lag start window",
     "continual_backprop": (
         "replacement_rate maturity_threshold decay_rate utility exact decide_every sample_every where"
@@ -45,9 +47,12 @@ METHODS = {
     "fresh_start": "every",
     "gradient_noise": "noise_scale decay relative_to where",
     "hare_and_tortoise": "decay every",
+    "insert_dropout": "p where",
+    "insert_normalization": "kind gate where",
     "l2": "strength where apply",
     "l2_init": "strength where apply norm",
     "layer_reset": "layers every",
+    "normalize_and_project": "every affine decay unnormalised where",
     "optimizer_reset": "every part where",
     "parseval": "strength where apply scale normalise_rows reference_width every",
     "plasticity_injection": "module at",
@@ -100,6 +105,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 def test_the_methods_and_their_options():
     exported = """
+        AdaptiveNormalization
         CChain
         ContinualBackprop
         ExperienceReplay
@@ -108,9 +114,12 @@ def test_the_methods_and_their_options():
         FreshStart
         GradientNoise
         HareAndTortoise
+        InsertDropout
+        InsertNormalization
         L2
         L2Init
         LayerReset
+        NormalizeAndProject
         OptimizerReset
         Parseval
         PlasticityInjection

@@ -108,6 +108,10 @@ class Intervention(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} declares changes_model and must implement surgery().")
 
+    def surgery_with(self, model: nn.Module, optimizers: Sequence[Optimizer], example_inputs: Any) -> None:
+        """The same with the example inputs, for methods that look where things are before they change them."""
+        self.surgery(model, optimizers)
+
     def samples(self, step: int) -> bool:
         """Whether it needs statistics of the given step (1-based)."""
         return bool(self.needs)

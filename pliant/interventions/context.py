@@ -92,6 +92,7 @@ class Context:
             ``None``.
         reference: What the user gave to ``handle.penalty(reference=...)``, a batch of inputs; else ``None``.
         layer_types: Tensor name to the type of the module that owns it (of a parametrized one: the module itself).
+        modules: The model's modules by name, to look at.
     """
 
     def __init__(
@@ -108,11 +109,13 @@ class Context:
         stats: Callable[[UnitGroup], GroupStats],
         features: Callable[[UnitGroup], list[Tensor]],
         forward: Callable[..., Any],
+        modules: Mapping[str, nn.Module],
         num_members: int | None,
         layer_types: Mapping[str, type[nn.Module]],
     ) -> None:
         self.layer_types = layer_types
         self.units, self.clock, self.edit, self.num_members = units, clock, edit, num_members
+        self.modules = modules
         self.live: Tensor | None = None
         self.elapsed: int | Tensor = 1
         self.task = 0

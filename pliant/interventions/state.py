@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pliant.errors import IllegalConfiguration
+from pliant.sharded import whole
 from pliant.units.group import UnitGroup
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "cloned",
     "copy_of",
     "matches",
+    "tensor_norms",
 ]
 
 _DTYPES = {"bool": torch.bool, "int64": torch.int64, "float32": torch.float32, "float64": torch.float64}
@@ -64,15 +66,17 @@ class PerParameter:
     Read with ``ctx.parameter_state(name)``, a mapping from parameter names; changed in place.
 
     Attributes:
-        fill: Initial value, or ``"initial"``: a copy of the parameter when the handle is made.
-        dtype: As for :class:`PerUnit`; ``None``: the parameter's own (of a vector along it, at least float32).
+        fill: Initial value, or ``"initial"``: a copy of the parameter when the handle is made; or ``"norm"``: its
+            Frobenius norm then, one entry per parameter (and member), in a shape that broadcasts to it.
+        dtype: As for :class:`PerUnit`; ``None``: the parameter's own (of a norm or a vector along it, at least
+            float32).
         along: ``None``, or a vector instead of the whole shape, for parameters of two and more dimensions (others have
             none): one entry per row (``"rows"``, the first dimension) or per column of the matrix that is left when
             all other dimensions are flattened (``"columns"``): ``[O]`` and ``[I]``, or ``[S, O]`` and ``[S, I]``.
             Plain also where the parameter is sharded, and the same in every process.
     """
 
-    fill: float | Literal["initial"] = 0.0
+    fill: float | Literal["initial", "norm"] = 0.0
     dtype: str | None = None
     along: Literal["rows", "columns"] | None = None
 
@@ -267,7 +271,7 @@ class Memory:
                     if name in self.parameters[key] or not matches(name, self._pattern):
                         continue
                     if kind.along is None:
-                        self.parameters[key][name] = _per_parameter(kind, key, parameter)
+                        self.parameters[key][name] = _per_parameter(kind, key, parameter, self._num_members)
                     elif parameter.ndim - (self._num_members is not None) >= 2:
                         self.parameters[key][name] = _along(kind, key, parameter, self._num_members)
 
@@ -284,14 +288,33 @@ def _per_unit(
     return torch.full(shape, kind.fill, dtype=dtype, device=tensor.device)
 
 
-def _per_parameter(kind: PerParameter, key: str, parameter: Tensor) -> Tensor:
+def tensor_norms(tensors: Sequence[Tensor], num_members: int | None) -> Tensor:
+    """The Frobenius norm of each tensor, ``[n]``, or of each member of each, ``[n * S]``; at least float32.
+
+    Every member is reduced by itself: its norm has the bits that its single run would find.
+    """
+    parts = list(tensors) if num_members is None else [member for tensor in tensors for member in tensor.unbind()]
+    if any(part.dtype in (torch.bfloat16, torch.float16) for part in parts):
+        return torch.stack([torch.linalg.vector_norm(part, dtype=_norm_dtype(part)) for part in parts])
+    return torch.stack(torch._foreach_norm(parts))
+
+
+def _norm_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _per_parameter(kind: PerParameter, key: str, parameter: Tensor, num_members: int | None) -> Tensor:
+    if kind.fill == "norm":
+        dtype = _norm_dtype(parameter) if kind.dtype is None else _dtype(kind.dtype, key)
+        shape = (num_members or 1, *[1] * (parameter.ndim - 1)) if parameter.ndim else ()
+        return tensor_norms([whole(parameter)], num_members).to(dtype).reshape(shape)
     dtype = parameter.dtype if kind.dtype is None else _dtype(kind.dtype, key)
     copy = parameter.detach().clone().to(dtype)
     return copy if kind.fill == "initial" else copy.fill_(kind.fill)
 
 
 def _along(kind: PerParameter, key: str, parameter: Tensor, num_members: int | None) -> Tensor:
-    if kind.fill == "initial":
+    if isinstance(kind.fill, str):
         raise IllegalConfiguration(f"state {key!r}: a vector along a parameter starts at a number, not at its values.")
     lead = () if num_members is None else (num_members,)
     rows, *columns = parameter.shape[len(lead) :]

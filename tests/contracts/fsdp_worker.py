@@ -20,6 +20,7 @@ from pliant.interventions import (
     HareAndTortoise,
     L2Init,
     LayerReset,
+    NormalizeAndProject,
     OptimizerReset,
     Parseval,
     ReDo,
@@ -109,6 +110,8 @@ RUNS: dict[str, tuple[str, Any, str]] = {
     "spectral_loss": ("conv", SpectralRegularisation(0.01, apply="loss"), "adam"),
     "parseval_gradient": ("conv", Parseval(0.01, apply="gradient", reference_width=None), "sgd"),
     "noise": ("mlp", [WeightClipping(0.9), GradientNoise(0.05), WeightNoise(0.1, "entry")], "adam"),
+    "normalize_and_project": ("mlp", NormalizeAndProject(decay=0.1), "adam"),
+    "normalize_and_project_jointly": ("mlp", NormalizeAndProject(affine="project", every=2), "sgd"),
     "several": ("conv", [L2(0.1), ShrinkAndPerturb(0.5, 0.5), REPLACE], "rmsprop"),
 }
 OPTIMIZERS = {

@@ -295,3 +295,33 @@ def test_scalars_are_one_per_optimizer_and_are_saved():
     memory = Memory({"sum": Scalar(1.5)}, groups=[], trained=tensors, pattern="*", tensors=tensors, **sizes)
     assert {key: item.tolist() for key, item in memory.scalars["sum"].items()} == {"0": [1.5] * 3, "1": [1.5] * 3}
     assert memory.scalars["sum"]["0"].dtype == torch.float64
+
+
+@final
+@dataclass(frozen=True)
+class Norms(Sketch):
+    """Remembers how long each parameter was."""
+
+    state: ClassVar[Mapping[str, StateKind]] = {"norm": PerParameter("norm"), "exact": PerParameter("norm", "float64")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_norm_for_each_parameter(dtype):
+    model, _, handle = attached(Norms(), dtype)
+    state = handle.state_dict()["memory"]["0"]["parameters"]
+    for name, parameter in model.named_parameters():
+        norm = state["norm"][name]
+        assert norm.shape == (1,) * parameter.ndim
+        assert norm.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert state["exact"][name].dtype == torch.float64
+        assert float(norm) == pytest.approx(float(parameter.detach().double().norm()), rel=1e-6)
+
+
+def test_a_norm_for_each_member():
+    weight = torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]]])
+    memory = Memory(
+        {"norm": PerParameter("norm")},
+        **{"groups": (), "trained": {"w": weight}, "pattern": "*", "tensors": {"w": weight}},
+        **{"num_members": 2, "num_optimizers": 1},
+    )
+    assert torch.equal(memory.parameters["norm"]["w"], torch.tensor([[[5.0]], [[2.0]]]))
