@@ -205,7 +205,7 @@ def supported(method: str, name: str) -> bool:
     So do those that need them with their graph, where all are recomputed apart from the forward pass.
     """
     needs = frozenset().union(*(item.needs for item in listed(METHODS[method])))
-    if name == "tied_autoencoder" and needs & {"features", "mean_abs_gradient"}:
+    if name in ("mlp_raw", "parameter_products", "tied_autoencoder") and needs & {"features", "mean_abs_gradient"}:
         return False
     return not (name == "lstm_projected" and needs)
 

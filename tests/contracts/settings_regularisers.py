@@ -31,7 +31,7 @@ METHODS: dict[str, Any] = {
     "parseval_loss": Parseval(0.01, apply="loss", reference_width=None),
     "c_chain": CChain(0.02, start=2, window=8),
     "feature_norm": FeatureNorm(0.1, "*"),
-    "weight_clipping": WeightClipping(0.9),
+    "weight_clipping": WeightClipping(0.5),
     "gradient_noise": GradientNoise(0.1),
     "gradient_noise_fixed": GradientNoise(0.01, decay=0.9, relative_to="nothing"),
     "weight_noise": WeightNoise(0.1),
