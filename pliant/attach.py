@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -126,7 +127,8 @@ def attach(
         method.check()
     check_conflicts(chosen)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
-    operations = _operate(model, optimizers, chosen, seeds[0], units is not None or process_group is not None, dry_run)
+    too_late = units is not None or process_group is not None or not isinstance(seed, int)
+    operations = _operate(model, optimizers, chosen, seeds[0], example_inputs, too_late=too_late, dry_run=dry_run)
     units = units_of(model, example_inputs, units)
     _check_one_owner(model, optimizers, chosen, units)
     if measure_change is not None:
@@ -158,6 +160,8 @@ def _operate(
     optimizers: Sequence[Optimizer],
     methods: Sequence[Intervention],
     seed: int,
+    example_inputs: Any,
+    *,
     too_late: bool,
     dry_run: bool,
 ) -> list[tuple[str, tuple[str, ...]]]:
@@ -169,11 +173,20 @@ def _operate(
     if too_late:
         raise IllegalConfiguration(
             f"{names} changes the model, so the units are those of the changed model and ranks must agree on it: "
-            "attach to the plain model with example_inputs=..., before any wrapper; units found before do not fit."
+            "attach to the plain, single model with example_inputs=..., before any wrapper; units found before do not "
+            "fit, and a stack of members cannot be changed."
         )
     if dry_run:
         raise IllegalConfiguration(f"{names} changes the model, which dry_run cannot show: try it on a deep copy.")
-    return [(type(method).__name__, operate(model, optimizers, seed, method.surgery)) for method in changing]
+    if example_inputs is None:  # said before anything is changed
+        raise IllegalConfiguration(f"{names} changes the model: pass example_inputs=(x,), one small batch.")
+    return [
+        (
+            type(method).__name__,
+            operate(model, optimizers, seed, partial(method.surgery_with, example_inputs=example_inputs)),
+        )
+        for method in changing
+    ]
 
 
 def _parts(model: Models) -> dict[str, nn.Module]:

@@ -29,8 +29,8 @@ class Event:
     Attributes:
         step: Optimizer steps done when it happened (a run of edits: when it began).
         action: ``"reset"``, ``"partial_reset"``, ``"scale"`` or ``"perturb"`` for units; ``"shrink"``, ``"clamp"``,
-            ``"add"``, ``"add_noise"``, ``"add_to_gradient"``, ``"assign"``, ``"reset_weights"`` or ``"surgery"`` for
-            tensors.
+            ``"add"``, ``"add_noise"``, ``"add_to_gradient"``, ``"assign"``, ``"reset_weights"``, ``"restart"`` or
+            ``"surgery"`` for tensors.
         intervention: Name of the method that asked for it.
         reason: Why, in the method's words.
         group: The unit group; empty for whole tensors.

@@ -16,15 +16,17 @@ from pliant.errors import IllegalConfiguration
 from pliant.events import EventLog
 from pliant.forward import call
 from pliant.interventions.base import Context, Intervention
-from pliant.interventions.state import Memory, cloned
+from pliant.interventions.state import Memory, cloned, copy_of
 from pliant.optimizer_state import MomentSpec, check_declared
 from pliant.reminders import Reminders
+from pliant.rounds import Rounds, live_of
 from pliant.schedule import Schedule
 from pliant.sharded import Whole, reshard, sharded_modules
 from pliant.stats import Collector
 from pliant.stats.capture import named_tensors
 from pliant.stats.listener import is_in_graph
 from pliant.units import UnitGraph
+from pliant.units.depth import layer_types
 from pliant.units.export import Inputs
 from pliant.units.init import InitSpec, initialisers
 from pliant.wiring import (
@@ -46,8 +48,7 @@ from pliant.wiring import (
 
 __all__ = ["Handle"]
 
-STATE_VERSION = 2
-_CHECK_EVERY = 256
+STATE_VERSION = 3
 
 
 class Handle:
@@ -89,7 +90,7 @@ class Handle:
             model, init, members=num_members is not None, inputs_first=inputs_first(units, self._tensors)
         )
         self._forward = partial(call, model)
-        self._model, self._num_acts = model, 0
+        self._model = model
         self._editor = Editor(
             self._tensors,
             self._owners,
@@ -117,10 +118,7 @@ class Handle:
             num_members=num_members,
             process_group=process_group,
         )
-        self._listener = self._collector.listener
-        self._heard = [self._collector.of(groups) for groups in self._owned]
         self._contexts = [[self._context(m, o) for o in range(len(optimizers))] for m in range(len(self.methods))]
-        self._rows = [[row[o] for row in self._contexts] for o in range(len(optimizers))]
         self._hooks: list[Any] = []
         try:
             for method, contexts in zip(self.methods, self._contexts, strict=True):
@@ -129,10 +127,18 @@ class Handle:
             self._collector.remove()
             raise
         self._accelerated = any(tensor.is_cuda for tensor in self._tensors.values())
-        for index in range(len(self._optimizers)):
-            self._plan(index)
+        self._rounds = Rounds(
+            self.methods,
+            list(zip(*self._contexts, strict=True)) if self.methods else [() for _ in optimizers],
+            self._schedules,
+            [self._collector.of(groups) for groups in self._owned],
+            collector=self._collector,
+            editor=self._editor,
+            enter=self._enter,
+            check=self._check_tensors,
+        )
         for index, item in enumerate(self._optimizers):
-            acts_before = any(type(method).before_step is not Intervention.before_step for method in self.methods)
+            acts_before = any(method.changes_gradients for method in self.methods)
             before = self._pre_hook(index) if acts_before else None
             self._hooks.extend(on_step(item, self._post_hook(index), before))
 
@@ -165,6 +171,7 @@ class Handle:
         self._check_attached()
         self._reminders.called("task_boundary")
         self._num_boundaries += 1
+        self._rounds.observe()
         reshard(self._sharded_modules)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
             for ctx in contexts:
@@ -187,7 +194,7 @@ class Handle:
         self._reminders.called("penalty")
         total = torch.zeros((), device=self._device)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
-            if type(method).penalty is Intervention.penalty:
+            if type(method).penalty is Intervention.penalty or self.events.dry_run:
                 continue
             for ctx in contexts:
                 ctx.loss, ctx.reference = loss, reference
@@ -243,6 +250,7 @@ class Handle:
             accelerator.
         """
         resets = sum(int(total.sum()) for total in self.num_resets.values())
+        self._rounds.observe()
         found: dict[str, float] = {"num_steps": float(self.num_steps), "num_resets": float(resets)}
         for label, method, contexts in zip(labels(self.methods), self.methods, self._contexts, strict=True):
             for ctx in contexts:
@@ -250,6 +258,15 @@ class Handle:
                 for key, value in method.on_record(ctx).items():
                     found[f"{label}.{key}{which}"] = float(value)
         return found
+
+    def snapshot(self, name: str) -> dict[str, Tensor]:
+        """A copy of a second network that a method keeps: ``handle.snapshot("tortoise")`` is tensor name to values.
+
+        Raises:
+            IllegalConfiguration: If no attached method, or more than one, keeps a network of that name.
+        """
+        self._check_attached()
+        return copy_of(name, self._memory)
 
     def detach(self) -> None:
         """Remove every hook. Afterwards nothing of Pliant is left in the model or the optimizer.
@@ -274,6 +291,7 @@ class Handle:
 
         It loads with ``torch.load(..., weights_only=True)``.
         """
+        self._rounds.observe()
         return {
             "version": STATE_VERSION,
             "methods": [repr(method) for method in self.methods],
@@ -310,8 +328,7 @@ class Handle:
             memory.load_state_dict({"units": state["state"][index], **state["memory"][str(index)]})
         self._editor.load_random_state(state["random"])
         self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items() if v.any()})
-        for index in range(len(self._schedules)):
-            self._plan(index)
+        self._rounds.plan()
 
     def __repr__(self) -> str:
         attached = "attached" if self._hooks else "detached"
@@ -323,14 +340,18 @@ class Handle:
             closure = args[1] if len(args) > 1 else kwargs.get("closure")  # the optimizer itself comes first
             if is_dry_step(optimizer):
                 return
+            found_inf = getattr(optimizer, "found_inf", None)
+            if found_inf is not None and can_read(found_inf) and bool(found_inf):
+                return  # a fused optimizer is about to skip this step
             for method, contexts in zip(self.methods, self._contexts, strict=True):
-                if type(method).before_step is Intervention.before_step:
+                if not method.changes_gradients:
                     continue
                 if closure is not None:
                     raise IllegalConfiguration(
                         f"{type(method).__name__} changes gradients before the step, but under optimizer.step(closure) "
                         "there are none yet. Compute the loss before step(), or use a decoupled method."
                     )
+                contexts[index].live = None if found_inf is None else live_of(found_inf)
                 self._enter(method, contexts[index])
                 method.before_step(contexts[index])
 
@@ -348,45 +369,9 @@ class Handle:
         return hook
 
     def _after_step(self, index: int, found_inf: Tensor | None) -> None:
-        live: Tensor | None = None
-        if found_inf is not None:  # a fused optimizer that skips by itself: its hook fires although nothing changed
-            if can_read(found_inf):
-                if bool(found_inf):
-                    self._collector.drop(self._heard[index], skipped=True)
-                    return
-            else:
-                live = 1 - found_inf.float().reshape(())
-        schedule = self._schedules[index]
-        step = schedule.clock.advance(live)
-        if step >= schedule.act_at:
-            self._act(index, live)
-        else:
-            if self._listener.enabled and not schedule.listens:  # it listens for another optimizer
-                self._collector.drop(self._heard[index], skipped=False)
-            if step == schedule.listen_at and schedule.is_sampled:
-                schedule.listens = True
-                self._listener.listen()
+        step = self._rounds[index].after_step(found_inf)
         if step >= self._reminders.next:
             self._reminders.check(step)
-
-    def _act(self, index: int, live: Tensor | None) -> None:
-        """Run the interventions that are due at this step of an optimizer."""
-        schedule, heard = self._schedules[index], self._heard[index]
-        self._num_acts += 1
-        if self._num_acts.bit_count() == 1 or self._num_acts % _CHECK_EVERY == 0:
-            self._check_tensors()
-        if schedule.is_sampled:
-            self._collector.finish(schedule.clock.step, heard)
-        elif self._listener.enabled:
-            self._collector.drop(heard, skipped=False)
-        self._editor.live = live
-        for m in schedule.due():
-            method, ctx = self.methods[m], self._contexts[m][index]
-            ctx.live, ctx.elapsed = live, schedule.since(m)
-            self._enter(method, ctx)
-            method.after_step(ctx)
-        self._editor.live = None
-        self._plan(index)
 
     def _enter(self, method: Intervention, ctx: Context) -> None:
         self.events.step, self.events.clock, self.events.intervention = ctx.clock.step, ctx.index, type(method).__name__
@@ -406,18 +391,8 @@ class Handle:
             memory.extend(trained)
             contexts[index].set_parameters(trained)
 
-    def _plan(self, index: int) -> None:
-        self._schedules[index].plan(self._rows[index])
-        if any(schedule.listens for schedule in self._schedules):
-            self._listener.listen()
-        else:
-            self._listener.rest()
-
     def _check_tensors(self) -> None:
-        """Edits reach the tensors that were there at ``attach``; those of a model that has others would go nowhere.
-
-        Asked after 1, 2, 4, ... actions and then now and then, since it costs a look at every tensor.
-        """
+        """Edits reach the tensors that were there at ``attach``; those of a model that has others would go nowhere."""
         if not self._sharded_modules:  # their parameters come and go with every forward
             check_same(named_tensors(self._model), self._tensors, self.units, self._owners)
 
@@ -475,6 +450,9 @@ class Handle:
             clock=self._schedules[optimizer_index].clock,
             memory=self._memory[method_index],
             stats=self._collector.stats,
+            features=self._collector.features,
             forward=self._forward,
+            modules=dict(self._model.named_modules()),
             num_members=self.num_members,
+            layer_types=layer_types(self._model, self._tensors),
         )

@@ -23,6 +23,7 @@ __all__ = [
     "Fresh",
     "Moment",
     "MomentSpec",
+    "RestartPart",
     "check_declared",
     "check_optimizer",
     "check_units",
@@ -37,10 +38,14 @@ Fresh = float | complex | Literal["weights"]
 MomentSpec = Mapping[str, float | str] | None
 """Names of further moments: to their initial value, ``"weights"`` (a copy of them) or ``"keep"`` (leave alone)."""
 
+RestartPart = Literal["all", "moments", "step"]
+"""Which part of a parameter's state starts anew."""
+
 _AT_ZERO = frozenset(
     [
         *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf"),  # Adam and its kin
         *("momentum_buffer", "square_avg", "grad_avg", "acc_delta"),  # SGD, Muon, RMSprop, Adadelta
+        "avg_utility",  # UPGD
     ]
 )
 """Moments that start at zero, whatever the optimizer: their names say what they are."""
@@ -167,8 +172,10 @@ def restart(
     name: str,
     declared: MomentSpec = None,
     live: Tensor | None = None,
+    *,
+    part: RestartPart = "all",
 ) -> None:
-    """Put a parameter's whole state back to where it was before its first step: moments and scalar counters.
+    """Put a parameter's state back to where it was before its first step: moments and scalar counters.
 
     Tensors are changed in place, because captured graphs and fused kernels hold on to them.
 
@@ -178,21 +185,23 @@ def restart(
         name: Its name, for errors.
         declared: Further names, as the user has declared them.
         live: ``None``, or a device scalar: nothing changes where it is 0.
+        part: All of it, the moments only, or only the counters and what is computed from them.
 
     Raises:
         NotYetSupported: As :func:`moments`; nothing has been changed then.
     """
     state: dict[str, Any] = optimizer.state.get(parameter, {})
     group = _group_of(optimizer, parameter)
-    for moment in restartable(optimizer, parameter, name, declared):
+    for moment in restartable(optimizer, parameter, name, declared) if part != "step" else ():
         _overwrite(moment.value, parameter if isinstance(moment.fresh, str) else moment.fresh, live)
-    for key, value in state.items():
+    for key, value in state.items() if part != "moments" else ():
         first = group["lr"] if isinstance(optimizer, ASGD) and key == "eta" else _SCALARS.get(key, 0.0)
         if isinstance(value, Tensor) and value.ndim == 0 and _fresh(optimizer, parameter, key, declared) is None:
             _overwrite(value, first, live)
         elif isinstance(value, (int, float)) and key == "step" and live is None:  # SparseAdam counts on the host
             state[key] = type(value)(0)
-    if isinstance(optimizer, SGD) and group["dampening"] and "momentum_buffer" in state and live is None:
+    dampened = isinstance(optimizer, SGD) and group["dampening"] and "momentum_buffer" in state
+    if dampened and part != "step" and live is None:
         state["momentum_buffer"] = None  # its first gradient is not dampened: zero is not where it starts
 
 

@@ -179,6 +179,14 @@ def editable_groups(
         if fixed:
             excluded[group.name] = f"frozen parameters: {', '.join(fixed)}"
     usable = [group for group in groups if group.name not in excluded]
+    if method.needs & {"features", "mean_abs_gradient"}:  # what is recomputed apart from the forward has no graph
+        apart = [group.name for group in usable if group.name in units.replays]
+        usable = [group for group in usable if group.name not in apart]
+        if apart and not usable:
+            raise NoEffect(
+                f"{type(method).__name__} needs activations with their graph, and those of {', '.join(apart)} are "
+                "recomputed apart from the forward pass. Choose other groups with where=..."
+            )
     if not usable:
         raise NoEffect(
             f"{type(method).__name__}: every unit group that matches {pattern!r} has frozen parameters "

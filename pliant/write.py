@@ -115,6 +115,11 @@ class Writer:
             drawn[..., init.padding, :] = 0
         return shard_like(drawn, tensor) if self.num_members is None else drawn
 
+    def uniform(self, device: torch.device) -> Tensor:
+        """A number in [0, 1) for each member, float32 ``[]`` or ``[S]``, from each member's own generator."""
+        drawn = [torch.rand((), generator=generator, device=device) for generator in self.generators(device)]
+        return drawn[0] if self.num_members is None else torch.stack(drawn)
+
     # ---- units ----
     def select(self, mask: Tensor, at_most: int | None, live: Tensor | None) -> Selection | None:
         """The units of a mask.
@@ -159,9 +164,14 @@ class Writer:
         """A tensor's values as a plain tensor; all processes must ask for a sharded one at once."""
         return whole(self.tensors[name])
 
-    def sum_abs(self, piece: TensorSlice) -> Tensor:
-        """Sum of the absolute values that each unit owns in a slice, ``[U]`` or ``[S, U]``, at least float32."""
-        tensor = self.tensors[piece.name]
+    def sum_abs(self, piece: TensorSlice, tensor: Tensor | None = None) -> Tensor:
+        """Sum of the absolute values that each unit owns in a slice, ``[U]`` or ``[S, U]``, at least float32.
+
+        Args:
+            piece: Which positions belong to each unit.
+            tensor: Where they lie: the slice's tensor, unless another of its shape is given (its gradient).
+        """
+        tensor = self.tensors[piece.name] if tensor is None else tensor
         part = part_of(tensor)
         local = tensor if part is None else part.local
         keep = tensor.ndim + piece.dim
@@ -290,6 +300,10 @@ class Writer:
         if towards is None and live is None and not any(isinstance(factor, Tensor) for factor in factors):
             torch._foreach_mul_(tensors, list(factors))  # type: ignore[arg-type]
             return
+        if towards is not None and live is None and not isinstance(factors[0], Tensor) and len(set(factors)) == 1:
+            ends = [part_like(end, part).to(own.dtype) for end, own, part in zip(towards, tensors, parts, strict=True)]
+            torch._foreach_lerp_(tensors, ends, 1 - factors[0])
+            return
         for index, (tensor, factor) in enumerate(zip(tensors, factors, strict=True)):
             if live is not None:
                 factor = 1 + (factor - 1) * live
@@ -315,11 +329,6 @@ class Writer:
         mine = [part_like(tensor, part) for tensor, part in zip(tensors, parts, strict=True)]
         added = [part_like(term, part).to(own.dtype) for term, own, part in zip(terms, mine, parts, strict=True)]
         torch._foreach_add_(mine, added if live is None else [term * live.to(term.dtype) for term in added])
-
-    def add_noise(self, tensor: Tensor, init: Init, noise_scale: float, live: Tensor | None) -> None:
-        """Add fresh initial values times a scale to a whole tensor."""
-        noise = here(self.draw(tensor, init)).to(tensor.dtype) * noise_scale
-        here(tensor).add_(noise if live is None else noise * live)
 
     def assign(self, tensor: Tensor, value: Tensor, live: Tensor | None) -> None:
         """Overwrite a whole tensor in place; not where ``live`` is 0.

@@ -17,11 +17,13 @@ PACKAGE = Path(pliant.__file__).parent
 # layer do not know each other.
 LAYERS: list[set[str]] = [
     {"errors", "devices", "quiet"},
-    {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery"},
-    {"metrics", "stats", "events", "write"},
-    {"edit", "forward"},
+    {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn"},
+    {"metrics", "stats", "events", "write", "optim", "insertion"},
+    {"edit_tensors", "forward"},
+    {"edit"},
     {"interventions"},
     {"reminders", "schedule", "wiring"},
+    {"rounds"},
     {"handle"},
     {"attach", "monitor"},
     {"bench", "report"},

@@ -16,7 +16,12 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor",
-    "attach Handle ContinualBackprop ExperienceReplay FreshStart L2 ReDo ShrinkAndPerturb",
+    "attach Handle",
+    "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
+    "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2Init LayerReset",
+    "NormalizeAndProject OptimizerReset Parseval PlasticityInjection ReDo ReGraMa",
+    "SelectiveWeightReset SelfNormalizedReset ShrinkAndPerturb SpectralRegularisation WeightClipping",
+    "WeightNoise",
     "PliantError UnsupportedError UnsupportedOp NotYetSupported IllegalConfiguration NoEffect NoEffectWarning",
     "RecordError",
 }
@@ -31,14 +36,36 @@ OPTIONS = {
 }
 
 METHODS = {
+    "adaptive_normalization": "rate every dormant_above dormant_below growth_above growth_below tau where",
+    "c_chain": "share lag start window",
     "continual_backprop": (
         "replacement_rate maturity_threshold decay_rate utility exact decide_every sample_every where"
     ),
     "experience_replay": "capacity ratio keep_on",
+    "feature_norm": "strength where",
+    "fire": "iterations every where fused parts",
     "fresh_start": "every",
-    "l2": "strength where",
+    "gradient_noise": "noise_scale decay relative_to where",
+    "hare_and_tortoise": "decay every",
+    "insert_dropout": "p where",
+    "insert_normalization": "kind gate where",
+    "l2": "strength where apply",
+    "l2_init": "strength where apply norm",
+    "layer_reset": "layers every",
+    "normalize_and_project": "every affine decay unnormalised where",
+    "optimizer_reset": "every part where",
+    "parseval": "strength where apply scale normalise_rows reference_width every",
+    "plasticity_injection": "module at",
     "redo": "tau every where",
-    "shrink_and_perturb": "shrink noise_scale every where",
+    "regrama": "tau every where",
+    "selective_weight_reset": "factor rule utility to every where",
+    "self_normalized_reset": (
+        "percentile initial_threshold min_threshold max_threshold expansion update_every min_active check_every where"
+    ),
+    "shrink_and_perturb": "shrink noise_scale every where noise",
+    "spectral_regularisation": "strength where apply k every",
+    "weight_clipping": "kappa where",
+    "weight_noise": "noise_scale relative_to every where",
 }
 
 STREAM_OPTIONS = {
@@ -77,7 +104,34 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
 
 
 def test_the_methods_and_their_options():
-    exported = "ContinualBackprop ExperienceReplay FreshStart L2 ReDo ShrinkAndPerturb"
+    exported = """
+        AdaptiveNormalization
+        CChain
+        ContinualBackprop
+        ExperienceReplay
+        FIRE
+        FeatureNorm
+        FreshStart
+        GradientNoise
+        HareAndTortoise
+        InsertDropout
+        InsertNormalization
+        L2
+        L2Init
+        LayerReset
+        NormalizeAndProject
+        OptimizerReset
+        Parseval
+        PlasticityInjection
+        ReDo
+        ReGraMa
+        SelectiveWeightReset
+        SelfNormalizedReset
+        ShrinkAndPerturb
+        SpectralRegularisation
+        WeightClipping
+        WeightNoise
+    """
     assert sorted(interventions.__all__) == exported.split()
     found = {name: " ".join(field.name for field in dataclasses.fields(cls)) for name, cls in method_table().items()}
     assert found == METHODS

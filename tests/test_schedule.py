@@ -72,7 +72,7 @@ def test_decisions_wait_for_a_few_units_but_not_long():
     assert pliant.ContinualBackprop(1e-3).period(trunk) == 128  # one of eight units in 125 steps, in whole samples
     assert pliant.ContinualBackprop(1.0).period(trunk) == 16
     wide = pliant.find_units(nn.Sequential(nn.Linear(4, 200), nn.ReLU(), nn.Linear(200, 2)), torch.randn(2, 4))
-    assert pliant.ContinualBackprop(1e-3).period(wide["0"]) == 24  # four of two hundred in 20 steps, in whole samples
+    assert pliant.ContinualBackprop(1e-3).period(wide["0"]) == 40  # eight of two hundred in 40 steps, in whole samples
     handle.detach()
     assert not any(module._forward_pre_hooks for module in model.modules())
 

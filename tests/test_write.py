@@ -105,7 +105,7 @@ def test_nothing_is_selected_at_a_skipped_step(monkeypatch):
     writer.shrink(["w"], [0.5], None, torch.tensor(0.0))
     writer.assign(tensors["w"], torch.zeros_like(before), torch.tensor(0.0))
     writer.clamp(["w"], [(0.0, 1.0)], torch.tensor(0.0))
-    writer.add_noise(tensors["w"], Init("normal", 1.0), 1.0, torch.tensor(0.0))
+    writer.add([tensors["w"]], [writer.draw(tensors["w"], Init("normal", 1.0))], torch.tensor(0.0))
     writer.fill_weights(tensors["w"], before > 3, Init("normal", 1.0), torch.tensor(0.0))
     assert torch.equal(tensors["w"], before)
     writer.fill(tensors["w"], piece, writer.select(torch.ones(8, dtype=torch.bool), 4, torch.tensor(1.0)), None)

@@ -36,8 +36,14 @@ class Failure:
     message: str
 
 
+_FIRST = 256
+"""Examples of the first task that methods which change the model look at."""
+
+
 def can_stack(experiment: Experiment) -> bool:
-    """Whether the seeds of this experiment can be trained as one stacked model."""
+    """Whether the seeds of this experiment can be trained as one stacked model; methods must not change the model."""
+    if any(method.changes_model for method in experiment.build_methods()):
+        return False
     try:
         stack([experiment.build_model(seed) for seed in (0, 1)], torch.zeros(5, experiment.build_stream().num_inputs))
     except NotYetSupported:
@@ -176,9 +182,10 @@ class Members:
         example = torch.zeros(5, self.stream.num_inputs)
         self.model = stack(singles, example) if self.stacked else singles[0]
         self.model.train()
-        self.optimizer = self.experiment.build_optimizer(self.model)
+        self.optimizer = self.experiment.build_optimizer(self.model, self.seeds if self.stacked else self.seeds[0])
         methods = self.experiment.build_methods()
-        self.units = _find_units(singles[0], example, required=bool(methods))
+        changes_model = any(method.changes_model for method in methods)
+        self.units = None if changes_model else _find_units(singles[0], example, required=bool(methods))
         self.handle: Any = None
         self._num_resets = torch.zeros(len(self.seeds), dtype=torch.float64)
         if methods:
@@ -187,14 +194,17 @@ class Members:
 
             self._has_penalty = any(type(method).penalty is not Intervention.penalty for method in methods)
             self._changes_batches = any(type(method).on_batch is not Intervention.on_batch for method in methods)
+            first = (self.stream.task(0, self.seeds[0]).inputs[:_FIRST],) if changes_model else None
             self.handle = attach(
                 self.model,
                 self.optimizer,
                 methods,
                 units=self.units,
+                example_inputs=first,
                 seed=list(self.seeds) if self.stacked else self.seeds[0],
                 init=getattr(singles[0], "init", None),
             )
+            self.units = self.handle.units
 
     def _identity(self) -> dict[str, str]:
         return {"experiment": records.canonical_json(self.experiment.to_dict()), "torch": str(torch.__version__)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import nn
 
-from pliant import records
+from pliant import optim, records
 from pliant.bench.models import MODELS
 from pliant.bench.names import build, full_options, option_names, resolve, snake_case, unknown
 from pliant.bench.presets import PRESETS
@@ -65,9 +65,10 @@ def method_table() -> dict[str, type[Any]]:
 
 
 def optimizer_table() -> dict[str, type[Any]]:
-    """Return the optimizers of ``torch.optim`` by lower-case name."""
+    """Return the optimizers of ``torch.optim`` and of ``pliant.optim`` by lower-case name."""
     found = {name.lower(): getattr(torch.optim, name) for name in torch.optim.__all__ if name != "Optimizer"}
-    return {name: cls for name, cls in found.items() if isinstance(cls, type)}
+    own: dict[str, Any] = {name.lower(): getattr(optim, name) for name in optim.__all__}  # a preset is a function
+    return {name: cls for name, cls in found.items() if isinstance(cls, type)} | own
 
 
 PartLike: TypeAlias = Part | str | tuple[str, Mapping[str, Any]]
@@ -172,11 +173,18 @@ class Experiment:
             model: nn.Module = build("model", cls, self.model.options, stream.num_inputs, stream.num_classes)
         return model
 
-    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return the optimizer over all parameters of ``model``; the multi-tensor form where there is one."""
+    def build_optimizer(self, model: nn.Module, seed: int | Sequence[int] = 0) -> torch.optim.Optimizer:
+        """Return the optimizer over all parameters of ``model``; the multi-tensor form where there is one.
+
+        Args:
+            model: The model.
+            seed: For optimizers that draw noise; one for each member of a stack.
+        """
         cls = resolve("optimizer", self.optimizer.name, optimizer_table())
         options = dict(self.optimizer.options)
         names = option_names(cls, 1)
+        if "seed" in names:
+            options.setdefault("seed", seed)
         if "foreach" in names and not options.get("fused"):
             options.setdefault("foreach", True)
         optimizer: torch.optim.Optimizer = build("optimizer", cls, options, model.parameters())

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration
-from pliant.interventions.context import Clock, Context
-from pliant.interventions.state import Host, PerParameter, PerUnit, Snapshot, StateKind, Tensors
+from pliant.interventions.context import Clock, Context, Sample
+from pliant.interventions.state import Host, PerParameter, PerUnit, Scalar, Snapshot, StateKind, Tensors
 
 __all__ = [
     "Clock",
@@ -21,6 +21,8 @@ __all__ = [
     "Intervention",
     "PerParameter",
     "PerUnit",
+    "Sample",
+    "Scalar",
     "Snapshot",
     "Tensors",
     "require",
@@ -35,8 +37,8 @@ class Intervention(ABC):
 
     Attributes:
         needs: Statistics of activations it reads (see :data:`pliant.stats.STATISTICS`).
-        state: State it keeps, by name: :class:`PerUnit`, :class:`PerParameter`, :class:`Snapshot`, :class:`Tensors` or
-            :class:`Host`.
+        state: State it keeps, by name: :class:`PerUnit`, :class:`PerParameter`, :class:`Snapshot`, :class:`Tensors`,
+            :class:`Scalar` or :class:`Host`.
         redraws: Whether it draws initial values, so that every initial distribution must be known.
         changes_model: Whether it changes the model itself, in :meth:`surgery`.
         source: The publication in short, for tables: ``"Sokar et al. 2023"``.
@@ -65,6 +67,11 @@ class Intervention(ABC):
     def needs_batch(self) -> bool:
         """Whether it acts on batches only, so that without ``handle.batch(...)`` it would do nothing."""
         return False
+
+    @property
+    def changes_gradients(self) -> bool:
+        """Whether it acts before the optimizer's step, on the gradients, so that closures are refused."""
+        return type(self).before_step is not Intervention.before_step
 
     def conflicts_with(self, other: Intervention) -> str | None:
         """Why this method and another one on the same model undo each other, or ``None``; ``attach`` refuses then.
@@ -101,6 +108,10 @@ class Intervention(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} declares changes_model and must implement surgery().")
 
+    def surgery_with(self, model: nn.Module, optimizers: Sequence[Optimizer], example_inputs: Any) -> None:
+        """The same with the example inputs, for methods that look where things are before they change them."""
+        self.surgery(model, optimizers)
+
     def samples(self, step: int) -> bool:
         """Whether it needs statistics of the given step (1-based)."""
         return bool(self.needs)
@@ -108,17 +119,32 @@ class Intervention(ABC):
     def next_step(self, ctx: Context) -> int:
         """The next step at which :meth:`after_step` has something to do: the very next one, unless overridden.
 
-        It must depend on ``ctx.clock.step`` and the hyper-parameters alone, so that a resumed run keeps the schedule,
-        and it must not jump over a step for which :meth:`samples` is true.
+        It must depend on ``ctx.clock.step``, the hyper-parameters and the groups alone, so that a resumed run keeps the
+        schedule, and it must not jump over a step for which :meth:`samples` is true, unless :meth:`observe` is there
+        for those.
         """
         return ctx.clock.step + 1
+
+    def next_sample(self, step: int) -> int:
+        """The first step after the given one for which :meth:`samples` is true; asked where there is ``observe``."""
+        raise NotImplementedError(f"{type(self).__name__} has observe() and must implement next_sample().")
 
     # The events do nothing unless a method overrides them.
     def prepare(self, ctx: Context) -> None:  # noqa: B027
         """Called once by ``attach``; refuse here what cannot work."""
 
     def before_step(self, ctx: Context) -> None:  # noqa: B027
-        """Before the optimizer's step, with gradients in place; refused under a closure."""
+        """Before the optimizer's step, with gradients in place; refused under a closure.
+
+        ``ctx.clock.step`` is the number of steps done so far, without the coming one.
+        """
+
+    def observe(self, ctx: Context) -> None:  # noqa: B027
+        """Take in the statistics of the steps in ``ctx.samples``: update state, edit nothing.
+
+        Called before anything else happens to the state, and otherwise for several samples at once, since looking at
+        each in its own step costs more. ``ctx.stats(group).at(sample.step)`` has the values.
+        """
 
     def after_step(self, ctx: Context) -> None:  # noqa: B027
         """After a real optimizer step."""
@@ -138,7 +164,7 @@ class Intervention(ABC):
         """A term for the loss, with graph, added by the user through ``handle.penalty()``.
 
         ``ctx.loss`` and ``ctx.reference`` are what the user passed to it. Statistics of this step's training forwards
-        (``features``) are there already.
+        (``ctx.features``) are there already. In a dry run it is not asked.
         """
         return None
 

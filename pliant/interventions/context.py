@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import fnmatch
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
-from pliant.interventions.state import Memory
+from pliant.interventions.state import Memory, matches
+from pliant.sharded import whole
 from pliant.stats import GroupStats
+from pliant.units.depth import module_of
 from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
 
-__all__ = ["Clock", "Context"]
+__all__ = ["Clock", "Context", "Sample"]
 
 
 class Clock:
@@ -58,6 +59,21 @@ class Clock:
         return sys.maxsize if period is None else (self.step // period + 1) * period
 
 
+class Sample(NamedTuple):
+    """A step whose statistics were wanted.
+
+    Attributes:
+        step: Its number.
+        elapsed: Real steps since the sample before, this one included: an int, or an int64 scalar on the device where
+            only the device knows.
+        live: As in :class:`Context`, at that step.
+    """
+
+    step: int
+    elapsed: int | Tensor
+    live: Tensor | None
+
+
 class Context:
     """What an intervention sees of the run: read anything, change only through ``edit``.
 
@@ -71,9 +87,12 @@ class Context:
         elapsed: Real steps since this intervention last acted on this optimizer, this one included: an int, or an
             int64 scalar on the device where only the device knows.
         num_members: S for a stack of members, else ``None``.
+        samples: In ``observe``, the steps to be observed, oldest first.
         loss: What the user gave to ``handle.penalty(loss=...)``, the loss that the term will be added to; else
             ``None``.
         reference: What the user gave to ``handle.penalty(reference=...)``, a batch of inputs; else ``None``.
+        layer_types: Tensor name to the type of the module that owns it (of a parametrized one: the module itself).
+        modules: The model's modules by name, to look at.
     """
 
     def __init__(
@@ -88,18 +107,25 @@ class Context:
         clock: Clock,
         memory: Memory,
         stats: Callable[[UnitGroup], GroupStats],
+        features: Callable[[UnitGroup], list[Tensor]],
         forward: Callable[..., Any],
+        modules: Mapping[str, nn.Module],
         num_members: int | None,
+        layer_types: Mapping[str, type[nn.Module]],
     ) -> None:
+        self.layer_types = layer_types
         self.units, self.clock, self.edit, self.num_members = units, clock, edit, num_members
+        self.modules = modules
         self.live: Tensor | None = None
         self.elapsed: int | Tensor = 1
         self.task = 0
+        self.samples: list[Sample] = []
         self.loss: Tensor | None = None
         self.reference: Inputs | None = None
         self.optimizer, self.index = optimizer, index
         self._owned, self._parameters = owned, parameters
-        self._memory, self._stats, self._forward = memory, stats, forward
+        self._buffers: dict[str, Tensor] | None = None
+        self._memory, self._stats, self._features, self._forward = memory, stats, features, forward
         self._selected: dict[str, tuple[tuple[UnitGroup, ...], list[Tensor]]] = {}
 
     def groups(self, where: str = "*") -> tuple[UnitGroup, ...]:
@@ -122,6 +148,14 @@ class Context:
     def stats(self, group: UnitGroup) -> GroupStats:
         """Statistics of the group's activations over the last sampled step."""
         return self._stats(group)
+
+    def features(self, group: UnitGroup) -> list[Tensor]:
+        """The group's activations with their graph, ``[N, U]`` or ``[S, N, U]``, for :meth:`Intervention.penalty`.
+
+        One tensor for each training forward since the last backward pass; samples, positions and time steps are rows.
+        ``"features"`` must be in the method's ``needs``.
+        """
+        return self._features(group)
 
     def is_seen(self, group: UnitGroup) -> bool:
         """Whether this step's training forward went through the group (a network may use one of its heads only)."""
@@ -150,6 +184,10 @@ class Context:
         """One :class:`Tensors` state: a mapping that the method fills and changes as it needs."""
         return self._memory.tensors[name]
 
+    def scalar(self, name: str) -> Tensor:
+        """One :class:`Scalar` for this optimizer, ``[]`` or ``[S]``; changed in place."""
+        return self._memory.scalars[name][str(self.index)]
+
     @property
     def host(self) -> dict[str, bool | int | float | str]:
         """The :class:`Host` state for this optimizer, by name; assign to it."""
@@ -174,15 +212,33 @@ class Context:
         return self._forward(inputs, params, training=training)
 
     def parameters(self, where: str = "*") -> dict[str, Tensor]:
-        """The optimizer's parameters by name (shell-style pattern), without those that are frozen by now.
+        """The optimizer's parameters by name, without those that are frozen by now.
+
+        Args:
+            where: A shell-style pattern of names, or several with commas between; a module's name stands for all that
+                is in it.
 
         See :meth:`whole` for their values.
         """
-        return {
-            name: item
-            for name, item in self._parameters.items()
-            if item.requires_grad and fnmatch.fnmatchcase(name, where)
-        }
+        return {name: item for name, item in self._parameters.items() if item.requires_grad and matches(name, where)}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers, by name, of the modules whose parameters the optimizer trains.
+
+        Those of modules without parameters belong to the first optimizer.
+        """
+        if self._buffers is None:
+            tensors = self.edit.tensors
+            parameters = {name for name, item in tensors.items() if isinstance(item, nn.Parameter)}
+            mine = {module_of(name) for name in self._parameters}
+            others = {module_of(name) for name in parameters}
+            self._buffers = {
+                name: item
+                for name, item in tensors.items()
+                if name not in parameters
+                and (module_of(name) in mine or (self.index == 0 and module_of(name) not in others))
+            }
+        return self._buffers
 
     def whole(self, name: str) -> Tensor:
         """A parameter's or buffer's values, detached; of one that is sharded over processes, all of them.
@@ -191,9 +247,31 @@ class Context:
         """
         return self.edit.writer.whole(name)
 
+    def gradient(self, name: str) -> Tensor | None:
+        """A parameter's gradient, detached and dense; of one that is sharded over processes, all of it.
+
+        In ``after_step`` it is that of the step, as the optimizer has seen it, unless somebody has cleared it since.
+        It may still be multiplied by the scale of mixed precision, see :meth:`pliant.edit.Editor.gradient_scale`.
+
+        Returns:
+            The gradient, or ``None`` if there is none.
+        """
+        gradient = self._parameters[name].grad
+        if gradient is None:
+            return None
+        gradient = gradient.detach()
+        return whole(gradient.to_dense() if gradient.is_sparse else gradient)
+
+    def freeze(self, names: Sequence[str]) -> None:
+        """From now on no optimizer changes these parameters; what they have as gradients is dropped."""
+        for name in names if not self.edit.dry_run else ():
+            parameter = self.edit.tensors[name]
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
     def set_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         """The handle tells that the optimizer has taken on further parameters."""
-        self._parameters = parameters
+        self._parameters, self._buffers = parameters, None
 
     def learning_rates(self, names: Sequence[str]) -> list[float]:
         """The current step size of each parameter, from its optimizer's parameter group."""
@@ -211,16 +289,42 @@ class Context:
             raise NoEffect(f"unit group {group.name!r} has no outgoing weights.")
         return total
 
-    def check_finite(self, values: Tensor, group: UnitGroup) -> Tensor:
+    def gradient_magnitude(self, group: UnitGroup) -> Tensor | None:
+        r"""Sum of the absolute gradients of each unit's incoming weights (biases left out): ``[U]`` or ``[S, U]``.
+
+        Of the parameters of this optimizer only; see :meth:`gradient` for what they are in ``after_step``.
+
+        Returns:
+            The sums, or ``None`` if none of these weights has a gradient.
+        """
+        lead = 0 if self.num_members is None else 1
+        mine = [piece for piece in group.role("incoming") if piece.name in self._parameters]
+        matrices = [piece for piece in mine if self._parameters[piece.name].ndim - lead >= 2]
+        total: Tensor | None = None
+        for piece in matrices or mine:
+            gradient = self._parameters[piece.name].grad
+            if gradient is not None:
+                gradient = gradient.detach()
+                sums = self.edit.writer.sum_abs(piece, gradient.to_dense() if gradient.is_sparse else gradient)
+                total = sums if total is None else total + sums
+        return total
+
+    def check_finite(self, values: Tensor, group: UnitGroup | str, what: str = "activations") -> Tensor:
         """A mask of finite entries; for a single model on a CPU, anything else stops the run.
+
+        Args:
+            values: What is checked.
+            group: Of which group, or of which tensor.
+            what: What the values were computed from, for the message.
 
         Raises:
             IllegalConfiguration: Naming the group and the step; nothing has been edited.
         """
         finite = values.isfinite()
         if can_read(values) and self.num_members is None and not bool(finite.all()):
+            name = group if isinstance(group, str) else group.name
             raise IllegalConfiguration(
-                f"the activations of {group.name!r} are not finite at step {self.clock.step}: training has diverged "
+                f"the {what} of {name!r} are not finite at step {self.clock.step}: training has diverged "
                 "(a NaN or infinite loss). Nothing was reset. Lower the step size or clip the gradients, and resume "
                 "from the last checkpoint."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor
 
 from pliant.devices import can_read
-from pliant.interventions.base import Context, Intervention, PerUnit, require
+from pliant.interventions.base import Context, Intervention, PerUnit, Sample, require
 from pliant.units.group import UnitGroup
 
 __all__ = ["ContinualBackprop"]
 
 _MAX_CADENCE = 8
 _SAMPLES_PER_WINDOW = 12
-_MAX_UNITS = 4
+_MAX_UNITS = 8
 _MAX_DELAY = 0.04
 
 
@@ -137,9 +138,17 @@ class ContinualBackprop(Intervention):
         """Once in :attr:`cadence` steps."""
         return step % self.cadence == 0
 
+    def next_sample(self, step: int) -> int:
+        """The end of the cadence."""
+        return (step // self.cadence + 1) * self.cadence
+
     def next_step(self, ctx: Context) -> int:
-        """The next sampled step."""
-        return ctx.clock.next(self.cadence)
+        """The next decision on a group; with ``exact=True`` the next step, whose weights are needed."""
+        if self.exact:
+            return ctx.clock.step + 1
+        if self.replacement_rate == 0:
+            return sys.maxsize
+        return min((ctx.clock.next(self.period(group)) for group in ctx.groups(self.where)), default=sys.maxsize)
 
     def prepare(self, ctx: Context) -> None:
         """Check the hyper-parameters."""
@@ -151,43 +160,59 @@ class ContinualBackprop(Intervention):
         require(self.sample_every is None or self.sample_every >= 1, self, "sample_every", "None or >= 1")
         require(not (self.exact and self.cadence > 1), self, "sample_every", "None or 1 when exact=True")
 
-    def after_step(self, ctx: Context) -> None:
-        """Age the units, average what they do, and replace where the budget allows."""
+    def observe(self, ctx: Context) -> None:
+        """Age the units, and average what they do."""
         groups = ctx.groups(self.where)
-        self._observe(ctx, [group for group in groups if ctx.is_seen(group)])
-        if self.replacement_rate == 0:
-            return
-        step = ctx.clock.step
-        due = [
-            (group, self._utility(ctx, group, ctx.state(group)))
-            for group in groups  # all are checked before any is edited
-            if step % self.period(group) == 0
-        ]
-        for group, utility in due:
-            self._replace(ctx, group, ctx.state(group), utility)
+        histories = [ctx.stats(group).history("mean_abs_activation") for group in groups]
+        together = all(len(history) == len(ctx.samples) for history in histories)
+        if together and groups:  # the usual case, in which time needs to pass only once
+            self._age(ctx, groups, sum(sample.elapsed for sample in ctx.samples))
+        for sample in ctx.samples:
+            found = [
+                (group, history[sample.step])
+                for group, history in zip(groups, histories, strict=True)
+                if sample.step in history
+            ]
+            seen = [group for group, _ in found]
+            if not seen:  # this optimizer trains no group, or nothing was seen of any
+                continue
+            if not together:
+                self._age(ctx, seen, sample.elapsed)
+            self._average(ctx, seen, [value for _, value in found], sample)
 
-    def _observe(self, ctx: Context, groups: Sequence[UnitGroup]) -> None:
-        """Time passes for the groups that were used, all of them at once: single small operations cost more."""
-        if not groups:  # this optimizer trains no group, or nothing was seen of any
-            return
+    def _age(self, ctx: Context, groups: Sequence[UnitGroup], elapsed: int | Tensor) -> None:
         for name in ("age", "since"):
             for clock in ctx.states(name, groups):
-                clock.add_(ctx.elapsed)
+                clock.add_(elapsed)
+
+    def _average(self, ctx: Context, groups: Sequence[UnitGroup], seen: list[Tensor], sample: Sample) -> None:
         averages = [ctx.state(group)["activation"] for group in groups]
-        seen = [ctx.stats(group).mean_abs_activation for group in groups]
         if self.exact:
             seen = [value * ctx.magnitude(group) for value, group in zip(seen, groups, strict=True)]
         seen = [
             value if value.dtype == average.dtype else value.to(average.dtype)
             for value, average in zip(seen, averages, strict=True)
         ]
-        weight = 1 - self.decay_rate**ctx.elapsed
+        weight = 1 - self.decay_rate**sample.elapsed
         if not isinstance(weight, Tensor):
             torch._foreach_lerp_(averages, seen, weight)
             return
         for average, value in zip(averages, seen, strict=True):
             mixed = torch.lerp(average, value, weight.to(average.dtype))
-            average.copy_(mixed if ctx.live is None else torch.where(ctx.live > 0, mixed, average))
+            average.copy_(mixed if sample.live is None else torch.where(sample.live > 0, mixed, average))
+
+    def after_step(self, ctx: Context) -> None:
+        """Replace where the budget allows."""
+        if self.replacement_rate == 0:
+            return
+        step = ctx.clock.step
+        due = [
+            (group, self._utility(ctx, group, ctx.state(group)))
+            for group in ctx.groups(self.where)  # all are checked before any is edited
+            if step % self.period(group) == 0
+        ]
+        for group, utility in due:
+            self._replace(ctx, group, ctx.state(group), utility)
 
     def _utility(self, ctx: Context, group: UnitGroup, state: dict[str, Tensor]) -> Tensor:
         age, activation = state["age"], state["activation"]

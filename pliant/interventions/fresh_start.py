@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
+from pliant.errors import NoEffect
 from pliant.interventions.base import Context, Intervention, require
 
 __all__ = ["FreshStart"]
@@ -24,11 +26,15 @@ class FreshStart(Intervention):
         None; the number of boundaries is the handle's.
 
     Edits:
-        Every parameter and buffer with a known initial distribution (all parameters must have one), all moments and
-        step counters.
+        Every trained parameter, every buffer with a known initial value (running statistics), all moments and step
+        counters.
+
+    Deviations from the published code:
+        See the method's page.
 
     Source:
-        The "retrained network" of Dohare et al. (2024), with the same optimizer.
+        The network that is retrained from scratch in Dohare et al., Loss of plasticity in deep continual learning
+        (Nature 2024), with the same optimizer.
 
     Raises:
         IllegalConfiguration: At ``attach``, where a parameter's initial distribution is unknown.
@@ -41,11 +47,13 @@ class FreshStart(Intervention):
     every: int | None = 1
 
     redraws: ClassVar[bool] = True
+    source: ClassVar[str] = "Dohare et al. 2024"
+    defaults: ClassVar[Mapping[str, str]] = {"every": "the retrained network of Dohare et al. 2024: each time"}
 
     @property
     def needs_boundary(self) -> bool:
-        """Always."""
-        return True
+        """Always, unless it never acts."""
+        return self.every is not None
 
     def null(self) -> FreshStart:
         """Never due."""
@@ -56,11 +64,14 @@ class FreshStart(Intervention):
         require(self.every is None or self.every >= 1, self, "every", "None or >= 1")
         for name in ctx.parameters():
             ctx.edit.init_of(name)
+        if not ctx.parameters():
+            raise NoEffect("FreshStart: this optimizer trains no parameter.")
 
     def at_task_boundary(self, ctx: Context, data: Any = None) -> None:
         """Draw everything."""
         if self.every is None or ctx.task % self.every:
             return
-        for name in ctx.edit.tensors:
-            if ctx.edit.inits.get(name) is not None and (name in ctx.parameters() or name not in ctx.edit.owners):
-                ctx.edit.assign(name, ctx.edit.draw(name), moments="zero")
+        mine = {**ctx.parameters(), **ctx.buffers()}
+        for name in ctx.edit.tensors:  # in the model's order, as the network was drawn at first
+            if name in mine and ctx.edit.inits.get(name) is not None:
+                ctx.edit.assign(name, ctx.edit.draw(name), moments="zero", reason="fresh start")

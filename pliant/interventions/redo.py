@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
@@ -33,15 +34,19 @@ class ReDo(Intervention):
         outgoing weights (zero), moments of all of these (zero).
 
     Deviations from the published code:
-        Weights are drawn from each layer's own initial distribution (theirs: Xavier for all). Adam's step counter,
-        one per tensor in PyTorch, is kept.
+        Scores come from the batch of the step itself (theirs: from another batch, with the weights after the step).
+        Weights are drawn from each layer's own initial distribution (theirs: Xavier for all). Norm parameters are
+        restored, and the moments of biases cleared (their networks have no norms, and they keep these moments). Adam's
+        step counter, one per tensor in PyTorch, is kept. The options of their code that its experiments leave alone
+        are not offered: scaled or random outgoing weights, centred activations, a first and a last step.
 
     Source:
         Sokar et al., The Dormant Neuron Phenomenon in Deep Reinforcement Learning (2023), arXiv:2302.12902; threshold
-        0.025 and 1000 steps as in its appendix.
+        0.025 and 1000 steps as in its appendix. Code: the folder ``labs/redo`` of Dopamine.
 
     Raises:
-        IllegalConfiguration: At ``attach``, for a hyper-parameter out of range.
+        IllegalConfiguration: At ``attach``, for a hyper-parameter out of range; in training, if activations are not
+            finite when it is due.
 
     Example:
         >>> ReDo(tau=0.1).null()
@@ -54,6 +59,12 @@ class ReDo(Intervention):
 
     needs: ClassVar[frozenset[str]] = frozenset({"mean_abs_activation"})
     redraws: ClassVar[bool] = True
+    source: ClassVar[str] = "Sokar et al. 2023"
+    defaults: ClassVar[Mapping[str, str]] = {
+        "tau": "the paper's appendix, for its default replay ratio (0.1 in its other experiments)",
+        "every": "the paper's appendix (the class in its code has 200,000)",
+        "where": "all hidden units, as in the paper",
+    }
 
     def null(self) -> ReDo:
         """Never due."""
@@ -73,7 +84,7 @@ class ReDo(Intervention):
 
     def prepare(self, ctx: Context) -> None:
         """Check the hyper-parameters."""
-        require(self.tau >= 0, self, "tau", ">= 0")
+        require(0 <= self.tau < float("inf"), self, "tau", "finite and >= 0")
         require(self.every is None or self.every >= 1, self, "every", "None or >= 1")
 
     def after_step(self, ctx: Context) -> None:

@@ -8,6 +8,7 @@ itself is never reduced; a method that puts rank-local values into it would let 
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,9 +17,23 @@ import torch
 from torch import Tensor
 
 from pliant.errors import IllegalConfiguration
+from pliant.sharded import whole
 from pliant.units.group import UnitGroup
 
-__all__ = ["Host", "Memory", "PerParameter", "PerUnit", "Snapshot", "StateKind", "Tensors", "cloned"]
+__all__ = [
+    "Host",
+    "Memory",
+    "PerParameter",
+    "PerUnit",
+    "Scalar",
+    "Snapshot",
+    "StateKind",
+    "Tensors",
+    "cloned",
+    "copy_of",
+    "matches",
+    "tensor_norms",
+]
 
 _DTYPES = {"bool": torch.bool, "int64": torch.int64, "float32": torch.float32, "float64": torch.float64}
 Plain = bool | int | float | str
@@ -51,12 +66,19 @@ class PerParameter:
     Read with ``ctx.parameter_state(name)``, a mapping from parameter names; changed in place.
 
     Attributes:
-        fill: Initial value, or ``"initial"``: a copy of the parameter when the handle is made.
-        dtype: As for :class:`PerUnit`; ``None``: the parameter's own.
+        fill: Initial value, or ``"initial"``: a copy of the parameter when the handle is made; or ``"norm"``: its
+            Frobenius norm then, one entry per parameter (and member), in a shape that broadcasts to it.
+        dtype: As for :class:`PerUnit`; ``None``: the parameter's own (of a norm or a vector along it, at least
+            float32).
+        along: ``None``, or a vector instead of the whole shape, for parameters of two and more dimensions (others have
+            none): one entry per row (``"rows"``, the first dimension) or per column of the matrix that is left when
+            all other dimensions are flattened (``"columns"``): ``[O]`` and ``[I]``, or ``[S, O]`` and ``[S, I]``.
+            Plain also where the parameter is sharded, and the same in every process.
     """
 
-    fill: float | Literal["initial"] = 0.0
+    fill: float | Literal["initial", "norm"] = 0.0
     dtype: str | None = None
+    along: Literal["rows", "columns"] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +112,36 @@ class Tensors:
     """
 
 
-StateKind = PerUnit | PerParameter | Snapshot | Host | Tensors
+@dataclass(frozen=True)
+class Scalar:
+    """A number on the device, one per optimizer: ``[]``, or ``[S]`` for a stack of members.
+
+    Read with ``ctx.scalar(name)``, changed in place: for running means that the host must not wait for. It is float32,
+    and float64 for a float64 model.
+
+    Attributes:
+        fill: Initial value.
+    """
+
+    fill: float = 0.0
+
+
+StateKind = PerUnit | PerParameter | Snapshot | Host | Scalar | Tensors
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a tensor's name matches a shell-style pattern, or one of several with commas between.
+
+    A pattern that names a module matches everything in it, as it does for unit groups.
+
+    Example:
+        >>> [matches("head.0.weight", pattern) for pattern in ("head", "*.weight", "body, head.0", "*.bias")]
+        [True, True, True, False]
+    """
+    if pattern == "*":
+        return True
+    parts = [part.strip() for part in pattern.split(",")]
+    return any(fnmatch.fnmatchcase(name, form) for part in parts for form in (part, f"{part}.*"))
 
 
 class Memory:
@@ -101,6 +152,7 @@ class Memory:
         parameters: State name to parameter name to tensor.
         snapshots: State name to tensor name to tensor.
         tensors: State name to the method's own names to tensor.
+        scalars: State name to the optimizer's number (as a string) to tensor.
         host: One mapping per optimizer.
     """
 
@@ -119,8 +171,10 @@ class Memory:
         self.parameters: dict[str, dict[str, Tensor]] = {}
         self.snapshots: dict[str, dict[str, Tensor]] = {}
         self.tensors: dict[str, dict[str, Tensor]] = {}
+        self.scalars: dict[str, dict[str, Tensor]] = {}
         self.host: list[dict[str, Plain]] = [{} for _ in range(num_optimizers)]
         self._declared, self._pattern, self._cleared = dict(declared), pattern, False
+        self._num_members = num_members
         self._flat: dict[str, Tensor] = {}
         for key, kind in declared.items():
             if isinstance(kind, PerUnit):
@@ -133,6 +187,12 @@ class Memory:
                 self.snapshots[key] = {name: tensor.detach().clone() for name, tensor in tensors.items()}
             elif isinstance(kind, Tensors):
                 self.tensors[key] = {}
+            elif isinstance(kind, Scalar):
+                like = next(iter(tensors.values()))
+                dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+                shape = () if num_members is None else (num_members,)
+                filled = torch.full(shape, kind.fill, dtype=dtype, device=like.device)
+                self.scalars[key] = {str(index): filled.clone() for index in range(num_optimizers)}
             else:
                 for host in self.host:
                     host[key] = kind.fill
@@ -174,6 +234,7 @@ class Memory:
             "parameters": cloned(self.parameters),
             "snapshots": cloned(self.snapshots),
             "tensors": cloned(self.tensors),
+            "scalars": cloned(self.scalars),
             "host": [dict(host) for host in self.host],
         }
 
@@ -183,6 +244,7 @@ class Memory:
             (self.units, state["units"]),
             (self.parameters, state["parameters"]),
             (self.snapshots, state["snapshots"]),
+            (self.scalars, state.get("scalars", {})),
         ):
             for outer, tensors in mine.items():
                 for inner, tensor in tensors.items():
@@ -206,8 +268,12 @@ class Memory:
         for key, kind in self._declared.items():
             if isinstance(kind, PerParameter):
                 for name, parameter in trained.items():
-                    if name not in self.parameters[key] and fnmatch.fnmatchcase(name, self._pattern):
-                        self.parameters[key][name] = _per_parameter(kind, key, parameter)
+                    if name in self.parameters[key] or not matches(name, self._pattern):
+                        continue
+                    if kind.along is None:
+                        self.parameters[key][name] = _per_parameter(kind, key, parameter, self._num_members)
+                    elif parameter.ndim - (self._num_members is not None) >= 2:
+                        self.parameters[key][name] = _along(kind, key, parameter, self._num_members)
 
 
 def _per_unit(
@@ -222,10 +288,39 @@ def _per_unit(
     return torch.full(shape, kind.fill, dtype=dtype, device=tensor.device)
 
 
-def _per_parameter(kind: PerParameter, key: str, parameter: Tensor) -> Tensor:
+def tensor_norms(tensors: Sequence[Tensor], num_members: int | None) -> Tensor:
+    """The Frobenius norm of each tensor, ``[n]``, or of each member of each, ``[n * S]``; at least float32.
+
+    Every member is reduced by itself: its norm has the bits that its single run would find.
+    """
+    parts = list(tensors) if num_members is None else [member for tensor in tensors for member in tensor.unbind()]
+    if any(part.dtype in (torch.bfloat16, torch.float16) for part in parts):
+        return torch.stack([torch.linalg.vector_norm(part, dtype=_norm_dtype(part)) for part in parts])
+    return torch.stack(torch._foreach_norm(parts))
+
+
+def _norm_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _per_parameter(kind: PerParameter, key: str, parameter: Tensor, num_members: int | None) -> Tensor:
+    if kind.fill == "norm":
+        dtype = _norm_dtype(parameter) if kind.dtype is None else _dtype(kind.dtype, key)
+        shape = (num_members or 1, *[1] * (parameter.ndim - 1)) if parameter.ndim else ()
+        return tensor_norms([whole(parameter)], num_members).to(dtype).reshape(shape)
     dtype = parameter.dtype if kind.dtype is None else _dtype(kind.dtype, key)
     copy = parameter.detach().clone().to(dtype)
     return copy if kind.fill == "initial" else copy.fill_(kind.fill)
+
+
+def _along(kind: PerParameter, key: str, parameter: Tensor, num_members: int | None) -> Tensor:
+    if isinstance(kind.fill, str):
+        raise IllegalConfiguration(f"state {key!r}: a vector along a parameter starts at a number, not at its values.")
+    lead = () if num_members is None else (num_members,)
+    rows, *columns = parameter.shape[len(lead) :]
+    dtype = torch.promote_types(parameter.dtype, torch.float32) if kind.dtype is None else _dtype(kind.dtype, key)
+    size = rows if kind.along == "rows" else math.prod(columns)
+    return torch.full((*lead, size), kind.fill, dtype=dtype, device=parameter.device)
 
 
 def _dtype(name: str, key: str) -> torch.dtype:
@@ -237,3 +332,19 @@ def _dtype(name: str, key: str) -> torch.dtype:
 def cloned(tree: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """A copy, tensors included."""
     return {outer: {inner: tensor.clone() for inner, tensor in tensors.items()} for outer, tensors in tree.items()}
+
+
+def copy_of(name: str, memories: Sequence[Memory]) -> dict[str, Tensor]:
+    """A copy of the only snapshot of a name that the methods keep.
+
+    Raises:
+        IllegalConfiguration: If there is none, or more than one.
+    """
+    found = [memory.snapshots[name] for memory in memories if name in memory.snapshots]
+    if len(found) != 1:
+        names = sorted({repr(key) for memory in memories for key in memory.snapshots})
+        raise IllegalConfiguration(
+            f"{len(found) or 'none'} of the methods {'keep' if len(found) > 1 else 'keeps'} a network called "
+            f"{name!r}; there {'are' if names else 'is'}: {', '.join(names) or 'none at all'}."
+        )
+    return {key: tensor.detach().clone() for key, tensor in found[0].items()}

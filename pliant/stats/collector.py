@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
 from pliant.stats.listener import Dated, Kept, Listeners, Passes, silence, that_count
-from pliant.stats.reader import TapReader
+from pliant.stats.reader import TapReader, quantity
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
 
 __all__ = ["STATISTICS", "Accumulator", "Collector", "GroupStats"]
 
-STATISTICS = ("mean_abs_activation", "mean_activation", "mean_abs_gradient", "features")
+STATISTICS = ("mean_abs_activation", "mean_activation", "active_fraction", "mean_abs_gradient", "features")
 """What an intervention can ask for in ``needs``."""
 
-_SMALL = 2**16
-"""Elements of an activation up to which it may be kept until the end of the step."""
+_SMALL = 2**13
+"""Elements of an activation up to which it may wait until somebody needs it."""
 
-_OF_ACTIVATIONS = frozenset({"mean_abs_activation", "mean_activation"})
+_OF_ACTIVATIONS = frozenset({"mean_abs_activation", "mean_activation", "active_fraction"})
 
 
 class GroupStats:
@@ -32,6 +32,7 @@ class GroupStats:
     Attributes:
         mean_abs_activation: Mean of ``|h|`` over samples, ``[U]`` or ``[S, U]``.
         mean_activation: Mean of ``h``, of the same shape.
+        active_fraction: Fraction of the samples with ``h > 0``, of the same shape.
         mean_abs_gradient: Mean of :math:`|\partial L / \partial h|` over samples, of the same shape; multiplied by
             the loss scale where mixed precision uses one.
         step: The step that they belong to; 0 before the first.
@@ -40,6 +41,11 @@ class GroupStats:
     def __init__(self) -> None:
         self.step = 0
         self._values: dict[str, Tensor] = {}
+        self._history: list[tuple[int, dict[str, Tensor]]] = []
+
+    def history(self, name: str) -> dict[int, Tensor]:
+        """One statistic at the steps that ``observe`` is called for: step to its value, for those that were seen."""
+        return {step: values[name] for step, values in self._history if name in values}
 
     def _get(self, name: str) -> Tensor:
         if name not in self._values:
@@ -57,6 +63,11 @@ class GroupStats:
         return self._get("mean_activation")
 
     @property
+    def active_fraction(self) -> Tensor:
+        """Fraction of the samples with ``h > 0``."""
+        return self._get("active_fraction")
+
+    @property
     def mean_abs_gradient(self) -> Tensor:
         """Mean of the absolute gradient of the loss with respect to ``h`` over samples."""
         if self.step and "mean_abs_gradient" not in self._values:
@@ -72,8 +83,9 @@ class Accumulator:
 
     Eager forwards keep means and count on the host. Those that became part of a graph (compiled, or captured on CUDA)
     cannot branch on the step, so they add sums to fixed buffers at every step; a sample is then the mean since the
-    last one. Small activations are kept until the step is over, and all looked at together, which costs less than
-    between the layers; a network that changes one in place in the meantime is noticed, and then it is looked at there.
+    last one. Small activations are kept until some method needs them, and then looked at one after the other, which
+    costs much less than between the layers. A network that changes one in place in the meantime is noticed: that
+    sample is lost, and from then on they are looked at where they are heard.
     Non-finite batches are left out there, since a step that mixed precision skips cannot be told from others
     inside a graph.
     """
@@ -94,6 +106,7 @@ class Accumulator:
         self.first: tuple[Tensor, int] | None = None
         self.graph_sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
         self.graph_count = torch.zeros((), dtype=dtype, device=like.device)
+        self.finished: list[tuple[int, Kept | dict[str, Tensor]]] = []
         self.stats = GroupStats()
 
     @property
@@ -121,18 +134,6 @@ class Accumulator:
         self.heard.append(Dated(means, count, self.passes.count, inside))
         return None
 
-    def _look(self) -> bool:
-        """Look at what was kept; false if it was changed in place in the meantime, so that it must not wait again."""
-        for index, entry in enumerate(self.heard):
-            if isinstance(entry, Kept):
-                if entry.act._version != entry.version:
-                    self.may_wait = False
-                    return False
-                self.heard[index] = Dated(*self.reader.sample(entry.act, self.needs), entry.after, entry.inside)
-        if self.first is not None:
-            self.may_wait, self.first = self.first[0]._version == self.first[1], None
-        return True
-
     def _add_live(self, act: Tensor, in_graph: bool) -> None:
         if self.needs_features:
             self.features.append(act)
@@ -146,7 +147,7 @@ class Accumulator:
     def _add_in_graph(self, act: Tensor) -> None:
         finite: Tensor | None = None
         for name in self.needs:
-            mean, count = self.reader.mean_over_samples(act.abs() if name == "mean_abs_activation" else act)
+            mean, count = self.reader.mean_over_samples(quantity(name, act))
             finite = mean.isfinite().all() if finite is None else finite
             self.graph_sums[name].add_(torch.where(finite, mean * count, 0))
         if finite is not None:
@@ -162,32 +163,69 @@ class Accumulator:
         self.gradients = [entry for entry in self.gradients if entry.after >= self.passes.count]
 
     def finish(self, step: int, process_group: Any) -> bool:
-        """Make the means readable and start anew; false if no rank has seen a sample."""
-        if len(self.heard) > 1:
-            self.heard = that_count(self.heard, self.passes.count)
-        in_graph = not self.heard
-        if in_graph and self.needs_gradient:
+        """Close a sampled step and start anew; false if no rank has seen a sample. :meth:`look` makes it readable."""
+        if self.first is not None:
+            self.may_wait, self.first = self.first[0]._version == self.first[1], None
+        heard = self.heard
+        if len(heard) == 1 and type(heard[0]) is Kept and process_group is None:
+            self.finished.append((step, heard[0]))
+            self.heard, self.in_forward = [], False
+            return True
+        heard = that_count(heard, self.passes.count)
+        dated = [self._look_at(entry) if isinstance(entry, Kept) else entry for entry in heard]
+        known = [entry for entry in dated if entry is not None]
+        if process_group is not None or len(known) == len(heard):  # else it was changed in place, and is lost
+            values = self._close(known if len(known) == len(heard) else [], process_group)
+            if values is None:
+                return False
+            self.finished.append((step, values))
+        self.reset(in_graph=not heard)
+        return True
+
+    def _close(self, heard: list[Dated], process_group: Any) -> dict[str, Tensor] | None:
+        """The means of a step; ``None`` if no rank has seen a sample."""
+        if not heard and self.needs_gradient:
             raise NotYetSupported(
                 f"gradients with respect to the activations of {self.reader.group.name!r} cannot be recorded inside "
                 "a compiled model or a CUDA graph. Train this model without torch.compile, or choose a method that "
                 "reads activations."
             )
-        unchanged = self._look()
         if process_group is not None:
-            if not self._reduce(_looked_at(self.heard) if unchanged else [], process_group):
-                return False
-        elif in_graph:
-            self.stats._values = self._graph_means(self.graph_count)
-        elif unchanged:
-            self.stats._values = _mixed(_looked_at(self.heard))
-            if self.gradients:
-                self.stats._values = {**self.stats._values, **_mixed(self.gradients)}
-        if unchanged:
-            self.stats.step = step
-        self.reset(in_graph=in_graph)
-        return True
+            return self._reduce(heard, process_group)
+        if not heard:
+            return self._graph_means(self.graph_count)
+        return {**_mixed(heard), **_mixed(self.gradients)} if self.gradients else _mixed(heard)
 
-    def _reduce(self, heard: list[Dated], process_group: Any) -> bool:
+    def _look_at(self, entry: Kept) -> Dated | None:
+        """What was kept comes to; ``None`` if it was changed in place in the meantime: it must not wait again."""
+        if entry.act._version != entry.version:
+            self.may_wait = False
+            return None
+        return Dated(*self.reader.sample(entry.act, self.needs), entry.after, entry.inside)
+
+    def look(self) -> None:
+        """Make the means of all finished steps readable."""
+        kept = [values for _, values in self.finished if type(values) is Kept]
+        looked_at = iter(self._look_at_all(kept))
+        history = []
+        for step, values in self.finished:
+            means = next(looked_at) if isinstance(values, Kept) else values
+            if means is not None:
+                history.append((step, means))
+        self.finished, self.stats._history = [], history
+        if history:
+            self.stats.step, self.stats._values = history[-1]
+
+    def _look_at_all(self, kept: list[Kept]) -> list[dict[str, Tensor] | None]:
+        if len(kept) > 1 and self.needs == ("mean_abs_activation",):
+            unchanged = all(entry.act._version == entry.version for entry in kept)
+            rows = self.reader.rows([entry.act for entry in kept]) if unchanged else None
+            if rows is not None:  # single samples: nothing is averaged, so that all of them cost one operation
+                return [{"mean_abs_activation": row} for row in rows.abs().unbind(0)]
+        dated = [self._look_at(entry) for entry in kept]
+        return [None if entry is None else entry.value for entry in dated]
+
+    def _reduce(self, heard: list[Dated], process_group: Any) -> dict[str, Tensor] | None:
         """Average over ranks, each weighted by its samples."""
         like = self.graph_count
         num_samples = sum(entry.num_samples for entry in heard)
@@ -203,17 +241,18 @@ class Accumulator:
         for item in {id(item): item for item in counts.values()}.values():
             torch.distributed.all_reduce(item, group=process_group)
         if can_read(count) and not count:
-            return False
+            return None
         for total in sums.values():
             torch.distributed.all_reduce(total, group=process_group)
-        self.stats._values = {name: total / counts[name] for name, total in sums.items()}
-        return True
+        return {name: total / counts[name] for name, total in sums.items()}
 
     def _graph_means(self, count: Tensor) -> dict[str, Tensor]:
         means = {name: total / count for name, total in self.graph_sums.items()}
         if can_read(count):
             return means
-        old = self.stats._values  # on an accelerator nobody has looked whether there is a sample
+        # on an accelerator nobody has looked whether there is a sample
+        old = self.finished[-1][1] if self.finished else self.stats._values
+        assert isinstance(old, dict)
         return {name: torch.where(count > 0, mean, old.get(name, 0.0)) for name, mean in means.items()}
 
     def is_heard_in_graph(self) -> bool:
@@ -233,10 +272,6 @@ class Accumulator:
             self.graph_count.zero_()
             for total in self.graph_sums.values():
                 total.zero_()
-
-
-def _looked_at(heard: list[Dated | Kept]) -> list[Dated]:
-    return [entry for entry in heard if isinstance(entry, Dated)]
 
 
 def _mixed(heard: list[Dated]) -> dict[str, Tensor]:
@@ -297,7 +332,7 @@ class Collector:
         return [self.accumulators[group.name] for group in groups if group.name in self.accumulators]
 
     def finish(self, step: int, active: Sequence[Accumulator]) -> None:
-        """Close a sampled step for some groups: means become readable, sums start anew.
+        """Close a sampled step for some groups; :meth:`look` makes the means readable.
 
         Raises:
             IllegalConfiguration: If not a single group saw a training sample since the last step.
@@ -311,6 +346,11 @@ class Collector:
             seen = list(active)
         if not [item for item in seen if item.finish(step, self.process_group)]:
             raise IllegalConfiguration(silence(self.model, (item.tap for item in active)))
+
+    def look(self, active: Sequence[Accumulator]) -> None:
+        """Make the means of the steps that were finished since the last call readable."""
+        for item in active:
+            item.look()
 
     def drop(self, active: Sequence[Accumulator], *, skipped: bool) -> None:
         """Forget what was added up since the last step: an unsampled step, or one that mixed precision skipped."""

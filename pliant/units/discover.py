@@ -13,6 +13,7 @@ from pliant.errors import IllegalConfiguration, NoEffect, UnsupportedOp
 from pliant.units import axes as ax
 from pliant.units import rules as _rules  # noqa: F401  (importing it registers the rules)
 from pliant.units.axes import Atom, Axis
+from pliant.units.depth import depths_in_graph
 from pliant.units.export import Exported, Inputs, as_call, export, refuse_wrapped
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
@@ -82,7 +83,7 @@ def find_units(model: Models, example_inputs: Any) -> UnitGraph:
         )
     taps, replays = find_taps(model, exported, trace, groups, atoms)
     done = tuple(replace(group, tap=taps.get(group.name), state=states[group.name]) for group in groups)
-    return UnitGraph(done, excluded, dict(trace.unknown), replays)
+    return UnitGraph(done, excluded, dict(trace.unknown), replays, depths_in_graph(exported, tensors))
 
 
 def _title(model: nn.Module) -> str:

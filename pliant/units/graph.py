@@ -34,12 +34,15 @@ class UnitGraph:
             dimensions inside a head remains) in both.
         unknown_ops: Operations of the forward pass that no rule explains, with the number of occurrences.
         replays: For groups whose tap recomputes part of the forward pass: the exported subgraph.
+        depths: Tensor name to the number of layers that follow it, see :func:`pliant.units.depth.depths_in_graph`;
+            empty where no graph was exported (declared units).
     """
 
     groups: tuple[UnitGroup, ...]
     excluded: Mapping[tuple[str, int], str] = field(default_factory=dict)
     unknown_ops: Mapping[str, int] = field(default_factory=dict)
     replays: Mapping[str, Replay] = field(default_factory=dict, repr=False, compare=False)
+    depths: Mapping[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[UnitGroup]:
         return iter(self.groups)
@@ -130,7 +133,8 @@ class UnitGraph:
             for name, replay in self.replays.items()
         }
         excluded = {(start + name, dim): reason for (name, dim), reason in self.excluded.items()}
-        return UnitGraph(groups, excluded, dict(self.unknown_ops), replays)
+        depths = {start + name: depth for name, depth in self.depths.items()}
+        return UnitGraph(groups, excluded, dict(self.unknown_ops), replays, depths)
 
     def renamed(self, names: Mapping[str, str]) -> UnitGraph:
         """The same groups over tensors of other names.
@@ -148,7 +152,8 @@ class UnitGraph:
         )
         replays = {name: replace(replay, names=tuple(map(new, replay.names))) for name, replay in self.replays.items()}
         excluded = {(new(name), dim): reason for (name, dim), reason in self.excluded.items()}
-        return UnitGraph(groups, excluded, dict(self.unknown_ops), replays)
+        depths = {new(name): depth for name, depth in self.depths.items()}
+        return UnitGraph(groups, excluded, dict(self.unknown_ops), replays, depths)
 
     def __or__(self, other: UnitGraph) -> UnitGraph:
         """The groups of both graphs, of one model.
@@ -173,7 +178,8 @@ class UnitGraph:
         unknown = dict(self.unknown_ops)
         for name, count in other.unknown_ops.items():
             unknown[name] = unknown.get(name, 0) + count
-        return UnitGraph((*self.groups, *other.groups), excluded, unknown, {**self.replays, **other.replays})
+        replays, depths = {**self.replays, **other.replays}, {**self.depths, **other.depths}
+        return UnitGraph((*self.groups, *other.groups), excluded, unknown, replays, depths)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able summary: the groups with all positions, and the exclusions."""

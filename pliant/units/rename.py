@@ -40,6 +40,7 @@ def as_named_in(units: UnitGraph, model: nn.Module) -> UnitGraph:
             )
             for name, item in units.replays.items()
         },
+        depths={tensors.get(name, name): depth for name, depth in units.depths.items()},
     )
 
 

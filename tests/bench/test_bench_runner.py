@@ -426,3 +426,16 @@ def test_predictions_of_replayed_examples_do_not_count(tmp_path):
                 optimizer.step()
         assert len(inputs) > len(batch)
         assert record.series["online_accuracy"][index] == pytest.approx(hits / (2 * len(task.targets)), abs=1e-12)
+
+
+def test_methods_that_change_the_model_run_seed_by_seed(tmp_path):
+    """Their units are those of the changed model, and checkpoints hold what was put in."""
+    experiment = tiny(methods=[("insert_normalization", {"kind": "batch"}), ("redo", {"tau": 0.3, "every": 5})])
+    assert not engine.can_stack(experiment)
+    assert engine.can_stack(tiny(methods=[("redo", {"every": 5})]))
+    run_experiments([experiment], [0, 1], tmp_path, num_workers=0)
+    found = records.read_records(tmp_path / experiment.id)
+    assert [(record.seed, record.status) for record in found] == [(0, "complete"), (1, "complete")]
+    members = Members(experiment, [0], None, stacked=False)
+    assert [group.name for group in members.units] == ["hidden_0.layer", "hidden_1.layer"]
+    assert "hidden_0.norm.running_mean" in members.model.state_dict()

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from zoo import NAMES, ZOO, Case
 
 import pliant
+from pliant.interventions import OptimizerReset
 from pliant.units import UnitGraph
 
 FULL = bool(os.environ.get("PLIANT_FULL_MATRIX"))
@@ -51,6 +52,12 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 }
 
 
+def suited(method: str, optimizer: str) -> str:
+    """The optimizer, or one with momentum where a method needs state and plain SGD has none (it refuses that)."""
+    needs_state = any(isinstance(item, OptimizerReset) for item in listed(METHODS[method]))
+    return "sgd_momentum" if needs_state and optimizer == "sgd" else optimizer
+
+
 WHOLE_ZOO = ("continual_backprop", "redo", "several")
 """The methods that meet every architecture in the fast suite; the others meet a third each, in rotation."""
 
@@ -58,13 +65,13 @@ WHOLE_ZOO = ("continual_backprop", "redo", "several")
 def pairs() -> list[tuple[str, str, str]]:
     """(method, architecture, optimizer): everything in the full matrix, else pairs with rotating optimizers."""
     if FULL:
-        return [(m, a, o) for m in METHODS for a in NAMES for o in OPTIMIZERS]
+        return [(m, a, o) for m in METHODS for a in NAMES for o in OPTIMIZERS if suited(m, o) == o]
     chosen = []
     optimizers = list(OPTIMIZERS)
     for i, method in enumerate(METHODS):
         for j, name in enumerate(NAMES):
             if method in WHOLE_ZOO or (i + j) % 3 == 0:
-                chosen.append((method, name, optimizers[(5 * i + j) % len(optimizers)]))
+                chosen.append((method, name, suited(method, optimizers[(5 * i + j) % len(optimizers)])))
     return chosen
 
 
@@ -193,9 +200,14 @@ def listed(methods: Any) -> list[Any]:
 
 
 def supported(method: str, name: str) -> bool:
-    """Inside a projected LSTM's cell there is no tap: methods that read activations refuse it (tested by name)."""
-    reads = any(item.needs for item in listed(METHODS[method]))
-    return not (name == "lstm_projected" and reads)
+    """Inside a projected LSTM's cell there is no tap: methods that read activations refuse it (tested by name).
+
+    So do those that need them with their graph, where all are recomputed apart from the forward pass.
+    """
+    needs = frozenset().union(*(item.needs for item in listed(METHODS[method])))
+    if name == "tied_autoencoder" and needs & {"features", "mean_abs_gradient"}:
+        return False
+    return not (name == "lstm_projected" and needs)
 
 
 def num_hooks(model: nn.Module, optimizer: Optimizer) -> int:

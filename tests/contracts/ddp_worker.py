@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import pliant
-from pliant.interventions import ContinualBackprop, ReDo, ShrinkAndPerturb
+from pliant.interventions import ContinualBackprop, ReDo, ReGraMa, SelfNormalizedReset, ShrinkAndPerturb
 
 METHODS = {
     "continual_backprop": ContinualBackprop(0.01, maturity_threshold=20, decay_rate=0.9),
     "redo": ReDo(tau=0.5, every=10),
+    "regrama": ReGraMa(tau=0.5, every=10),
+    "self_normalized_reset": SelfNormalizedReset(0.5, initial_threshold=5, update_every=20, min_active=0.2),
     "shrink_and_perturb": ShrinkAndPerturb(0.99, 0.01, every=20),
 }
 QUICK = ContinualBackprop(0.05, maturity_threshold=3, decay_rate=0.9, decide_every=2)

@@ -11,7 +11,27 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 import pliant
-from pliant.interventions import L2, ContinualBackprop, FreshStart, ReDo, ShrinkAndPerturb
+from pliant.interventions import (
+    FIRE,
+    L2,
+    ContinualBackprop,
+    FreshStart,
+    GradientNoise,
+    HareAndTortoise,
+    L2Init,
+    LayerReset,
+    NormalizeAndProject,
+    OptimizerReset,
+    Parseval,
+    ReDo,
+    ReGraMa,
+    SelectiveWeightReset,
+    SelfNormalizedReset,
+    ShrinkAndPerturb,
+    SpectralRegularisation,
+    WeightClipping,
+    WeightNoise,
+)
 
 STEPS = 18
 
@@ -67,9 +87,31 @@ RUNS: dict[str, tuple[str, Any, str]] = {
     "continual_backprop_heads": ("transformer", REPLACE, "adam"),
     "continual_backprop_columns": ("raw", REPLACE, "adam"),
     "redo": ("mlp", ReDo(tau=0.6, every=4), "adam"),
+    "regrama": ("mlp", ReGraMa(tau=0.8, every=4), "adam"),
+    "regrama_columns": ("raw", ReGraMa(tau=0.8, every=4), "sgd"),
+    "selective_weight_reset": ("mlp", SelectiveWeightReset(0.5, every=4), "adam"),
+    "selective_weight_reset_share": ("mlp", SelectiveWeightReset(0.123, "proportional", every=3), "sgd"),
+    "self_normalized_reset": (
+        "mlp",
+        SelfNormalizedReset(0.5, initial_threshold=2, max_threshold=4, update_every=3, min_active=0.5),
+        "adam",
+    ),
     "redo_conv": ("conv", ReDo(tau=0.9, every=2), "sgd"),
     "shrink_and_perturb": ("mlp", ShrinkAndPerturb(0.9, 0.1, every=3), "adam"),
+    "shrink_and_perturb_softly": ("mlp", ShrinkAndPerturb(0.99, 0.01, every=1, noise="normal"), "adam"),
     "fresh_start": ("conv", FreshStart(), "adam"),
+    "layer_reset": ("conv", LayerReset(2, every=4), "adam"),
+    "fire": ("transformer", FIRE(every=4), "adam"),
+    "hare_and_tortoise": ("conv", HareAndTortoise(0.8, every=4), "sgd"),
+    "optimizer_reset": ("mlp", OptimizerReset(every=4), "adam"),
+    "l2_init": ("conv", L2Init(0.1), "adam"),
+    "l2_init_gradient": ("mlp", L2Init(0.1, apply="gradient", norm="l1"), "adam"),
+    "spectral": ("mlp", SpectralRegularisation(0.01), "sgd"),
+    "spectral_loss": ("conv", SpectralRegularisation(0.01, apply="loss"), "adam"),
+    "parseval_gradient": ("conv", Parseval(0.01, apply="gradient", reference_width=None), "sgd"),
+    "noise": ("mlp", [WeightClipping(0.9), GradientNoise(0.05), WeightNoise(0.1, "entry")], "adam"),
+    "normalize_and_project": ("mlp", NormalizeAndProject(decay=0.1), "adam"),
+    "normalize_and_project_jointly": ("mlp", NormalizeAndProject(affine="project", every=2), "sgd"),
     "several": ("conv", [L2(0.1), ShrinkAndPerturb(0.5, 0.5), REPLACE], "rmsprop"),
 }
 OPTIMIZERS = {
@@ -123,7 +165,7 @@ class Run:
         for step in range(start, stop):
             x, y = (tensor.to(self.dtype) for tensor in batch(self.name, step, self.rank))
             self.optimizer.zero_grad()
-            (self.model(x).flatten(1) - y).square().mean().backward()
+            ((self.model(x).flatten(1) - y).square().mean() + self.handle.penalty()).backward()
             self.optimizer.step()
             if step % 6 == 5:
                 with torch.no_grad():
@@ -213,7 +255,7 @@ def refusals() -> dict[str, str]:
 
 
 CUT = 9
-RESUMED = ("continual_backprop", "redo_conv", "fresh_start")
+RESUMED = ("continual_backprop", "redo_conv", "fresh_start", "hare_and_tortoise")
 
 
 def load(run: Run, path: Path) -> None:

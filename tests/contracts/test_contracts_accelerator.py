@@ -112,7 +112,10 @@ def test_edits_without_randomness_are_the_same_bits(name, optimizer, monkeypatch
     assert_same_bits(host.bits(), device.bits())
 
 
-@pytest.mark.parametrize("method", ["continual_backprop", "continual_backprop_exact", "redo", "several"])
+@pytest.mark.parametrize(
+    "method",
+    ["continual_backprop", "continual_backprop_exact", "redo", "regrama", "self_normalized_reset", "several"],
+)
 @pytest.mark.parametrize("name", ["mlp", "conv_bn_flatten", "unet"])
 def test_decisions_are_the_same_bits(name, method, monkeypatch):
     """Draws differ where fewer units are reset than there might be; with constants in their place nothing does."""
@@ -126,7 +129,13 @@ def test_decisions_are_the_same_bits(name, method, monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd_fused", "adam_fused"])
-@pytest.mark.parametrize("method", ["continual_backprop", "redo", "l2", "shrink_and_perturb", "several"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *("continual_backprop", "redo", "l2", "shrink_and_perturb", "several"),
+        *("regrama", "selective_weight_reset", "selective_weight_reset_magnitude", "self_normalized_reset"),
+    ],
+)
 def test_a_skipped_step_changes_nothing_although_the_host_does_not_know(method, optimizer, accelerator):
     run = Run("mlp", optimizer, METHODS[method])
     scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=1000)
@@ -152,7 +161,7 @@ def test_a_skipped_step_changes_nothing_although_the_host_does_not_know(method, 
 
 
 def test_a_run_on_the_device_path_resumes_bit_by_bit(accelerator):
-    for method in ("continual_backprop", "redo", "shrink_and_perturb"):
+    for method in ("continual_backprop", "redo", "selective_weight_reset", "self_normalized_reset"):
         whole = Run("conv_bn_flatten", "adam", METHODS[method]).train()
         cut = Run("conv_bn_flatten", "adam", METHODS[method]).train(0, 4)
         rest = Run("conv_bn_flatten", "adam", METHODS[method], seed=1, handle_seed=8).load(cut.checkpoint()).train(4)

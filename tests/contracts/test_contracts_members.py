@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract_tools import METHODS, listed
+from contract_tools import METHODS, listed, suited
 from torch import nn
 
 import pliant
@@ -35,6 +35,8 @@ def batch(seed: int, step: int):
 def test_a_member_is_its_single_run(method, optimizer):
     """A hundred float64 steps with resets, to 1e-6, and with the same events (the products of small matrices differ in
     their last bits between one and many; where they do not, see below)."""
+    if suited(method, optimizer) != optimizer:
+        pytest.skip("plain SGD keeps no state, which the method refuses")
     units = pliant.find_units(build(0), torch.randn(4, 5).double())
     stacked = stack([build(seed) for seed in SEEDS])
     opt = OPTIMIZERS[optimizer](stacked.parameters())
@@ -48,14 +50,16 @@ def test_a_member_is_its_single_run(method, optimizer):
     for step in range(100):
         batches = [batch(seed, step) for seed in SEEDS]
         opt.zero_grad()
+        others = [batch(seed, step + 500)[0] for seed in SEEDS]
         x, y = handle.batch((torch.stack([x for x, _ in batches]), torch.stack([y for _, y in batches])))
-        logits = stacked(x)
-        sum(nn.functional.cross_entropy(out, label) for out, label in zip(logits, y, strict=True)).backward()
+        losses = [nn.functional.cross_entropy(out, label) for out, label in zip(stacked(x), y, strict=True)]
+        (sum(losses) + handle.penalty(loss=torch.stack(losses), reference=torch.stack(others))).backward()
         opt.step()
-        for model, one, own, pair in zip(singles, single_opts, handles, batches, strict=True):
+        for model, one, own, pair, other in zip(singles, single_opts, handles, batches, others, strict=True):
             one.zero_grad()
             x, y = own.batch(pair)
-            nn.functional.cross_entropy(model(x), y).backward()
+            loss = nn.functional.cross_entropy(model(x), y)
+            (loss + own.penalty(loss=loss, reference=other)).backward()
             one.step()
         if step in (30, 60):
             for one in (handle, *handles):
@@ -73,7 +77,7 @@ def test_a_member_is_its_single_run(method, optimizer):
             for e in handle.events
         ]
         assert [item for item in mine if item[2]] == [(e.step, e.group, e.units) for e in one.events if e.units]
-    if any(one.unit_pattern() is not None for one in listed(METHODS[method])):
+    if any(item.redraws and item.unit_pattern() is not None for item in listed(METHODS[method])):
         assert any(event.units for event in handle.events)
 
 
@@ -89,7 +93,7 @@ def test_a_member_is_its_single_run_bit_by_bit_at_the_sizes_of_the_benchmarks(me
     runs = [(stacked, SEEDS[:2]), *zip(models, SEEDS[:2], strict=True)]
     attached = []
     for one, seed in runs:
-        optimizer = torch.optim.SGD(one.parameters(), lr=0.05)
+        optimizer = torch.optim.SGD(one.parameters(), lr=0.05, momentum=0.5)
         handle = pliant.attach(one, optimizer, METHODS[method], units=units, seed=seed, init="kaiming_uniform")
         attached.append((one, optimizer, handle))
     for step in range(40):

@@ -76,7 +76,7 @@ def test_optimizers_that_need_many_evaluations_a_step_are_refused():
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_frozen_later_is_not_edited_any_more(method):
     """Freezing a layer in the middle of a run: its units, and every whole-tensor edit of it, rest from then on."""
-    run = Run("mlp", "sgd", METHODS[method]).train(0, 3)
+    run = Run("mlp", "sgd_momentum", METHODS[method]).train(0, 3)
     for parameter in run.model[0].parameters():
         parameter.requires_grad_(False)
     frozen = {key: value.clone() for key, value in run.model[0].state_dict().items()}

@@ -15,7 +15,7 @@ from zoo import ZOO
 
 import pliant
 from pliant import IllegalConfiguration
-from pliant.interventions.base import Host, PerParameter, PerUnit, Snapshot, Tensors
+from pliant.interventions.base import Host, PerParameter, PerUnit, Scalar, Snapshot, Tensors
 from pliant.interventions.state import Memory, StateKind
 
 
@@ -239,3 +239,89 @@ def test_members_have_a_dimension_of_their_own():
     assert tuple(memory.units["0"]["exact"].shape) == (3, 8, 2, 3)
     assert tuple(memory.units["0"]["budget"].shape) == (3, 1)
     assert tuple(memory.parameters["initial"]["0.weight"].shape) == (3, 8, 5)
+
+
+def test_vectors_along_a_parameter_are_those_of_its_matrix():
+    kinds = {"rows": PerParameter(1.0, along="rows"), "columns": PerParameter(2.0, "float32", along="columns")}
+    shapes = {"kernel": (4, 2, 3, 3), "matrix": (5, 6), "vector": (7,), "number": ()}
+    for members in (None, 3):
+        lead = () if members is None else (members,)
+        dtypes = {"kernel": torch.float64, "matrix": torch.bfloat16}
+        tensors = {name: torch.zeros((*lead, *s), dtype=dtypes.get(name)) for name, s in shapes.items()}
+        memory = Memory(
+            kinds, groups=[], trained=tensors, pattern="*", tensors=tensors, num_members=members, num_optimizers=1
+        )
+        found = {key: {name: tuple(item.shape) for name, item in memory.parameters[key].items()} for key in kinds}
+        assert found["rows"] == {"kernel": (*lead, 4), "matrix": (*lead, 5)}
+        assert found["columns"] == {"kernel": (*lead, 18), "matrix": (*lead, 6)}
+        assert memory.parameters["rows"]["kernel"].dtype == torch.float64
+        assert memory.parameters["rows"]["matrix"].dtype == torch.float32  # the parameter's own is too narrow
+        assert (memory.parameters["columns"]["kernel"] == 2).all()
+    with pytest.raises(IllegalConfiguration, match="starts at a number"):
+        Memory(
+            {"rows": PerParameter("initial", along="rows")},
+            **{"groups": [], "trained": tensors, "pattern": "*", "tensors": tensors},
+            **{"num_members": None, "num_optimizers": 1},
+        )
+
+
+def test_scalars_are_one_per_optimizer_and_are_saved():
+    case = ZOO["actor_critic"]
+    model = case.model()
+    actor = torch.optim.SGD(model.actor.parameters(), lr=0.1)
+    critic = torch.optim.SGD([p for n, p in model.named_parameters() if not n.startswith("actor")], lr=0.1)
+
+    @final
+    @dataclass(frozen=True)
+    class Sums(Sketch):
+        state: ClassVar[Mapping[str, StateKind]] = {"sum": Scalar(5.0)}
+
+        def act(self, ctx):
+            ctx.scalar("sum").add_(ctx.clock.step)
+
+    handle = pliant.attach(model, [actor, critic], Sums(every=1), example_inputs=case.batch())
+    for step in range(3):
+        zoo.loss_of(model(case.batch(seed=step))).backward()
+        critic.step()
+    actor.step()
+    assert [float(ctx.scalar("sum")) for ctx in handle._contexts[0]] == [6.0, 11.0]
+    saved = handle.state_dict()
+    critic.step()
+    assert float(saved["memory"]["0"]["scalars"]["sum"]["1"]) == 11.0
+    handle.load_state_dict(saved)
+    assert [float(ctx.scalar("sum")) for ctx in handle._contexts[0]] == [6.0, 11.0]
+    tensors = {"weight": torch.zeros(3, 2, 2, dtype=torch.float64)}
+    sizes = {"num_members": 3, "num_optimizers": 2}
+    memory = Memory({"sum": Scalar(1.5)}, groups=[], trained=tensors, pattern="*", tensors=tensors, **sizes)
+    assert {key: item.tolist() for key, item in memory.scalars["sum"].items()} == {"0": [1.5] * 3, "1": [1.5] * 3}
+    assert memory.scalars["sum"]["0"].dtype == torch.float64
+
+
+@final
+@dataclass(frozen=True)
+class Norms(Sketch):
+    """Remembers how long each parameter was."""
+
+    state: ClassVar[Mapping[str, StateKind]] = {"norm": PerParameter("norm"), "exact": PerParameter("norm", "float64")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_norm_for_each_parameter(dtype):
+    model, _, handle = attached(Norms(), dtype)
+    state = handle.state_dict()["memory"]["0"]["parameters"]
+    for name, parameter in model.named_parameters():
+        norm = state["norm"][name]
+        assert norm.shape == (1,) * parameter.ndim
+        assert norm.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert state["exact"][name].dtype == torch.float64
+        assert float(norm) == pytest.approx(float(parameter.detach().double().norm()), rel=1e-6)
+
+
+def test_a_norm_for_each_member():
+    weight = torch.tensor([[[3.0, 4.0]], [[0.0, 2.0]]])
+    memory = Memory(
+        {"norm": PerParameter("norm")},
+        **{"groups": (), "trained": {"w": weight}, "pattern": "*", "tensors": {"w": weight}},
+        **{"num_members": 2, "num_optimizers": 1},
+    )
+    assert torch.equal(memory.parameters["norm"]["w"], torch.tensor([[[5.0]], [[2.0]]]))

@@ -28,6 +28,7 @@ def test_space_and_the_batch_are_samples():
     model(x)
     assert found.accumulators["0"].num_samples == 6 * 4
     found.finish(3, found.of(list(units)))
+    found.look(found.of(list(units)))
     stats = found.stats(units["0"])
     assert torch.allclose(stats.mean_abs_activation, torch.relu(model[0](x)).mean((0, 2, 3)))
     assert stats.step == 3
@@ -76,6 +77,7 @@ def test_statistics_that_nobody_asked_for_are_an_error():
     found = collector(model, units)
     model(torch.randn(6, 2, 4, 4))
     found.finish(1, found.of(list(units)))
+    found.look(found.of(list(units)))
     with pytest.raises(pliant.NoEffect, match="mean_activation"):
         found.stats(units["0"]).mean_activation  # noqa: B018
     nothing = Collector(model, units, {}, named_tensors(model))
@@ -101,6 +103,7 @@ def test_half_precision_sums_in_float32():
     x = torch.ones(512, 2, 4, 4, dtype=torch.bfloat16)
     model(x)
     found.finish(1, found.of(list(units)))
+    found.look(found.of(list(units)))
     stats = found.stats(units["0"]).mean_abs_activation
     assert stats.dtype == torch.float32
     want = torch.relu(model[0](x[:1])).float().mean((0, 2, 3))
@@ -164,6 +167,7 @@ def test_the_gradient_of_every_activation_counts_once_and_micro_batches_add_up()
     for piece in (x[:4], x[4:]):
         model(piece).square().sum().backward()
     found.finish(1, found.of(list(units)))
+    found.look(found.of(list(units)))
     stats = found.stats(units["0"])
     found.remove()
     assert torch.allclose(stats.mean_abs_gradient, gradient_by_hand(model, x).abs().mean((0, 2, 3)))
@@ -177,9 +181,11 @@ def test_gradients_alone_can_be_asked_for_and_a_loss_without_them_is_said():
     x = torch.randn(6, 2, 4, 4)
     model(x).square().sum().backward()
     found.finish(1, found.of(list(units)))
+    found.look(found.of(list(units)))
     assert found.stats(units["0"]).mean_abs_gradient.shape == (3,)
     model(x)  # the loss is computed from something else
     found.finish(2, found.of(list(units)))
+    found.look(found.of(list(units)))
     with pytest.raises(pliant.NoEffect, match="no gradient reached"):
         found.stats(units["0"]).mean_abs_gradient  # noqa: B018
 
@@ -196,6 +202,7 @@ def test_gradients_are_seen_once_under_activation_checkpointing(reentrant):
     assert [entry.num_samples for entry in found.accumulators["0"].gradients] == [24]
     assert found.accumulators["0"].num_samples == 24
     found.finish(1, found.of(list(units)))
+    found.look(found.of(list(units)))
     found.remove()
     want = gradient_by_hand(model, x).abs().mean((0, 2, 3))
     assert torch.allclose(found.stats(units["0"]).mean_abs_gradient, want)
@@ -213,6 +220,7 @@ def test_features_carry_their_graph_until_the_step():
     want = torch.autograd.grad(torch.relu(model[0](x)).square().mean(), model[0].weight)[0]
     assert torch.allclose(model[0].weight.grad, want)
     found.finish(1, found.of(list(units)))
+    found.look(found.of(list(units)))
     assert found.features(units["0"]) == []
     with pytest.raises(pliant.NoEffect, match="features"):
         collector(model, units).features(units["0"])
@@ -250,6 +258,7 @@ def test_the_mean_of_one_sample_is_a_copy():
     want = hidden[0].detach()[0].clone()
     hidden[0].detach().zero_()  # whatever happens to the activation afterwards
     found.finish(1, found.of(list(units)))
+    found.look(found.of(list(units)))
     assert torch.equal(found.stats(units["0"]).mean_activation, want)
     assert torch.equal(found.stats(units["0"]).mean_abs_activation, want.abs())
     handle.remove()

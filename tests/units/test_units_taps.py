@@ -268,6 +268,7 @@ def test_streamed_means_are_those_of_the_training_forward(name):
         for x in batches:
             zoo.loss_of(model(x)).backward()
     collector.finish(1, collector.of(list(units)))
+    collector.look(collector.of(list(units)))
     collector.remove()
     with torch.no_grad(), pliant.units.export.plain_attention():
         truths = [TRUTH[name](model, x) for x in batches]
@@ -300,6 +301,7 @@ def test_dropout_before_the_consumer_fakes_no_dead_units(functional):
     collector = Collector(model, units, {"fc1": frozenset({"mean_abs_activation"})}, named_tensors(model))
     model(x).sum().backward()
     collector.finish(1, collector.of(list(units)))
+    collector.look(collector.of(list(units)))
     with torch.no_grad():
         truth = F.relu(model.fc1(x))
     assert torch.allclose(collector.stats(units["fc1"]).mean_abs_activation, truth.abs().mean(0), atol=1e-6)
