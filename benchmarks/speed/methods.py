@@ -202,8 +202,12 @@ class stopwatch:  # noqa: N801 (reads like the function it replaces)
     """Adds up the seconds inside a method's events, those of the base class left alone."""
 
     def __init__(self, cls: type[Any], spent: list[float]) -> None:
+        from pliant.interventions.base import Intervention
+
         self.cls, self.spent = cls, spent
-        self.events = {name: vars(cls)[name] for name in EVENTS if name in vars(cls)}
+        events = {name: getattr(cls, name) for name in EVENTS}
+        self.events = {name: event for name, event in events.items() if event is not getattr(Intervention, name)}
+        self.inherited = [name for name in self.events if name not in vars(cls)]
 
     def __enter__(self) -> None:
         for name, event in self.events.items():
@@ -212,6 +216,8 @@ class stopwatch:  # noqa: N801 (reads like the function it replaces)
     def __exit__(self, *_: object) -> None:
         for name, event in self.events.items():
             setattr(self.cls, name, event)
+        for name in self.inherited:
+            delattr(self.cls, name)
 
     def _timed(self, event: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(event)

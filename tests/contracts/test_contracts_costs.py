@@ -23,7 +23,11 @@ from pliant.bench.experiment import method_table
 
 ROOT = methods.ROOT
 NAMES = methods.names()
+ANOTHER_START = {"c_chain"}
+"""By hand it acts from the first step on; what a step costs is the same."""
 DETERMINISTIC = {type(METHODS[name]) for name in SEEDLESS if not isinstance(METHODS[name], list)}
+
+COMPARED = [n for n in NAMES if n not in ANOTHER_START and type(methods.minimal(n).METHOD) in DETERMINISTIC]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,7 +38,7 @@ def test_each_file_by_hand_belongs_to_one_method(name):
     assert module.METHOD.null() != module.METHOD, "it has to do something"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if type(methods.minimal(name).METHOD) in DETERMINISTIC])
+@pytest.mark.parametrize("name", COMPARED)
 def test_by_hand_is_the_same_mathematics(name):
     """Of the methods that draw nothing: the same weights after a few steps."""
     arms = {kind: methods.Arm(kind, name) for kind in ("plain", "method", "by_hand")}
@@ -111,12 +115,13 @@ def test_what_counts_reaches_the_pages_and_the_command_line(tmp_path, monkeypatc
 
 def test_time_inside_a_method_is_seen_and_its_class_is_left_as_it_was():
     method = methods.minimal("l2").METHOD
-    event, spent = type(method).after_step, [0.0]
+    event, own, spent = type(method).after_step, set(vars(type(method))), [0.0]
     arm = methods.Arm("method", "l2")
     with methods.stopwatch(type(method), spent):
         assert type(method).after_step is not event
         arm.run(2)
     assert type(method).after_step is event
+    assert set(vars(type(method))) == own
     once = spent[0]
     assert once > 0
     arm.run(2)
