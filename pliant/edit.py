@@ -27,7 +27,7 @@ __all__ = ["Editor"]
 class Editor(TensorEditor):
     """Edits tensors and the optimizer state that belongs to them.
 
-    Units: :meth:`reset` (wholly, or by a share), :meth:`scale`, :meth:`perturb`. Whole tensors: :meth:`shrink` (to
+    Units: :meth:`reset` (wholly, or by a share), :meth:`scale`, :meth:`perturb`, :meth:`compensate`. Whole tensors: :meth:`shrink` (to
     the origin or towards other values), :meth:`add`, :meth:`add_noise`, :meth:`clamp`, :meth:`assign`. Single weights:
     :meth:`reset_weights`. The optimizer's state: :meth:`restart`. Gradients, before the step: :meth:`add_to_gradient`.
     Every edit is logged; with ``dry_run`` nothing else happens.
@@ -158,6 +158,43 @@ class Editor(TensorEditor):
                     self.writer.fill(tensor, piece, selection, init, share * noise_scale, add=True)
                     self._renew(state, piece, selection, None)
         self._log(group, "perturb", selection, reason, change)
+
+    def compensate(self, group: UnitGroup, activation: Tensor, *, reason: str = "") -> None:
+        r"""Move what units send on average into the biases of the layers that read them, before a reset takes it away.
+
+        .. math:: b_k \leftarrow b_k + \sum_i w^{out}_{ki} a_i
+
+        Exact where the layer reads the activation as it is and has a bias of its own; other layers, and those whose
+        bias nobody trains, are left alone. At the border of a padded convolution less was sent than is added.
+
+        Args:
+            group: The group.
+            activation: :math:`a_i`, ``[U]`` or ``[S, U]``; 0 for units that stay.
+            reason: For the event log.
+        """
+        change = self._begin()
+        names = []
+        for piece in group.role("outgoing"):
+            bias = self._bias_beside(piece)
+            if bias is None:
+                continue
+            names.append(bias[0])
+            if not self.dry_run:
+                with torch.no_grad():
+                    term = self.writer.sent(piece, activation, bias[1])
+                    self.writer.add([self.tensors[bias[0]]], [term], self.live)
+        if names:
+            self._log_tensors("add", names, reason, change)
+
+    def _bias_beside(self, piece: TensorSlice) -> tuple[str, int] | None:
+        """The bias of the layer that an outgoing weight belongs to, and the weight's dimension of its entries."""
+        module, _, leaf = piece.name.rpartition(".")
+        name, weight = f"{module}.bias", self.tensors[piece.name]
+        depth = weight.ndim - (self.num_members is not None)
+        if leaf != "weight" or name not in self.owners or depth < 2 or piece.dim not in (-depth, 1 - depth):
+            return None
+        out = -depth if piece.dim == 1 - depth else 1 - depth
+        return (name, out) if self.tensors[name].shape[-1] == weight.shape[out] else None
 
     # ---- single weights ----
     def reset_weights(

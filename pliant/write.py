@@ -185,6 +185,26 @@ class Writer:
             sums = part.total(sums)
         return sums[..., self.table(piece, sums.device)].sum(-1)
 
+    def sent(self, piece: TensorSlice, activation: Tensor, out: int) -> Tensor:
+        """What units send through a slice at constant activations, ``[O]`` or ``[S, O]``.
+
+        Args:
+            piece: Outgoing weights.
+            activation: ``[U]`` or ``[S, U]``.
+            out: The dimension of the weights, from the end, along which the receivers lie.
+        """
+        weight = self.whole(piece.name)
+        table = self.table(piece, activation.device)
+        along = activation.new_zeros(*activation.shape[:-1], weight.shape[piece.dim])
+        along[..., table] = activation.unsqueeze(-1).expand(*activation.shape, table.shape[1])
+        shape = [1] * weight.ndim
+        shape[piece.dim] = weight.shape[piece.dim]
+        if self.num_members is not None:
+            shape[0] = self.num_members
+        keep = weight.ndim + out
+        dims = [dim for dim in range(0 if self.num_members is None else 1, weight.ndim) if dim != keep]
+        return (weight * along.view(shape)).sum(dims)
+
     # ---- writes ----
     def fill(
         self,

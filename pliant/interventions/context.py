@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -278,15 +278,23 @@ class Context:
         rates = {id(p): float(group["lr"]) for group in self.optimizer.param_groups for p in group["params"]}
         return [rates[id(self._parameters[name])] for name in names]
 
-    def magnitude(self, group: UnitGroup) -> Tensor:
-        r"""Sum of absolute outgoing weights per unit, :math:`\sum_k |w_{ki}|`: ``[U]`` or ``[S, U]``."""
+    def magnitude(self, group: UnitGroup, role: Literal["outgoing", "incoming"] = "outgoing") -> Tensor:
+        r"""Sum of absolute outgoing weights per unit, :math:`\sum_k |w_{ki}|`: ``[U]`` or ``[S, U]``.
+
+        Args:
+            group: The group.
+            role: Or that of the incoming weights, without biases.
+        """
         total: Tensor | None = None
+        lead = 0 if self.num_members is None else 1
         with torch.no_grad():
-            for piece in group.role("outgoing"):
+            for piece in group.role(role):
+                if role == "incoming" and self.edit.tensors[piece.name].ndim - lead == 1:
+                    continue
                 sums = self.edit.writer.sum_abs(piece)
                 total = sums if total is None else total + sums
         if total is None:
-            raise NoEffect(f"unit group {group.name!r} has no outgoing weights.")
+            raise NoEffect(f"unit group {group.name!r} has no {role} weights.")
         return total
 
     def gradient_magnitude(self, group: UnitGroup) -> Tensor | None:

@@ -17,13 +17,16 @@ from pliant.units.group import UnitGroup
 
 __all__ = ["STATISTICS", "Accumulator", "Collector", "GroupStats"]
 
-STATISTICS = ("mean_abs_activation", "mean_activation", "active_fraction", "mean_abs_gradient", "features")
+STATISTICS = (
+    *("mean_abs_activation", "mean_activation", "mean_abs_deviation", "active_fraction"),
+    *("mean_abs_gradient", "features"),
+)
 """What an intervention can ask for in ``needs``."""
 
 _SMALL = 2**13
 """Elements of an activation up to which it may wait until somebody needs it."""
 
-_OF_ACTIVATIONS = frozenset({"mean_abs_activation", "mean_activation", "active_fraction"})
+_OF_ACTIVATIONS = frozenset({"mean_abs_activation", "mean_activation", "mean_abs_deviation", "active_fraction"})
 
 
 class GroupStats:
@@ -32,16 +35,34 @@ class GroupStats:
     Attributes:
         mean_abs_activation: Mean of ``|h|`` over samples, ``[U]`` or ``[S, U]``.
         mean_activation: Mean of ``h``, of the same shape.
+        mean_abs_deviation: Mean of :math:`|h - c|` over samples, with :math:`c` the ``center``.
         active_fraction: Fraction of the samples with ``h > 0``, of the same shape.
         mean_abs_gradient: Mean of :math:`|\partial L / \partial h|` over samples, of the same shape; multiplied by
             the loss scale where mixed precision uses one.
         step: The step that they belong to; 0 before the first.
+        center: What ``mean_abs_deviation`` is measured about, see :meth:`measure_about`.
     """
 
     def __init__(self) -> None:
         self.step = 0
+        self.center: Tensor | None = None
         self._values: dict[str, Tensor] = {}
         self._history: list[tuple[int, dict[str, Tensor]]] = []
+
+    def measure_about(self, center: Tensor) -> None:
+        """Say, from ``prepare``, what ``mean_abs_deviation`` is measured about; the method changes it in place.
+
+        Args:
+            center: ``[U]`` or ``[S, U]``.
+
+        Raises:
+            IllegalConfiguration: If another method has said so already.
+        """
+        if self.center is not None:
+            raise IllegalConfiguration(
+                "two methods measure deviations of the same units, each about its own running mean; attach one of them."
+            )
+        self.center = center
 
     def history(self, name: str) -> dict[int, Tensor]:
         """One statistic at the steps that ``observe`` is called for: step to its value, for those that were seen."""
@@ -61,6 +82,11 @@ class GroupStats:
     def mean_activation(self) -> Tensor:
         """Mean of ``h`` over samples."""
         return self._get("mean_activation")
+
+    @property
+    def mean_abs_deviation(self) -> Tensor:
+        """Mean of ``|h - center|`` over samples."""
+        return self._get("mean_abs_deviation")
 
     @property
     def active_fraction(self) -> Tensor:
@@ -129,7 +155,7 @@ class Accumulator:
             return self._add_in_graph(act)
         if self.may_wait is None:
             self.first = act, act._version
-        means, count = self.reader.sample(act, self.needs)
+        means, count = self.reader.sample(act, self.needs, self.stats.center)
         inside = torch._C._current_graph_task_id() != -1
         self.heard.append(Dated(means, count, self.passes.count, inside))
         return None
@@ -146,8 +172,9 @@ class Accumulator:
 
     def _add_in_graph(self, act: Tensor) -> None:
         finite: Tensor | None = None
+        about = None if self.stats.center is None else self.reader.like(self.stats.center, act)
         for name in self.needs:
-            mean, count = self.reader.mean_over_samples(quantity(name, act))
+            mean, count = self.reader.mean_over_samples(quantity(name, act, about))
             finite = mean.isfinite().all() if finite is None else finite
             self.graph_sums[name].add_(torch.where(finite, mean * count, 0))
         if finite is not None:
@@ -201,7 +228,7 @@ class Accumulator:
         if entry.act._version != entry.version:
             self.may_wait = False
             return None
-        return Dated(*self.reader.sample(entry.act, self.needs), entry.after, entry.inside)
+        return Dated(*self.reader.sample(entry.act, self.needs, self.stats.center), entry.after, entry.inside)
 
     def look(self) -> None:
         """Make the means of all finished steps readable."""

@@ -19,13 +19,21 @@ _MAX_PLANS = 64
 _WIDE = (torch.float32, torch.float64)
 
 
-def quantity(statistic: str, act: Tensor) -> Tensor:
-    """What a statistic of activations is the mean of: ``act`` itself, or a new tensor of its shape."""
+def quantity(statistic: str, act: Tensor, center: Tensor | None = None) -> Tensor:
+    """What a statistic of activations is the mean of: ``act`` itself, or a new tensor of its shape.
+
+    Args:
+        statistic: Its name.
+        act: The activations.
+        center: For ``"mean_abs_deviation"``, what they deviate from, in a shape that broadcasts to them.
+    """
     if statistic == "mean_abs_activation":
         return act.abs()
     if statistic == "active_fraction":  # 1 where positive, and NaN stays NaN; several times as fast as a comparison
         tiny = torch.finfo(act.dtype).tiny
         return act.clamp(0, tiny).mul_(1 / tiny)
+    if statistic == "mean_abs_deviation" and center is not None:
+        return (act - center).abs_()
     return act
 
 
@@ -85,17 +93,35 @@ class TapReader:
             return seen[0][0]
         return tensor_leaves(seen)[self.tap.slot]
 
-    def sample(self, act: Tensor, statistics: Sequence[str]) -> tuple[dict[str, Tensor], int]:
+    def like(self, values: Tensor, act: Tensor) -> Tensor:
+        """Something per unit, ``[U]`` or ``[S, U]``, in a shape and type that broadcasts to activations."""
+        size = act.shape[self.tap.dim]
+        if self.width > 1:
+            values = values.repeat_interleave(self.width, -1)
+        if not self._is_whole(size):
+            along = values.new_zeros(*values.shape[:-1], size)
+            values = along.index_copy_(-1, self._index.to(along.device), values)
+        shape = [1] * act.ndim
+        shape[self.tap.dim] = size
+        if self.members:
+            shape[0] = values.shape[0]
+        return values.reshape(shape).to(act.dtype)
+
+    def sample(
+        self, act: Tensor, statistics: Sequence[str], center: Tensor | None = None
+    ) -> tuple[dict[str, Tensor], int]:
         """The means that are asked for, and the number of samples per unit; not inside a graph.
 
         Args:
             act: A tensor with the tap's layout, detached.
             statistics: Those of activations that are wanted, see :func:`quantity`.
+            center: As there, but one entry per unit.
         """
+        about = None if center is None else self.like(center, act)
         dims, count, is_plain = self._plan(act.shape)
         means = {}
         for name in statistics:
-            value = quantity(name, act)
+            value = quantity(name, act, about)
             if not is_plain or act.dtype not in _WIDE:
                 means[name] = self.mean_over_samples(value)[0]
             elif count == 1:
