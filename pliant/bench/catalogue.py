@@ -34,6 +34,8 @@ __all__ = ["About", "Cost", "Option", "about", "catalogue", "costs", "sections"]
 
 _HOMES = {"pliant.nn": "a layer", "pliant.optim": "an optimizer"}
 """Methods that are no interventions: where they are, and what they are."""
+_TYPICAL_SIZE = 512
+"""Of a group, where the schedule depends on it; that of the network that costs are measured on."""
 
 
 @final
@@ -301,15 +303,21 @@ def _when(cls: type[Any], spec: Intervention | None) -> str:
 
 
 def _period(spec: Intervention) -> list[str]:
-    """The schedule depends on the clock and the options alone, so it can be asked without a run."""
-    clock = Clock()
-    ctx = cast(Any, SimpleNamespace(clock=clock, index=0))
+    """The schedule depends on the clock, the options and the groups' sizes alone, so it can be asked without a run."""
+    clock, asked = Clock(), []
+
+    def groups(where: str = "*") -> tuple[Any, ...]:
+        asked.append(where)
+        return (SimpleNamespace(name="", size=_TYPICAL_SIZE),)
+
+    ctx = cast(Any, SimpleNamespace(clock=clock, index=0, groups=groups))
     first = spec.next_step(ctx)
     if first == sys.maxsize:
         return []
     clock.step = first
     period = spec.next_step(ctx) - first
-    return ["every step" if period == 1 else f"every {period} steps"]
+    text = "every step" if period == 1 else f"every {period} steps"
+    return [f"{text} ({_TYPICAL_SIZE} units)" if asked else text]
 
 
 def _conflicts(spec: Intervention | None) -> dict[str, str]:
