@@ -27,10 +27,10 @@ __all__ = ["Editor"]
 class Editor(TensorEditor):
     """Edits tensors and the optimizer state that belongs to them.
 
-    Units: :meth:`reset` (wholly, or by a share), :meth:`scale`, :meth:`perturb`, :meth:`compensate`. Whole tensors: :meth:`shrink` (to
-    the origin or towards other values), :meth:`add`, :meth:`add_noise`, :meth:`clamp`, :meth:`assign`. Single weights:
-    :meth:`reset_weights`. The optimizer's state: :meth:`restart`. Gradients, before the step: :meth:`add_to_gradient`.
-    Every edit is logged; with ``dry_run`` nothing else happens.
+    Units: :meth:`reset` (wholly, or by a share), :meth:`scale`, :meth:`perturb`, :meth:`compensate`. Whole tensors:
+    :meth:`shrink` (to the origin or towards other values), :meth:`add`, :meth:`add_noise`, :meth:`clamp`,
+    :meth:`assign`. Single weights: :meth:`reset_weights`. The optimizer's state: :meth:`restart`. Gradients, before the
+    step: :meth:`add_to_gradient`. Every edit is logged; with ``dry_run`` nothing else happens.
 
     Made as :class:`~pliant.edit_tensors.TensorEditor`.
     """

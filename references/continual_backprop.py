@@ -2,7 +2,7 @@
 
 Written from the paper's text (Dohare et al., Nature 632, 2024, algorithm 1), with the running mean corrected for its
 start at zero and the order of operations of the authors' generate-and-test code. Nothing is vectorised over units and
-nothing of the package is used.
+nothing of the package is used. The other utilities and the bias are those of the paper of 2021 (arXiv:2108.06325).
 
 What happens after every optimizer step, for every hidden layer:
 
@@ -40,12 +40,16 @@ class SlowContinualBackprop:
         replacement_rate: float,
         maturity_threshold: int,
         decay_rate: float,
+        utility: str = "contribution",
+        compensate_bias: bool = False,
     ) -> None:
+        self.kind, self.compensate = utility, compensate_bias
         self.linears, self.optimizer, self.draw = linears, optimizer, draw
         self.rate, self.threshold, self.decay = replacement_rate, maturity_threshold, decay_rate
         hidden = [layer.out_features for layer in linears[:-1]]
         self.age = [[0] * size for size in hidden]
         self.utility = [[0.0] * size for size in hidden]  # uncorrected running means
+        self.mean = [[0.0] * size for size in hidden]  # of the activation itself
         self.budget = [0.0] * len(hidden)
         self.replaced: list[tuple[int, int, tuple[int, ...]]] = []  # (step, layer, units)
         self.step = 0
@@ -64,16 +68,20 @@ class SlowContinualBackprop:
                 self.replaced.append((self.step, layer, tuple(units)))
 
     def _test(self, layer: int, act_BU: Tensor) -> list[int]:
-        outgoing = self.linears[layer + 1].weight.detach()
         corrected = []
         for unit in range(act_BU.shape[1]):
+            center = self._center(layer, unit)  # before this batch
             self.age[layer][unit] += 1
-            activity = float(act_BU[:, unit].abs().mean())
-            magnitude = float(outgoing[:, unit].abs().sum())
-            new = activity * magnitude
+            deviation = float((act_BU[:, unit] - center).abs().mean())
+            new = self._worth(layer, unit, float(act_BU[:, unit].abs().mean()), deviation)
             old = self.utility[layer][unit]
             self.utility[layer][unit] = self.decay * old + (1 - self.decay) * new
-            corrected.append(self.utility[layer][unit] / (1 - self.decay ** self.age[layer][unit]))
+            old = self.mean[layer][unit]
+            self.mean[layer][unit] = self.decay * old + (1 - self.decay) * float(act_BU[:, unit].mean())
+            if self.kind in ("weight", "adaptation"):  # what the weights are at present needs no average
+                corrected.append(new)
+            else:
+                corrected.append(self.utility[layer][unit] / (1 - self.decay ** self.age[layer][unit]))
         mature = [unit for unit, age in enumerate(self.age[layer]) if age > self.threshold]
         self.budget[layer] += self.rate * len(mature)
         units: list[int] = []
@@ -83,10 +91,31 @@ class SlowContinualBackprop:
             self.budget[layer] -= 1
         return sorted(units)
 
+    def _center(self, layer: int, unit: int) -> float:
+        """The running mean of a unit's activation, corrected for its start at zero."""
+        age = self.age[layer][unit]
+        return self.mean[layer][unit] / (1 - self.decay**age) if age else 0.0
+
+    def _worth(self, layer: int, unit: int, activity: float, deviation: float) -> float:
+        """The utility of one step, by its name."""
+        outgoing = float(self.linears[layer + 1].weight.detach()[:, unit].abs().sum())
+        incoming = float(self.linears[layer].weight.detach()[unit].abs().sum())
+        return {
+            "contribution": activity * outgoing,
+            "zero_contribution": deviation * outgoing,
+            "adaptable_contribution": deviation * outgoing / incoming,
+            "feature_by_input": deviation / incoming,
+            "weight": outgoing,
+            "adaptation": 1 / incoming,
+        }[self.kind]
+
     def _replace(self, layer: int, units: list[int]) -> None:
         producer, consumer = self.linears[layer], self.linears[layer + 1]
         fresh = self.draw(len(units), producer.in_features, producer.in_features**-0.5)
         with torch.no_grad():
+            for unit in units if self.compensate else []:
+                for target in range(consumer.out_features):
+                    consumer.bias[target] += consumer.weight[target, unit] * self._center(layer, unit)
             for row, unit in enumerate(units):
                 for column in range(producer.in_features):
                     producer.weight[unit, column] = fresh[row, column]
@@ -100,7 +129,7 @@ class SlowContinualBackprop:
                 for moment in self._moments(consumer.weight):
                     moment[:, unit] = 0
                 self.age[layer][unit] = 0
-                self.utility[layer][unit] = 0.0
+                self.utility[layer][unit] = self.mean[layer][unit] = 0.0
 
     def _moments(self, parameter: Tensor) -> list[Tensor]:
         state = self.optimizer.state.get(parameter, {})

@@ -194,7 +194,7 @@ def about(name: str) -> About:
             Option(key, _shown(option.default), meanings.get(key, ""), origins.get(key, ""))
             for key, option in _options(cls).items()
         ),
-        reads=tuple(sorted(getattr(cls, "needs", ()))),
+        reads=tuple(sorted(getattr(spec, "needs", ()))),
         keeps={key: _state(kind) for key, kind in _declared(cls, spec).items()},
         when=_when(cls, spec),
         needs_boundary=getattr(spec, "needs_boundary", False),

@@ -10,6 +10,9 @@ METHODS: dict[str, Any] = {
     "continual_backprop": ContinualBackprop(0.2, maturity_threshold=1, decay_rate=0.9, decide_every=1),
     "continual_backprop_exact": ContinualBackprop(0.1, maturity_threshold=2, decay_rate=0.9, exact=True),
     "continual_backprop_sparse": ContinualBackprop(0.2, maturity_threshold=1, decay_rate=0.9, sample_every=3),
+    "continual_backprop_adaptable": ContinualBackprop(
+        *(0.2, 1, 0.9, "adaptable_contribution"), compensate_bias=True, accumulate=False, decide_every=1
+    ),
     "redo": ReDo(tau=1.0, every=3),
     "regrama": ReGraMa(tau=1.0, every=3),
     "selective_weight_reset": SelectiveWeightReset(0.5, every=3),

@@ -109,6 +109,34 @@ def test_continual_backprop_is_the_papers_algorithm(optimizer, rate, threshold):
         assert torch.allclose(entry["activation"], torch.tensor(reference.utility[layer], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("compensate", [False, True])
+@pytest.mark.parametrize(
+    ("utility", "exact"),
+    [
+        *[(name, True) for name in ("zero_contribution", "adaptable_contribution", "feature_by_input")],
+        *[("contribution", True), ("weight", False), ("adaptation", False)],
+    ],
+)
+def test_the_other_utilities_and_the_bias_are_those_of_the_slow_form(utility, exact, compensate):
+    fast, fast_optimizer, slow, slow_optimizer = pair("adam")
+    settings = {"replacement_rate": 0.04, "maturity_threshold": 8, "decay_rate": 0.9}
+    options = {"utility": utility, "compensate_bias": compensate}
+    method = ContinualBackprop(exact=exact, decide_every=1, **settings, **options)
+    handle = pliant.attach(fast, fast_optimizer, method, example_inputs=torch.randn(2, 6).double(), seed=11)
+    reference = SlowContinualBackprop(list(slow.linears), slow_optimizer, drawer(11), **settings, **options)
+    for number in range(80):
+        step(fast, fast_optimizer, number)
+        reference.after_step(step(slow, slow_optimizer, number))
+    assert events_of_units(handle) == reference.replaced
+    assert_equal(fast, fast_optimizer, slow, slow_optimizer)
+    assert len(reference.replaced) >= 10
+
+
+def events_of_units(handle):
+    layers = {"linears.0": 0, "linears.1": 1}
+    return [(event.step, layers[event.group], event.units) for event in handle.events if event.group]
+
+
 def test_the_selection_is_that_of_the_published_code():
     """The authors' test function, fed with the same activations and weights, picks the same units at the same steps."""
     fast, optimizer, _, _ = pair("sgd")
