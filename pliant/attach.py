@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from pliant.errors import IllegalConfiguration, NotYetSupported
+from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
 from pliant.handle import Handle
 from pliant.interventions.base import Intervention
 from pliant.optimizer_state import MomentSpec, check_optimizer
@@ -180,13 +180,16 @@ def _operate(
         raise IllegalConfiguration(f"{names} changes the model, which dry_run cannot show: try it on a deep copy.")
     if example_inputs is None:  # said before anything is changed
         raise IllegalConfiguration(f"{names} changes the model: pass example_inputs=(x,), one small batch.")
-    return [
-        (
-            type(method).__name__,
-            operate(model, optimizers, seed, partial(method.surgery_with, example_inputs=example_inputs)),
-        )
-        for method in changing
-    ]
+    done = []
+    for method in changing:
+        name = type(method).__name__
+        try:
+            done.append(
+                (name, operate(model, optimizers, seed, partial(method.surgery_with, example_inputs=example_inputs)))
+            )
+        except NoEffect as error:
+            raise NoEffect(f"{name}: {error}") from error
+    return done
 
 
 def _parts(model: Models) -> dict[str, nn.Module]:

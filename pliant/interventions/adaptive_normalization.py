@@ -109,13 +109,18 @@ class AdaptiveNormalization(Intervention):
         """The end of the period."""
         return ctx.clock.next(self.every)
 
-    def surgery_with(self, model: nn.Module, optimizers: Sequence[Optimizer], example_inputs: Any) -> None:
-        """Put closed gates and norms in."""
+    def check(self) -> None:
+        """Check the hyper-parameters, before the model is changed."""
         require(self.every is None or self.every >= 1, self, "every", "None or >= 1")
         require(0 < self.rate <= 1, self, "rate", "in (0, 1]")
+        require(self.dormant_above >= 0, self, "dormant_above", ">= 0")
         require(0 <= self.dormant_below <= self.dormant_above, self, "dormant_below", "between 0 and dormant_above")
+        require(self.growth_above >= 0, self, "growth_above", ">= 0")
         require(0 <= self.growth_below <= self.growth_above, self, "growth_below", "between 0 and growth_above")
         require(self.tau >= 0, self, "tau", ">= 0")
+
+    def surgery_with(self, model: nn.Module, optimizers: Sequence[Optimizer], example_inputs: Any) -> None:
+        """Put closed gates and norms in."""
         if self.every is not None:
             insert_normalization(
                 model,

@@ -98,12 +98,15 @@ class CChain(Intervention):
         """A share of zero."""
         return replace(self, share=0.0)
 
-    def prepare(self, ctx: Context) -> None:
-        """Check the hyper-parameters."""
+    def check(self) -> None:
+        """Check the hyper-parameters, on which the number of copies depends."""
         require(self.share >= 0, self, "share", ">= 0")
         require(self.lag >= 1, self, "lag", ">= 1")
         require(self.start >= 0, self, "start", ">= 0")
         require(self.window >= 1, self, "window", ">= 1")
+
+    def prepare(self, ctx: Context) -> None:
+        """A model that is not sharded."""
         if any(is_sharded(tensor) for tensor in ctx.edit.tensors.values()):
             raise NotYetSupported("CChain runs copies of the network, which a sharded model does not allow.")
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal, final, get_args
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -23,10 +23,8 @@ _SAMPLES_PER_WINDOW = 12
 _MAX_UNITS = 8
 _MAX_DELAY = 0.04
 
-Utility = Literal[
-    "contribution", "zero_contribution", "adaptable_contribution", "feature_by_input", "weight", "adaptation", "random"
-]
 _DEVIATIONS = ("zero_contribution", "adaptable_contribution", "feature_by_input")
+_UTILITIES = ("contribution", *_DEVIATIONS, "weight", "adaptation", "random")
 
 
 @final
@@ -108,7 +106,7 @@ class ContinualBackprop(Intervention):
     replacement_rate: float = 1e-4
     maturity_threshold: int = 100
     decay_rate: float = 0.99
-    utility: Utility = "contribution"
+    utility: str = "contribution"
     exact: bool = False
     decide_every: int | None = None
     sample_every: int | None = None
@@ -211,19 +209,23 @@ class ContinualBackprop(Intervention):
             return ctx.clock.next(self.cadence)
         return min((ctx.clock.next(self.period(group)) for group in ctx.groups(self.where)), default=sys.maxsize)
 
+    def check(self) -> None:
+        """Check the pairs before they are taken apart."""
+        pairs = self.rates if isinstance(self.rates, tuple) else (None,)
+        valid = all(isinstance(pair, tuple) and len(pair) == 2 and 0 <= pair[1] <= 1 for pair in pairs)
+        require(valid, self, "rates", "pairs of a pattern of group names and a rate in [0, 1]")
+
     def prepare(self, ctx: Context) -> None:
         """Check the hyper-parameters."""
         require(0 <= self.replacement_rate <= 1, self, "replacement_rate", "in [0, 1]")
         require(self.maturity_threshold >= 0, self, "maturity_threshold", ">= 0")
         require(0 <= self.decay_rate < 1, self, "decay_rate", "in [0, 1)")
-        require(self.utility in get_args(Utility), self, "utility", f"one of {', '.join(get_args(Utility))}")
+        require(self.utility in _UTILITIES, self, "utility", f"one of {', '.join(_UTILITIES)}")
         require(self.decide_every is None or self.decide_every >= 1, self, "decide_every", "None or >= 1")
         require(self.sample_every is None or self.sample_every >= 1, self, "sample_every", "None or >= 1")
         require(not (self.exact and self.cadence > 1), self, "sample_every", "None or 1 when exact=True")
         reads = self.utility in ("contribution", *_DEVIATIONS)
         require(reads or not self.exact, self, "exact", "False for utilities that read no activations")
-        valid = all(isinstance(pattern, str) and 0 <= rate <= 1 for pattern, rate in self.rates)
-        require(valid, self, "rates", "pairs of a pattern of group names and a rate in [0, 1]")
         for pattern, _ in self.rates:
             ctx.units.require(pattern)
         if self.utility in _DEVIATIONS:

@@ -129,8 +129,8 @@ class SelfNormalizedReset(Intervention):
         """The next one."""
         return ctx.clock.next(None if self.check_every is None else 1)
 
-    def prepare(self, ctx: Context) -> None:
-        """Check the hyper-parameters."""
+    def check(self) -> None:
+        """Check the hyper-parameters, on which the size of the state depends."""
         require(0 < self.percentile <= 1, self, "percentile", "in (0, 1]")
         require(self.min_threshold >= 1, self, "min_threshold", ">= 1")
         require(self.max_threshold >= self.min_threshold, self, "max_threshold", ">= min_threshold")
