@@ -62,7 +62,7 @@ def test_the_make_targets_exist():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(page: Path):
-    code = r"^```.*?^```|`[^`\n]*`|\$[^$]*\$"  # there, brackets one after the other are no link
+    code = r"^```.*?^```|`[^`\n]*`|\$[^$\n]*\$"  # there, brackets one after the other are no link
     text = re.sub(code, "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if not target.startswith("http"):

@@ -29,12 +29,13 @@ from pliant.bench.experiment import method_table
 from pliant.bench.names import option_names, resolve, snake_case
 from pliant.errors import IllegalConfiguration
 from pliant.interventions.base import Clock, Intervention
-from pliant.units import UnitGroup
 
 __all__ = ["About", "Cost", "Option", "about", "catalogue", "costs", "sections"]
 
 _HOMES = {"pliant.nn": "a layer", "pliant.optim": "an optimizer"}
 """Methods that are no interventions: where they are, and what they are."""
+_TYPICAL_SIZE = 512
+"""Of a group, where the schedule depends on it; that of the network that costs are measured on."""
 
 
 @final
@@ -294,9 +295,6 @@ def _when(cls: type[Any], spec: Intervention | None) -> str:
         found.append("in the loss")
     if getattr(spec, "changes_gradients", _overrides(cls, "before_step")):
         found.append("before every step")
-    if _overrides(cls, "observe"):
-        first = spec.next_sample(0)
-        found.append(f"samples {_every(spec.next_sample(first) - first)}")
     if _overrides(cls, "after_step"):
         found += _period(spec)
     if spec.needs_boundary:
@@ -305,25 +303,21 @@ def _when(cls: type[Any], spec: Intervention | None) -> str:
 
 
 def _period(spec: Intervention) -> list[str]:
-    """The schedule depends on the clock, the options and the groups alone, so it can be asked without a run."""
+    """The schedule depends on the clock, the options and the groups' sizes alone, so it can be asked without a run."""
     clock, asked = Clock(), []
 
-    def groups(where: str = "*") -> tuple[UnitGroup, ...]:
+    def groups(where: str = "*") -> tuple[Any, ...]:
         asked.append(where)
-        return ()
+        return (SimpleNamespace(name="", size=_TYPICAL_SIZE),)
 
     ctx = cast(Any, SimpleNamespace(clock=clock, index=0, groups=groups))
     first = spec.next_step(ctx)
-    if asked:  # there is no model here whose groups could be looked at
-        return ["acts as often as the sizes of the groups ask for"]
     if first == sys.maxsize:
         return []
     clock.step = first
-    return [_every(spec.next_step(ctx) - first)]
-
-
-def _every(period: int) -> str:
-    return "every step" if period == 1 else f"every {period} steps"
+    period = spec.next_step(ctx) - first
+    text = "every step" if period == 1 else f"every {period} steps"
+    return [f"{text} ({_TYPICAL_SIZE} units)" if asked else text]
 
 
 def _conflicts(spec: Intervention | None) -> dict[str, str]:

@@ -99,6 +99,17 @@ class ContinualBackprop(Intervention):
         "since": PerUnit(dtype="int64", per_group=True),
     }
     redraws: ClassVar[bool] = True
+    source: ClassVar[str] = "Dohare et al. 2024"
+    defaults: ClassVar[Mapping[str, str]] = {
+        "replacement_rate": "Dohare et al. (2024): the largest of the rates searched for permuted MNIST, 1e-4 to 1e-6",
+        "maturity_threshold": "Dohare et al. (2024): permuted MNIST and Continual ImageNet",
+        "decay_rate": "Dohare et al. (2024), in all experiments",
+        "utility": "Dohare et al. (2024), algorithm 1",
+        "exact": "a choice of this library: cheaper, and learns as well on three streams (docs/results/speed.md)",
+        "decide_every": "a choice of this library: whenever a unit is due, but at most at every second sample",
+        "sample_every": "a choice of this library: at least 12 samples within each time constant",
+        "where": "a choice of this library: all groups",
+    }
 
     def null(self) -> ContinualBackprop:
         """Replacement rate zero."""
