@@ -101,6 +101,7 @@ def test_every_method_is_shown_whole_in_eighty_columns(name, capsys):
 def test_what_is_said_is_what_the_method_does():
     assert (about("redo").when, about("redo").reads) == ("every 1000 steps", ("mean_abs_activation",))
     assert about("l2").when == "every step"
+    assert about("continual_backprop").when == "every 160 steps (512 units)"
     assert about("fresh_start").when == about("shrink_and_perturb").when == "at task boundaries"
     assert about("continual_backprop").keeps["budget"] == "per group, float32"
     assert about("continual_backprop").keeps["age"] == "per unit, int64"

@@ -16,9 +16,9 @@ HEADINGS = ("Idea", "Formula", "Usage", "Cost", "Implementation details", "Devia
 MARKERS = ("<!-- cost -->", "<!-- /cost -->")
 
 NO_PAGE: set[str] = set()
-"""Methods whose page is still to be written; it has to become empty."""
+"""Methods whose page is still to be written; it has to stay empty."""
 NO_ORIGIN: set[str] = set()
-"""Methods that do not yet say where they and their defaults come from; it has to become empty."""
+"""Methods that do not yet say where they and their defaults come from; it has to stay empty."""
 
 NAMES = list(catalogue())
 

@@ -51,7 +51,7 @@ class Run(Command):
     lr: Annotated[float | None, option("LR")] = None
     """step size of the optimizer"""
     optimizer: Annotated[str | None, option("NAME")] = None
-    """an optimizer of torch.optim, in lower case"""
+    """an optimizer of torch.optim or pliant.optim, in lower case"""
     tasks: Annotated[int | None, option("N")] = None
     """number of tasks"""
     data_dir: Annotated[Path | None, option("FOLDER")] = None

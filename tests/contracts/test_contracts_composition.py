@@ -159,7 +159,7 @@ def test_what_two_methods_say_of_each_other_is_what_attach_does(pair):
 
 # ---- reminders ----
 WAITING_NULLS: set[str] = set()
-"""Nulls that still wait for a boundary; it has to become empty."""
+"""Nulls that still wait for a boundary; it has to stay empty."""
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -198,7 +198,7 @@ def test_one_reminder_names_all_that_wait():
 
 # ---- hyper-parameters ----
 SILENT: set[str] = set()
-"""Methods that do not refuse a pattern without a match yet; it has to become empty."""
+"""Methods that do not refuse a pattern without a match yet; it has to stay empty."""
 
 NUMBERS = [math.nan, -1, -1e30]
 """No field of any method takes these, but for the exceptions."""
