@@ -15,6 +15,7 @@ from pliant.errors import IllegalConfiguration, NoEffect, NoEffectWarning
 from pliant.interventions.base import Context, Intervention, PerParameter, require
 from pliant.interventions.l2 import L2
 from pliant.interventions.state import StateKind, tensor_norms
+from pliant.interventions.weight_clipping import WeightClipping
 from pliant.units.norms import Affine, affine_parameters, is_norm
 
 __all__ = ["NormalizeAndProject"]
@@ -97,12 +98,16 @@ class NormalizeAndProject(Intervention):
         return self.where
 
     def conflicts_with(self, other: Intervention) -> str | None:
-        """Decoupled L2 scales whole tensors, which the projection takes back."""
-        if self.every is None or not isinstance(other, L2) or other.strength == 0:
+        """Decoupled L2 scales whole tensors, which the projection takes back; clipped weights leave their bounds."""
+        if self.every is None:
             return None
-        if "*" in (self.where, other.where) or self.where == other.where:
-            return "the projection gives every weight back the norm that L2 has taken from it"
-        return None
+        if isinstance(other, L2) and other.strength and other.apply == "decoupled":
+            why = "the projection gives every weight back the norm that L2 has taken from it"
+        elif isinstance(other, WeightClipping) and other != other.null():
+            why = "the projection moves weights beyond the bounds to which they are clipped"
+        else:
+            return None
+        return why if "*" in (self.where, other.where) or self.where == other.where else None
 
     def next_step(self, ctx: Context) -> int:
         """The end of the period."""

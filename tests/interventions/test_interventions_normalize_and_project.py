@@ -215,3 +215,12 @@ def test_l2_on_the_same_weights_is_refused():
     attach(normed(), [L2(0.0), NormalizeAndProject()])
     attach(normed(), [L2(1e-3), NormalizeAndProject().null()])
     attach(normed(), [L2(1e-3, where="3.*"), NormalizeAndProject(where="0.*")])
+
+
+def test_only_what_undoes_the_projection_is_a_conflict():
+    nap = pliant.NormalizeAndProject()
+    assert nap.conflicts_with(pliant.L2(0.1)) is not None
+    assert nap.conflicts_with(pliant.L2(0.1, apply="gradient")) is None  # it turns the step, not the norm
+    assert nap.conflicts_with(pliant.WeightClipping()) is not None
+    assert nap.conflicts_with(pliant.WeightClipping().null()) is None
+    assert nap.null().conflicts_with(pliant.L2(0.1)) is None
