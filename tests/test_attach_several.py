@@ -199,7 +199,7 @@ def test_an_optimizer_that_trains_nothing_of_the_models_is_no_obstacle(method):
 
 
 def test_a_method_without_anything_to_do_in_any_optimizer_is_an_error():
-    with pytest.raises(NoEffect, match="no parameter matches"):
+    with pytest.raises(NoEffect, match="no parameter that it can act on matches"):
         Agent().attach(L2(0.1, where="elsewhere*"))
 
 
