@@ -44,7 +44,7 @@ def test_an_edit_at_every_step_is_one_event():
     found = sorted((event.step, event.action, event.count) for event in perturbed)
     assert found == [(3, "add_noise", 1), (3, "shrink", 1), (6, "add_noise", 1), (6, "shrink", 1)]
     assert all(event.tensors == names for event in perturbed)
-    assert len(handle.events) == 3
+    assert len(handle.events) == 5
 
 
 def test_runs_of_two_optimizers_do_not_interrupt_each_other():
