@@ -239,7 +239,9 @@ class Handle:
                 "handle.step() is for optimizer steps inside a captured CUDA graph, and none was captured since "
                 "pliant.attach: the hook on optimizer.step() does it already. (Attach before the capture.)"
             )
-        self._after_step(found[0], getattr(self._optimizers[found[0]], "found_inf", None))
+        step = self._rounds[found[0]].after_step(getattr(self._optimizers[found[0]], "found_inf", None))
+        if step >= self._reminders.next:
+            self._reminders.check(step)
 
     def record(self) -> dict[str, float]:
         """Numbers for a log: steps, units reset so far, and what each intervention reports of itself.
@@ -358,20 +360,19 @@ class Handle:
         return hook
 
     def _post_hook(self, index: int) -> Any:
+        after_step, reminders, accelerated = self._rounds[index].after_step, self._reminders, self._accelerated
+
         def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            if is_in_graph(self._accelerated):  # the graph will step without this hook: see step()
+            if is_in_graph(accelerated):  # the graph will step without this hook: see step()
                 self._schedules[index].in_graph = True
                 return
             if is_dry_step(optimizer):
                 return
-            self._after_step(index, getattr(optimizer, "found_inf", None))
+            step = after_step(getattr(optimizer, "found_inf", None))
+            if step >= reminders.next:
+                reminders.check(step)
 
         return hook
-
-    def _after_step(self, index: int, found_inf: Tensor | None) -> None:
-        step = self._rounds[index].after_step(found_inf)
-        if step >= self._reminders.next:
-            self._reminders.check(step)
 
     def _enter(self, method: Intervention, ctx: Context) -> None:
         self.events.step, self.events.clock, self.events.intervention = ctx.clock.step, ctx.index, type(method).__name__

@@ -5,14 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-__all__ = ["is_unrecorded", "unrecorded"]
+__all__ = ["depth", "unrecorded"]
 
-_depth = 0
-
-
-def is_unrecorded() -> bool:
-    """Whether the forward pass that is running belongs to Pliant itself (an export, too): no listener may count it."""
-    return _depth > 0
+depth = 0
+"""Above zero while a forward pass runs that is Pliant's own (an export, too), so that no listener may count it."""
 
 
 @contextlib.contextmanager
@@ -20,13 +16,14 @@ def unrecorded() -> Iterator[None]:
     """No attached intervention or monitor hears the forward passes inside.
 
     Example:
+        >>> from pliant import quiet
         >>> with unrecorded():
-        ...     is_unrecorded()
-        True
+        ...     quiet.depth
+        1
     """
-    global _depth
-    _depth += 1
+    global depth
+    depth += 1
     try:
         yield
     finally:
-        _depth -= 1
+        depth -= 1

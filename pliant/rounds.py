@@ -74,6 +74,11 @@ class Round:
     def _wake(self, step: int, live: Tensor | None) -> None:
         """Close a sampled step, begin to listen for the next, or run the interventions that are due."""
         schedule = self.schedule
+        if step + 1 == schedule.sample_at and not schedule.listens and step < schedule.act_at:
+            if self._listener.enabled:  # for another optimizer
+                self._collector.drop(self._heard, skipped=False)
+            schedule.listens, schedule.wake = True, min(schedule.sample_at, schedule.act_at)
+            return self._listener.listen()
         if step == schedule.sample_at:
             self._collector.finish(step, self._heard)
             schedule.samples.append((step, schedule.clock.now(), live))
@@ -86,7 +91,7 @@ class Round:
             if len(schedule.samples) >= MAX_SAMPLES:
                 self.observe()
             schedule.plan_sample()
-        self._rounds.listen()
+        return self._rounds.listen()
 
     def observe(self) -> None:
         """Let the interventions take in what was sampled and has waited."""

@@ -342,6 +342,8 @@ def is_dry_step(optimizer: Optimizer) -> bool:
     saves or loads an optimizer that has no state. No training step is that, and nothing may happen at it.
     """
     rate = optimizer.param_groups[0].get("lr", 1.0)
+    if type(rate) is float and rate:  # nearly always, and asked at every step
+        return False
     if isinstance(rate, Tensor) and (rate.device.type != "cpu" or rate.ndim):
         return False
     if rate != 0:

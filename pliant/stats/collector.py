@@ -130,6 +130,7 @@ class Accumulator:
         with_graph = self.needs_features or self.needs_gradient
         self.may_wait: bool | None = False if with_graph or reader.replay is not None else None
         self.first: tuple[Tensor, int] | None = None
+        self.is_first_input = self.tap.kind == "input" and self.tap.slot == 0
         self.graph_sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
         self.graph_count = torch.zeros((), dtype=dtype, device=like.device)
         self.finished: list[tuple[int, Kept | dict[str, Tensor]]] = []
@@ -143,8 +144,8 @@ class Accumulator:
     def add(self, seen: Any, *, in_graph: bool) -> None:
         """Take what a hook saw: keep it, or what it comes to."""
         if self.may_wait and not in_graph:
-            act = self.reader.live(seen)
-            if act.numel() <= _SMALL and act.is_cpu and type(act) is Tensor:
+            act = seen[0][0] if self.is_first_input and seen[0] else self.reader.live(seen)
+            if type(act) is Tensor and act.numel() <= _SMALL and act.is_cpu:
                 inside = torch._C._current_graph_task_id() != -1
                 self.heard.append(Kept(act.detach(), act._version, self.passes.count, inside))
                 return None

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pliant import quiet
 from pliant.devices import can_read
-from pliant.quiet import is_unrecorded
 from pliant.units.group import Tap
 from pliant.units.several import Several
 
@@ -146,8 +146,9 @@ class _Place:
     # a deep copy of a module brings its hooks along: only the own one is heard
     def on_input(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if module is self.module and (how := self.listener.hears(self)):
+            seen = args, kwargs
             for sink in self.sinks:
-                sink.add((args, kwargs), in_graph=how == "in_graph")
+                sink.add(seen, in_graph=how == "in_graph")
 
     def on_output(self, module: nn.Module, args: Any, output: Any) -> None:
         if module is self.module and (how := self.listener.hears(self)):
@@ -237,7 +238,7 @@ class Listener:
         ``torch.compile`` traces a forward, or CUDA captures it, and the graph runs again without the Python around
         it: nothing may branch on the step there (it would recompile), and unwanted samples are dropped later.
         """
-        if is_unrecorded():
+        if quiet.depth:
             return None
         if is_in_graph(self._accelerated):
             return "in_graph" if place.module.training and torch.is_grad_enabled() else None
