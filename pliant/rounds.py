@@ -10,7 +10,7 @@ from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.interventions.base import Context, Intervention
 from pliant.schedule import MAX_SAMPLES, Schedule
-from pliant.stats import Accumulator, Collector
+from pliant.stats import MAX_WAITING, Accumulator, Collector
 
 __all__ = ["Round", "Rounds", "live_of"]
 
@@ -88,10 +88,13 @@ class Round:
             self._act(live)
             schedule.plan(self._contexts)
         else:
-            if len(schedule.samples) >= MAX_SAMPLES:
+            if len(schedule.samples) >= MAX_SAMPLES or self._are_many_waiting():
                 self.observe()
             schedule.plan_sample()
         return self._rounds.listen()
+
+    def _are_many_waiting(self) -> bool:
+        return sum([item.num_waiting for item in self._heard]) > MAX_WAITING
 
     def observe(self) -> None:
         """Let the interventions take in what was sampled and has waited."""

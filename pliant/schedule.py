@@ -13,7 +13,8 @@ from pliant.interventions.base import Clock, Context, Intervention, Sample
 
 __all__ = ["MAX_SAMPLES", "Schedule"]
 
-MAX_SAMPLES = 16
+MAX_SAMPLES = 64
+"""Samples after which the interventions observe, if nobody acts before."""
 
 
 class Schedule:

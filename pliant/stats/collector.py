@@ -15,7 +15,7 @@ from pliant.stats.reader import TapReader, quantity
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
 
-__all__ = ["STATISTICS", "Accumulator", "Collector", "GroupStats"]
+__all__ = ["MAX_WAITING", "STATISTICS", "Accumulator", "Collector", "GroupStats"]
 
 STATISTICS = (
     *("mean_abs_activation", "mean_activation", "mean_abs_deviation", "active_fraction"),
@@ -25,6 +25,9 @@ STATISTICS = (
 
 _SMALL = 2**13
 """Elements of an activation up to which it may wait until somebody needs it."""
+
+MAX_WAITING = 2**20
+"""Elements of all waiting activations together, beyond which they should be looked at."""
 
 _OF_ACTIVATIONS = frozenset({"mean_abs_activation", "mean_activation", "mean_abs_deviation", "active_fraction"})
 
@@ -134,6 +137,7 @@ class Accumulator:
         self.graph_sums = {name: torch.zeros(shape, dtype=dtype, device=like.device) for name in self.needs}
         self.graph_count = torch.zeros((), dtype=dtype, device=like.device)
         self.finished: list[tuple[int, Kept | dict[str, Tensor]]] = []
+        self.num_waiting = 0
         self.stats = GroupStats()
 
     @property
@@ -197,6 +201,7 @@ class Accumulator:
         heard = self.heard
         if len(heard) == 1 and type(heard[0]) is Kept and process_group is None:
             self.finished.append((step, heard[0]))
+            self.num_waiting += heard[0].act.numel()
             self.heard, self.in_forward = [], False
             return True
         heard = that_count(heard, self.passes.count)
@@ -240,7 +245,7 @@ class Accumulator:
             means = next(looked_at) if isinstance(values, Kept) else values
             if means is not None:
                 history.append((step, means))
-        self.finished, self.stats._history = [], history
+        self.finished, self.stats._history, self.num_waiting = [], history, 0
         if history:
             self.stats.step, self.stats._values = history[-1]
 
