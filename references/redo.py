@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from references.renewal import renew
+
 
 class SlowReDo:
     """The algorithm on ``[nn.Linear, activation, nn.Linear, ..., nn.Linear]``.
@@ -40,22 +42,5 @@ class SlowReDo:
             chosen.append([u for u, a in enumerate(activity) if (a / mean if mean else 0.0) <= self.tau])
         for layer, units in enumerate(chosen):
             if units:
-                self._recycle(layer, units)
+                renew(self.linears, self.optimizer, self.draw, layer, units)
                 self.replaced.append((self.step, layer, tuple(units)))
-
-    def _recycle(self, layer: int, units: list[int]) -> None:
-        producer, consumer = self.linears[layer], self.linears[layer + 1]
-        fresh = self.draw(len(units), producer.in_features, producer.in_features**-0.5)
-        with torch.no_grad():
-            for row, unit in enumerate(units):
-                producer.weight[unit] = fresh[row].to(producer.weight.dtype)
-                producer.bias[unit] = 0
-                consumer.weight[:, unit] = 0
-                for parameter, index in (
-                    (producer.weight, (unit, slice(None))),
-                    (producer.bias, (unit,)),
-                    (consumer.weight, (slice(None), unit)),
-                ):
-                    for value in self.optimizer.state.get(parameter, {}).values():
-                        if isinstance(value, Tensor) and value.shape == parameter.shape:
-                            value[index] = 0

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from references.renewal import renew
+
 
 class SlowSelfNormalizedReset:
     """The algorithm on ``[nn.Linear, activation, nn.Linear, ..., nn.Linear]``.
@@ -71,7 +73,7 @@ class SlowSelfNormalizedReset:
                     self.lengths[layer][unit].append(silent[unit])
                     silent[unit] = 0
                 if units:
-                    self._renew(layer, units)
+                    renew(self.linears, self.optimizer, self.draw, layer, units)
                     self.replaced.append((self.step, layer, tuple(units)))
         if self.step % self.update_every == 0:
             for layer, threshold in enumerate(self.threshold):
@@ -87,20 +89,3 @@ class SlowSelfNormalizedReset:
             quantile = next(gap for place, gap in enumerate(gaps, 1) if place / len(gaps) >= self.percentile)
         new = quantile if quantile < threshold else int(self.expansion * threshold)
         return max(self.least, min(new, self.most))
-
-    def _renew(self, layer: int, units: list[int]) -> None:
-        producer, consumer = self.linears[layer], self.linears[layer + 1]
-        fresh = self.draw(len(units), producer.in_features, producer.in_features**-0.5)
-        with torch.no_grad():
-            for row, unit in enumerate(units):
-                producer.weight[unit] = fresh[row].to(producer.weight.dtype)
-                producer.bias[unit] = 0
-                consumer.weight[:, unit] = 0
-                for parameter, index in (
-                    (producer.weight, (unit, slice(None))),
-                    (producer.bias, (unit,)),
-                    (consumer.weight, (slice(None), unit)),
-                ):
-                    for value in self.optimizer.state.get(parameter, {}).values():
-                        if isinstance(value, Tensor) and value.shape == parameter.shape:
-                            value[index] = 0

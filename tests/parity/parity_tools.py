@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import pliant
+from pliant.write import stream_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for the references
 
@@ -19,6 +20,61 @@ OPTIMIZERS = {
     "adam": lambda p: torch.optim.Adam(p, lr=3e-3),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
 }
+
+
+class Mlp(nn.Module):
+    """Keeps the activations of its hidden layers as it runs, which the references read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linears = nn.ModuleList([nn.Linear(6, 13), nn.Linear(13, 10), nn.Linear(10, 3)])
+        self.features = [torch.empty(0), torch.empty(0)]
+        for place, layer in enumerate(self.linears[1:]):  # older exports refuse a forward that sets attributes
+            layer.register_forward_pre_hook(self._keeper(place))
+
+    def _keeper(self, place):
+        def keep(module, inputs):
+            if not torch.compiler.is_compiling():
+                self.features[place] = inputs[0].detach()
+
+        return keep
+
+    def forward(self, x):
+        for layer in self.linears[:-1]:
+            x = torch.relu(layer(x))
+        return self.linears[-1](x)
+
+
+def drawer(seed: int):
+    """The product's protocol for units: one generator per model, float32 draws, scaled to [-bound, bound]."""
+    generator = torch.Generator().manual_seed(stream_of(seed))
+    return lambda rows, columns, bound: torch.rand(rows, columns, generator=generator) * (2 * bound) - bound
+
+
+def step(model, optimizer, number: int, *, size: int = 8):
+    """One step on a batch of its own for each number; the activations of an :class:`Mlp`."""
+    generator = torch.Generator().manual_seed(number)
+    x = torch.randn(size, 6, generator=generator, dtype=torch.float64)
+    y = torch.randn(size, 3, generator=generator, dtype=torch.float64)
+    optimizer.zero_grad()
+    (model(x) - y).square().mean().backward()
+    optimizer.step()
+    return getattr(model, "features", None)
+
+
+def events(handle):
+    """Step, layer and units of each edit of units of an :class:`Mlp`."""
+    layers = {"linears.0": 0, "linears.1": 1}
+    return [(event.step, layers[event.group], event.units) for event in handle.events if event.group]
+
+
+def assert_equal(fast, fast_optimizer, slow, slow_optimizer):
+    for (name, p), q in zip(fast.named_parameters(), slow.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-10, atol=1e-12), name
+    a, b = fast_optimizer.state_dict()["state"], slow_optimizer.state_dict()["state"]
+    for index in a:
+        for key, value in a[index].items():
+            assert torch.allclose(value, b[index][key], rtol=1e-9, atol=1e-12), (index, key)
 
 
 def network(kind: str = "mlp") -> nn.Module:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from parity_tools import OPTIMIZERS, step
 from torch import nn
 
 import pliant
@@ -20,9 +18,6 @@ from pliant.interventions import (
     ShrinkAndPerturb,
 )
 from pliant.write import stream_of
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from references.fire import SlowFIRE
 from references.fresh_start import SlowFreshStart
 from references.hare_and_tortoise import SlowHareAndTortoise
@@ -30,13 +25,6 @@ from references.layer_reset import SlowLayerReset
 from references.optimizer_reset import SlowOptimizerReset
 from references.plasticity_injection import SlowInjection
 from references.shrink_and_perturb import SlowShrinkAndPerturb
-
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
-    "adam": lambda p: torch.optim.Adam(p, lr=3e-3),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
-}
 
 
 def mlp() -> nn.Sequential:
@@ -62,15 +50,6 @@ def gaussian(seed: int):
     """The same for normal draws of a standard deviation."""
     generator = torch.Generator().manual_seed(stream_of(seed))
     return lambda shape, deviation: torch.randn(shape, generator=generator) * deviation
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
-    generator = torch.Generator().manual_seed(number)
-    x = torch.randn(8, 6, generator=generator, dtype=torch.float64)
-    y = torch.randn(8, 3, generator=generator, dtype=torch.float64)
-    optimizer.zero_grad()
-    (model(x) - y).square().mean().backward()
-    optimizer.step()
 
 
 def compare(method, make_reference, optimizer: str, steps: int = 30, boundaries: tuple[int, ...] = ()):

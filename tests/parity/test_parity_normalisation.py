@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from parity_tools import OPTIMIZERS, step
 from torch import nn
 
 import pliant
 from pliant.interventions import AdaptiveNormalization, NormalizeAndProject
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from references.adaptive_normalization import GatedNetwork, SlowAdaptiveNormalization
 from references.normalize_and_project import SlowNormalizeAndProject
-
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
-    "adam": lambda p: torch.optim.Adam(p, lr=3e-3),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
-}
 
 
 def network() -> nn.Sequential:
@@ -32,15 +20,6 @@ def network() -> nn.Sequential:
         *(nn.Linear(13, 10), nn.LayerNorm(10), nn.ReLU()),
         nn.Linear(10, 3),
     ).double()
-
-
-def step(model, optimizer, number):
-    generator = torch.Generator().manual_seed(number)
-    x = torch.randn(8, 6, generator=generator, dtype=torch.float64)
-    y = torch.randn(8, 3, generator=generator, dtype=torch.float64)
-    optimizer.zero_grad()
-    (model(x) - y).square().mean().backward()
-    optimizer.step()
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

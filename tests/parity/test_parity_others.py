@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from parity_tools import OPTIMIZERS
 from torch import nn
 
 import pliant
 from pliant.interventions import ExperienceReplay
 from pliant.write import stream_of
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from references.experience_replay import SlowReplay
-
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
-    "adam": lambda p: torch.optim.Adam(p, lr=3e-3),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
-}
 
 
 def network() -> nn.Module:

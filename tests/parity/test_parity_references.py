@@ -2,55 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from torch import nn
+from parity_tools import OPTIMIZERS, Mlp, assert_equal, drawer, events, step
 
 import pliant
 from pliant.interventions import ContinualBackprop, ReDo
-from pliant.write import stream_of
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from references.continual_backprop import PublishedTest, SlowContinualBackprop
 from references.redo import SlowReDo
-
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
-    "adam": lambda p: torch.optim.Adam(p, lr=3e-3),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
-}
-
-
-class Mlp(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linears = nn.ModuleList([nn.Linear(6, 13), nn.Linear(13, 10), nn.Linear(10, 3)])
-        self.features = [torch.empty(0), torch.empty(0)]
-        for place, layer in enumerate(self.linears[1:]):  # older exports refuse a forward that sets attributes
-            layer.register_forward_pre_hook(self._keeper(place))
-
-    def _keeper(self, place):
-        def keep(module, inputs):
-            if not torch.compiler.is_compiling():
-                self.features[place] = inputs[0].detach()
-
-        return keep
-
-    def forward(self, x):
-        for layer in self.linears[:-1]:
-            x = torch.relu(layer(x))
-        return self.linears[-1](x)
-
-
-def drawer(seed: int):
-    """The product's protocol: one generator per model, float32 draws, scaled to [-bound, bound]."""
-    generator = torch.Generator().manual_seed(stream_of(seed))
-    return lambda rows, columns, bound: torch.rand(rows, columns, generator=generator) * (2 * bound) - bound
 
 
 def pair(optimizer: str):
@@ -59,30 +18,6 @@ def pair(optimizer: str):
     slow = Mlp().double()
     slow.load_state_dict(fast.state_dict())
     return fast, OPTIMIZERS[optimizer](fast.parameters()), slow, OPTIMIZERS[optimizer](slow.parameters())
-
-
-def step(model, optimizer, number):
-    generator = torch.Generator().manual_seed(number)
-    x = torch.randn(8, 6, generator=generator, dtype=torch.float64)
-    y = torch.randn(8, 3, generator=generator, dtype=torch.float64)
-    optimizer.zero_grad()
-    (model(x) - y).square().mean().backward()
-    optimizer.step()
-    return model.features
-
-
-def events(handle):
-    layers = {"linears.0": 0, "linears.1": 1}
-    return [(event.step, layers[event.group], event.units) for event in handle.events]
-
-
-def assert_equal(fast, fast_optimizer, slow, slow_optimizer):
-    for (name, p), q in zip(fast.named_parameters(), slow.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=1e-10, atol=1e-12), name
-    a, b = fast_optimizer.state_dict()["state"], slow_optimizer.state_dict()["state"]
-    for index in a:
-        for key, value in a[index].items():
-            assert torch.allclose(value, b[index][key], rtol=1e-9, atol=1e-12), (index, key)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -127,14 +62,9 @@ def test_the_other_utilities_and_the_bias_are_those_of_the_slow_form(utility, ex
     for number in range(80):
         step(fast, fast_optimizer, number)
         reference.after_step(step(slow, slow_optimizer, number))
-    assert events_of_units(handle) == reference.replaced
+    assert events(handle) == reference.replaced
     assert_equal(fast, fast_optimizer, slow, slow_optimizer)
     assert len(reference.replaced) >= 10
-
-
-def events_of_units(handle):
-    layers = {"linears.0": 0, "linears.1": 1}
-    return [(event.step, layers[event.group], event.units) for event in handle.events if event.group]
 
 
 def test_the_selection_is_that_of_the_published_code():

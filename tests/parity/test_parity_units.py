@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from torch import nn
+from parity_tools import OPTIMIZERS, Mlp, assert_equal, drawer, events, step
 
 import pliant
 from pliant.interventions import ReGraMa, SelectiveWeightReset, SelfNormalizedReset
-from pliant.write import stream_of
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from references.regrama import SlowReGraMa
 from references.selective_weight_reset import SlowSelectiveWeightReset
 from references.self_normalized_reset import SlowSelfNormalizedReset
 
-OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
-    "adam": lambda p: torch.optim.Adam(p, lr=3e-3),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, centered=True, momentum=0.5),
-}
 UNITS = (13, 10)
-
-
-class Mlp(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linears = nn.ModuleList([nn.Linear(6, UNITS[0]), nn.Linear(UNITS[0], UNITS[1]), nn.Linear(UNITS[1], 3)])
-        self.features = [torch.empty(0), torch.empty(0)]
-        for place, layer in enumerate(self.linears[1:]):  # older exports refuse a forward that sets attributes
-            layer.register_forward_pre_hook(self._keeper(place))
-
-    def _keeper(self, place):
-        def keep(module, inputs):
-            if not torch.compiler.is_compiling():
-                self.features[place] = inputs[0].detach()
-
-        return keep
-
-    def forward(self, x):
-        for layer in self.linears[:-1]:
-            x = torch.relu(layer(x))
-        return self.linears[-1](x)
-
-
-def drawer(seed: int):
-    """The product's protocol: one generator per model, float32 draws, scaled to [-bound, bound]."""
-    generator = torch.Generator().manual_seed(stream_of(seed))
-    return lambda rows, columns, bound: torch.rand(rows, columns, generator=generator) * (2 * bound) - bound
 
 
 class Pair:
@@ -71,26 +31,15 @@ class Pair:
     def run(self, start: int, stop: int) -> None:
         for number in range(start, stop):
             for model, optimizer in ((self.fast, self.fast_optimizer), (self.slow, self.slow_optimizer)):
-                generator = torch.Generator().manual_seed(number)
-                x = torch.randn(self.batch, 6, generator=generator, dtype=torch.float64)
-                y = torch.randn(self.batch, 3, generator=generator, dtype=torch.float64)
-                optimizer.zero_grad()
-                (model(x) - y).square().mean().backward()
-                optimizer.step()
+                step(model, optimizer, number, size=self.batch)
             self.reference.after_step(self.slow.features)
 
     @property
     def events(self):
-        layers = {"linears.0": 0, "linears.1": 1}
-        return [(event.step, layers[event.group], event.units) for event in self.handle.events]
+        return events(self.handle)
 
     def assert_equal(self) -> None:
-        for (name, p), q in zip(self.fast.named_parameters(), self.slow.parameters(), strict=True):
-            assert torch.allclose(p, q, rtol=1e-10, atol=1e-12), name
-        a, b = self.fast_optimizer.state_dict()["state"], self.slow_optimizer.state_dict()["state"]
-        for index in a:
-            for key, value in a[index].items():
-                assert torch.allclose(value, b[index][key], rtol=1e-9, atol=1e-12), (index, key)
+        assert_equal(self.fast, self.fast_optimizer, self.slow, self.slow_optimizer)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

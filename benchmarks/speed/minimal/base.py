@@ -51,3 +51,24 @@ class Minimal:
 
     def after_step(self) -> None:
         """Weights are new."""
+
+    def renew(self, layer: int, units: Tensor) -> None:
+        """Fresh weights, and zero moments, for some units of a hidden layer, under ``no_grad``.
+
+        Args:
+            layer: The hidden layer, from 0.
+            units: Indices of its units, ``[n]``.
+        """
+        incoming, outgoing = self.linears[layer], self.linears[layer + 1]
+        bound = incoming.in_features**-0.5
+        incoming.weight[units] = torch.empty(len(units), incoming.in_features).uniform_(-bound, bound)
+        incoming.bias[units] = 0
+        outgoing.weight[:, units] = 0
+        for parameter, index in (
+            (incoming.weight, units),
+            (incoming.bias, units),
+            (outgoing.weight, (slice(None), units)),
+        ):
+            for value in self.optimizer.state[parameter].values():
+                if value.shape == parameter.shape:
+                    value[index] = 0

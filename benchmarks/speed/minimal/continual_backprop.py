@@ -44,7 +44,7 @@ class ByHand(Minimal):
 
     def replace(self, layer: int) -> None:
         """The mature units of least utility get a new life."""
-        age, incoming, outgoing = self.age[layer], self.linears[layer], self.linears[layer + 1]
+        age, outgoing = self.age[layer], self.linears[layer + 1]
         mature = (age - METHOD.maturity_threshold).clamp(0, PERIOD).sum()
         self.budget[layer] += METHOD.replacement_rate * float(mature)
         number = int(self.budget[layer])
@@ -55,17 +55,6 @@ class ByHand(Minimal):
         utility[age <= METHOD.maturity_threshold] = torch.inf
         units = utility.argsort()[:number]
         self.budget[layer] -= number
-        bound = incoming.in_features**-0.5
-        incoming.weight[units] = torch.empty(number, incoming.in_features).uniform_(-bound, bound)
-        incoming.bias[units] = 0
-        outgoing.weight[:, units] = 0
-        for parameter, index in (
-            (incoming.weight, units),
-            (incoming.bias, units),
-            (outgoing.weight, (slice(None), units)),
-        ):
-            for value in self.optimizer.state[parameter].values():
-                if value.shape == parameter.shape:
-                    value[index] = 0
+        self.renew(layer, units)
         self.activity[layer][units] = 0
         age[units] = 0

@@ -37,17 +37,5 @@ class ByHand(Minimal):
             for layer, act in enumerate(self.active):
                 activity = act.abs().mean(0)
                 units = (activity <= METHOD.tau * activity.mean()).nonzero()[:, 0]
-                incoming, outgoing = self.linears[layer], self.linears[layer + 1]
-                bound = incoming.in_features**-0.5
-                incoming.weight[units] = torch.empty(len(units), incoming.in_features).uniform_(-bound, bound)
-                incoming.bias[units] = 0
-                outgoing.weight[:, units] = 0
-                for parameter, index in (
-                    (incoming.weight, units),
-                    (incoming.bias, units),
-                    (outgoing.weight, (slice(None), units)),
-                ):
-                    for value in self.optimizer.state[parameter].values():
-                        if value.shape == parameter.shape:
-                            value[index] = 0
+                self.renew(layer, units)
         self.active.clear()

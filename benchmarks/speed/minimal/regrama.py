@@ -30,16 +30,4 @@ class ByHand(Minimal):
                 magnitude = layer.weight.grad.abs().mean(1)
                 inactive.append((magnitude <= METHOD.tau * magnitude.mean()).nonzero()[:, 0])
             for layer, units in enumerate(inactive):
-                incoming, outgoing = self.linears[layer], self.linears[layer + 1]
-                bound = incoming.in_features**-0.5
-                incoming.weight[units] = torch.empty(len(units), incoming.in_features).uniform_(-bound, bound)
-                incoming.bias[units] = 0
-                outgoing.weight[:, units] = 0
-                for parameter, index in (
-                    (incoming.weight, units),
-                    (incoming.bias, units),
-                    (outgoing.weight, (slice(None), units)),
-                ):
-                    for value in self.optimizer.state[parameter].values():
-                        if value.shape == parameter.shape:
-                            value[index] = 0
+                self.renew(layer, units)

@@ -40,26 +40,10 @@ class ByHand(Minimal):
                 if overdue.any():
                     gaps.scatter_add_(1, silent[:, None], overdue[:, None].long())
                     silent.masked_fill_(overdue, 0)
-                    self.reset(layer, overdue.nonzero()[:, 0])
+                    self.renew(layer, overdue.nonzero()[:, 0])
                 if self.step % METHOD.update_every == 0:
                     self.update(layer)
         self.active.clear()
-
-    def reset(self, layer: int, units: Tensor) -> None:
-        """New weights and moments for some units."""
-        incoming, outgoing = self.linears[layer], self.linears[layer + 1]
-        bound = incoming.in_features**-0.5
-        incoming.weight[units] = torch.empty(len(units), incoming.in_features).uniform_(-bound, bound)
-        incoming.bias[units] = 0
-        outgoing.weight[:, units] = 0
-        for parameter, index in (
-            (incoming.weight, units),
-            (incoming.bias, units),
-            (outgoing.weight, (slice(None), units)),
-        ):
-            for value in self.optimizer.state[parameter].values():
-                if value.shape == parameter.shape:
-                    value[index] = 0
 
     def update(self, layer: int) -> None:
         """Each threshold follows its unit's silences."""
