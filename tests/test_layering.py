@@ -18,7 +18,7 @@ PACKAGE = Path(pliant.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors", "devices", "quiet"},
     {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn"},
-    {"metrics", "stats", "events", "write", "optim", "insertion"},
+    {"mechanisms", "metrics", "stats", "events", "write", "optim", "insertion"},
     {"edit_tensors", "forward"},
     {"edit"},
     {"interventions"},
