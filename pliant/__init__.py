@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UnsupportedOp,
     )
+    from pliant.fresh import fresh_twin
     from pliant.handle import Handle
     from pliant.interventions import (
         FIRE,
@@ -63,6 +64,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     # measuring
     "monitor",
     "Monitor",
+    "fresh_twin",
     # acting
     "attach",
     "Handle",
@@ -147,6 +149,7 @@ _SOURCES = {
     "ShrinkAndPerturb": "pliant.interventions",
     "Monitor": "pliant.monitor",
     "monitor": "pliant.monitor",
+    "fresh_twin": "pliant.fresh",
     "UnitGraph": "pliant.units",
     "UnitGroup": "pliant.units",
     "declare_units": "pliant.units.declare",
