@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         WeightNoise,
     )
     from pliant.monitor import Monitor, monitor
+    from pliant.probe import ProbeResult, probe
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
     from pliant.units.verify import verify
@@ -65,6 +66,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "monitor",
     "Monitor",
     "fresh_twin",
+    "probe",
+    "ProbeResult",
     # acting
     "attach",
     "Handle",
@@ -150,6 +153,8 @@ _SOURCES = {
     "Monitor": "pliant.monitor",
     "monitor": "pliant.monitor",
     "fresh_twin": "pliant.fresh",
+    "ProbeResult": "pliant.probe",
+    "probe": "pliant.probe",
     "UnitGraph": "pliant.units",
     "UnitGroup": "pliant.units",
     "declare_units": "pliant.units.declare",
