@@ -30,7 +30,7 @@ OPTIONS = {
     "demo": "debug out quick seeds workers",
     "run": "data-dir debug lr method optimizer out preset seeds set stream tasks workers",
     "list": "debug kind",
-    "show": "debug method",
+    "show": "debug name",
     "report": "csv debug figure folder markdown metric out stream",
     "units": "debug input model verify",
 }

@@ -11,6 +11,7 @@ from networks import NETWORKS, Network
 from torch import Tensor, nn
 
 import pliant
+from pliant.probe.objective import Objective
 from pliant.units.group import UnitGroup
 
 __all__ = ["BATCH", "DOSES", "MECHANISM_OF", "PATHOLOGIES", "activation_of", "batch_of", "healthy", "network", "planted"]
@@ -51,7 +52,7 @@ def healthy(net: Network, activation: str, seed: int, steps: int, lr: float = 1e
         torch.manual_seed(seed)
         model = net.make(activation)
         optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-        objective, generator = pliant.probe.Objective(), torch.Generator().manual_seed(seed)
+        objective, generator = Objective(), torch.Generator().manual_seed(seed)
         for _ in range(steps):
             loss = objective(model, net.data(generator, 64)).loss
             optimizer.zero_grad()
