@@ -1,6 +1,7 @@
 """Whether a network can still learn as fresh ones do: the aged network and fresh twins learn the same new task."""
 
 from pliant.probe.objective import Objective
+from pliant.probe.rescale import Rescaled, rescaled
 from pliant.probe.result import ProbeResult, StepsToThreshold
 from pliant.probe.run import probe
 from pliant.probe.tasks import Data, HeldOutClasses, PermutedInputs, RandomLabels, RandomTargets, RandomTokens, Task
@@ -15,9 +16,11 @@ __all__ = [
     "RandomLabels",
     "RandomTargets",
     "RandomTokens",
+    "Rescaled",
     "StepsToThreshold",
     "Task",
     "Trainability",
     "probe",
+    "rescaled",
     "tau_trainability",
 ]
