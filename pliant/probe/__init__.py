@@ -1,5 +1,7 @@
 """Whether a network can still learn as fresh ones do: the aged network and fresh twins learn the same new task."""
 
+from pliant.probe.agreement import Agreement, agreement
+from pliant.probe.live import LiveTwin, Race, live_twin
 from pliant.probe.objective import Objective
 from pliant.probe.rescale import Rescaled, rescaled
 from pliant.probe.result import ProbeResult, StepsToThreshold
@@ -8,11 +10,14 @@ from pliant.probe.tasks import Data, HeldOutClasses, PermutedInputs, RandomLabel
 from pliant.trainability import Trainability, tau_trainability
 
 __all__ = [
+    "Agreement",
     "Data",
     "HeldOutClasses",
+    "LiveTwin",
     "Objective",
     "PermutedInputs",
     "ProbeResult",
+    "Race",
     "RandomLabels",
     "RandomTargets",
     "RandomTokens",
@@ -20,6 +25,8 @@ __all__ = [
     "StepsToThreshold",
     "Task",
     "Trainability",
+    "agreement",
+    "live_twin",
     "probe",
     "rescaled",
     "tau_trainability",

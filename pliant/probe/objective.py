@@ -54,7 +54,7 @@ class Objective:
         >>> model = nn.Linear(2, 3)
         >>> measured = Objective()(model, (torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])))
         >>> measured.loss.shape, measured.num
-        (torch.Size([]), 4)
+        (torch.Size([]), tensor(4))
     """
 
     def __init__(self, loss: Loss = None, function: Callable[[nn.Module, Any], Tensor] | None = None) -> None:
