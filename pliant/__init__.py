@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pliant.attach import attach
+    from pliant.diagnosis import Diagnosis, diagnose
     from pliant.errors import (
         IllegalConfiguration,
         NoEffect,
@@ -67,6 +68,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "Monitor",
     "fresh_twin",
     "probe",
+    "diagnose",
+    "Diagnosis",
     "ProbeResult",
     "live_twin",
     "LiveTwin",
@@ -156,6 +159,8 @@ _SOURCES = {
     "Monitor": "pliant.monitor",
     "monitor": "pliant.monitor",
     "fresh_twin": "pliant.fresh",
+    "diagnose": "pliant.diagnosis",
+    "Diagnosis": "pliant.diagnosis",
     "LiveTwin": "pliant.probe",
     "live_twin": "pliant.probe",
     "ProbeResult": "pliant.probe",

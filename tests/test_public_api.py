@@ -15,7 +15,7 @@ from pliant.commands import COMMANDS
 
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
-    "monitor Monitor fresh_twin probe ProbeResult live_twin LiveTwin",
+    "monitor Monitor fresh_twin probe ProbeResult live_twin LiveTwin diagnose Diagnosis",
     "attach Handle",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
     "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2Init LayerReset",
@@ -33,6 +33,7 @@ OPTIONS = {
     "show": "debug name",
     "report": "csv debug figure folder markdown metric out stream",
     "units": "debug input model verify",
+    "diagnose": "batch checkpoint debug html json loss mode model seed twins units",
 }
 
 METHODS = {

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from networks import NETWORKS, Network
 from torch import Tensor, nn
 
 import pliant
+from benchmarks.diagnosis.networks import NETWORKS, Network
 from pliant.probe.objective import Objective
 from pliant.units.group import UnitGroup
 
 __all__ = ["BATCH", "DOSES", "MECHANISM_OF", "PATHOLOGIES", "activation_of", "batch_of", "healthy", "network", "planted"]
 
 DOSES = (0.05, 0.2, 1.0)
-BATCH = 192
+BATCH = 128
 MECHANISM_OF = {
     "dead_layer": "dead_units",
     "saturated": "saturated_units",
@@ -75,7 +75,10 @@ def planted(net: Network, model: nn.Module, pathology: str, dose: float, seed: i
     count = max(1, round(dose * group.size))
     units = torch.randperm(group.size, generator=generator)[:count]
     with torch.no_grad():
-        PATHOLOGIES[pathology](model, group, units, generator)
+        if pathology == "rank_one":
+            _rank_one(model, group, units, generator, any_size=activation_of(pathology, seed) == "relu")
+        else:
+            PATHOLOGIES[pathology](model, group, units, generator)
     return model, group.name
 
 
@@ -136,8 +139,11 @@ def _cloned(model: nn.Module, group: UnitGroup, units: Tensor, generator: torch.
             _copy(model, group, int(block[0]), block[1:], torch.ones(len(block) - 1))
 
 
-def _rank_one(model: nn.Module, group: UnitGroup, units: Tensor, generator: torch.Generator) -> None:
-    scales = 0.5 + torch.rand(len(units), generator=generator)
+def _rank_one(
+    model: nn.Module, group: UnitGroup, units: Tensor, generator: torch.Generator, *, any_size: bool
+) -> None:
+    """All units become one feature, of any size where the activation function keeps its shape then."""
+    scales = 0.5 + torch.rand(len(units), generator=generator) if any_size else torch.ones(len(units))
     _copy(model, group, int(units[0]), units, scales)
 
 
@@ -175,7 +181,6 @@ PATHOLOGIES: dict[str, Callable[[nn.Module, UnitGroup, Tensor, torch.Generator],
     "dead_layer": _dead,
     "saturated": _saturated,
     "cloned_blocks": _cloned,
-    "rank_one": _rank_one,
     "exploded_weights": _exploded,
 }
-"""Pathologies of units; ``collapsed_softmax`` is one of the head."""
+"""Pathologies of units, beside ``rank_one``; ``collapsed_softmax`` is one of the head."""

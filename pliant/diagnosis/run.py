@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from pliant.handle import Handle
     from pliant.units.init import InitSpec
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "parts"]
 
+_MARGIN = 0.1  # of the fresh networks' progress: a smaller gap in the probe counts as none
 _FEW = 16  # examples; fewer say little about what units do
 
 
@@ -100,7 +102,7 @@ def diagnose(
         )
     if twins < 0:
         raise IllegalConfiguration(f"diagnose: twins must not be negative, but is {twins}.")
-    inputs, loss = _parts(model, batch, loss_fn)
+    inputs, loss = parts(model, batch, loss_fn)
     unknowns: list[str] = []
     units = _units(model, inputs if example_inputs is None else example_inputs, units, unknowns)
 
@@ -112,14 +114,14 @@ def diagnose(
     twin_losses = [other.loss for other in others if other.loss is not None]
     found = findings(signals(here), [signals(other) for other in others], loss=here.loss, twin_losses=twin_losses)
     _missing(here, unknowns)
-    tested = _causal(model, inputs, found, causal, probe, init)
-    verdict, reason = _verdict(found, unknowns, probe, here)
+    tested = _causal(model, inputs, found, causal, init)
+    verdict, reason = _verdict(found, unknowns, probe)
     return Diagnosis(
         verdict=verdict,
         reason=reason,
         findings=tuple(found),
         unknowns=tuple(unknowns),
-        remarks=tuple(_remarks(here, twin_losses, mode, others)),
+        remarks=tuple(_remarks(model, here, twin_losses, mode)),
         facts={
             "loss": here.loss,
             "twin_losses": twin_losses,
@@ -145,7 +147,7 @@ class _Answer(nn.Module):
         return self.output
 
 
-def _parts(model: nn.Module, batch: Any, loss_fn: Loss) -> tuple[Any, Callable[[Any], Tensor] | None]:
+def parts(model: nn.Module, batch: Any, loss_fn: Loss) -> tuple[Any, Callable[[Any], Tensor] | None]:
     """The inputs of the model, and the loss as a function of its output."""
     objective = Objective(loss_fn)
     if isinstance(batch, Mapping):
@@ -162,8 +164,6 @@ def _parts(model: nn.Module, batch: Any, loss_fn: Loss) -> tuple[Any, Callable[[
 
 
 def _takes(model: nn.Module, name: str) -> bool:
-    import inspect
-
     takes = inspect.signature(model.forward).parameters
     return name in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
 
@@ -260,7 +260,6 @@ def _causal(
     inputs: Any,
     found: Sequence[Finding],
     causal: TrainsLike | None,
-    probe: ProbeResult | None,
     init: InitSpec,
 ) -> CausalTest | None:
     grown = [f for f in found if f.mechanism == "weight_growth" and f.severity != "note"]
@@ -272,7 +271,7 @@ def _causal(
 
 
 def _verdict(
-    found: Sequence[Finding], unknowns: Sequence[str], probe: ProbeResult | None, here: Observation
+    found: Sequence[Finding], unknowns: Sequence[str], probe: ProbeResult | None
 ) -> tuple[Verdict, str]:
     serious = [finding for finding in found if finding.severity != "note"]
     names = list(dict.fromkeys(finding.about.title.lower() for finding in serious))
@@ -281,22 +280,28 @@ def _verdict(
     if outcome == "worse":
         what = f"with {listed}" if names else "by a mechanism that no metric here shows"
         return "plasticity", f"The probe shows that this network learns worse than fresh ones, {what}."
-    if outcome in ("better", "no difference shown") and not any(f.mechanism == "non_finite" for f in serious):
+    broken = any(finding.mechanism == "non_finite" for finding in serious)
+    if probe is not None and not broken and (outcome == "better" or _is_equal(probe)):
         what = f" What was found ({listed}) does not keep it from learning." if names else ""
-        shown = "better than" if outcome == "better" else "no worse than"
-        return "not plasticity", f"The probe shows this network to learn {shown} fresh ones.{what}"
+        shown = "better than fresh ones" if outcome == "better" else "as well as fresh ones, within a tenth"
+        return "not plasticity", f"The probe shows that this network learns {shown}.{what}"
+    tail = "" if probe is None else " The probe does not decide: its interval allows for a difference, or for none."
     if names:
-        return "plasticity", f"Found, beyond what any fresh twin shows: {listed}."
+        return "plasticity", f"Found, beyond what any fresh twin shows: {listed}.{tail}"
     if unknowns:
-        return "unknown", f"Nothing was found, but not everything could be looked at: {unknowns[0]}."
-    high = here.loss is not None and found
-    more = " There are notes." if high else ""
+        return "unknown", f"Nothing was found, but not everything could be looked at: {unknowns[0]}.{tail}"
+    if probe is not None:
+        return "unknown", f"Nothing beyond what fresh twins show.{tail}"
+    more = " There are notes." if found else ""
     return "not plasticity", f"Nothing beyond what fresh twins show.{more}"
 
 
-def _remarks(
-    here: Observation, twin_losses: Sequence[float], mode: str, others: Sequence[Observation]
-) -> list[str]:
+def _is_equal(probe: ProbeResult) -> bool:
+    """Whether the interval of the gap excludes that a tenth of what fresh networks learn has been lost."""
+    return probe.outcome != "no verdict" and probe.gap.num > 1 and probe.gap.high < _MARGIN * probe.progress.mean
+
+
+def _remarks(model: nn.Module, here: Observation, twin_losses: Sequence[float], mode: str) -> list[str]:
     remarks = []
     if here.loss is not None and twin_losses and math.isfinite(here.loss):
         if here.loss > 1.05 * max(twin_losses):
@@ -309,8 +314,11 @@ def _remarks(
                 "The loss is no lower than that of untrained twins: on this batch nothing has been learned so far. If "
                 "no mechanism was found, look at the data, the learning rate and the loss first; a probe decides."
             )
-    if mode == "eval" and any(isinstance(name, str) and "running" in name for name in ()):
-        remarks.append("")
+    if mode == "eval" and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        remarks.append(
+            "In evaluation mode batch norm uses running statistics, which fresh twins have never gathered: what lies "
+            "behind a batch norm is compared with something else. Prefer mode='train'."
+        )
     frozen = [name for name in here.weights if name not in here.trainable]
     if frozen and here.trainable:
         remarks.append(

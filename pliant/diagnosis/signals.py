@@ -111,12 +111,12 @@ def _of_features(name: str, group: GroupObservation, put: object) -> None:
         return
     put("cloned_units", "cloned_fraction", name, metrics.cloned_mask(act_NU).float().mean(), size)
     varying = int((act_NU != act_NU[:1]).any(0).sum())
+    put("rank_collapse", "effective_rank", name, metrics.effective_rank(act_NU, centred=True))
+    put("rank_collapse", "participation_ratio", name, metrics.participation_ratio(act_NU))
     if varying:
         rank = metrics.numerical_rank(act_NU.double(), tol=_DEPENDENT, relative_to="largest", centred=True)
         missing = max(0.0, min(varying, act_NU.shape[0] - 1) - float(rank))
         put("rank_collapse", "dependent_fraction", name, missing / size, size)
-        put("rank_collapse", "effective_rank", name, metrics.effective_rank(act_NU, centred=True))
-        put("rank_collapse", "participation_ratio", name, metrics.participation_ratio(act_NU))
 
 
 def _of_weights(seen: Observation, put: object) -> None:
@@ -128,7 +128,7 @@ def _of_weights(seen: Observation, put: object) -> None:
         put("weight_growth", "weight_growth", name, weight.square().mean().sqrt())
         rows = [weight.square().flatten(1).mean(1), weight.movedim(-1, 0).square().flatten(1).mean(1)]
         put("weight_growth", "largest_row", name, max(row.max() for row in rows).sqrt())
-    known = [gradient for name, gradient in seen.gradients.items() if name in seen.trainable]
+    known = [item for name, item in seen.gradients.items() if name in seen.trainable and item.numel()]
     if known and seen.loss is not None:
         put("vanishing_gradients", "gradient_norm", WHOLE, metrics.gradient_norm(known))
         for name, gradient in seen.gradients.items():
