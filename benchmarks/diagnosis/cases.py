@@ -35,7 +35,8 @@ from pliant.observation import observe  # noqa: E402
 from pliant.units import UnitGraph  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "diagnosis"
-TWINS, STEPS, NUM_HEALTHY = 5, 100, 50
+TWINS, STEPS, RATE = 5, 100, 3e-4
+NUM_HEALTHY = {"fit": 21, "judge": 50}
 
 
 @cache
@@ -84,11 +85,11 @@ def cases(half: str, seeds: int) -> Iterator[dict[str, Any]]:
     def grown(net: Network, activation: str, seed: int) -> torch.nn.Module:
         key = (net.name, activation, seed)
         if key not in trained:
-            trained[key] = healthy(net, activation, seed, STEPS)
+            trained[key] = healthy(net, activation, seed, STEPS, RATE)
         return trained[key]
 
     first = 0 if half == "fit" else 100
-    for number in range(NUM_HEALTHY):
+    for number in range(NUM_HEALTHY[half]):
         net = nets[number % len(nets)]
         activation, seed = activation_of(None, number // len(nets)), first + number // len(nets)
         for kind, model in (("fresh", healthy(net, activation, seed, 0)), ("trained", grown(net, activation, seed))):
@@ -99,8 +100,16 @@ def cases(half: str, seeds: int) -> Iterator[dict[str, Any]]:
             for seed in range(first, first + seeds):
                 activation = activation_of(pathology, seed)
                 for dose in DOSES:
-                    model, layer = planted(net, grown(net, activation, seed), pathology, dose, seed)
-                    what = {"network": net.name, "activation": activation, "seed": seed, "kind": pathology, "dose": dose}
+                    model, layer = planted(
+                        net, grown(net, activation, seed), pathology, dose, seed, batch_of(net, first)
+                    )
+                    what = {
+                        "network": net.name,
+                        "activation": activation,
+                        "seed": seed,
+                        "kind": pathology,
+                        "dose": dose,
+                    }
                     yield {**what, "layer": layer, "scores": scores(net, activation, model, first)}
 
 
@@ -118,12 +127,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
+    measured, found = commit(), []
     for case in cases(options.half, options.seeds):
         found.append(case)
         print(len(found), case["network"], case["kind"], case["dose"], flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    config = {"twins": TWINS, "steps": STEPS, "seeds": options.seeds, "commit": commit(), "torch": torch.__version__}
+    config = {"twins": TWINS, "steps": STEPS, "rate": RATE, "seeds": options.seeds, "commit": measured}
+    config["torch"] = torch.__version__
     text = json.dumps({"config": config, "cases": found}, separators=(",", ":"))
     (options.out / f"{options.half}.json").write_text(text + "\n")
 

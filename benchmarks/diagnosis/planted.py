@@ -14,7 +14,17 @@ from benchmarks.diagnosis.networks import NETWORKS, Network
 from pliant.probe.objective import Objective
 from pliant.units.group import UnitGroup
 
-__all__ = ["BATCH", "DOSES", "MECHANISM_OF", "PATHOLOGIES", "activation_of", "batch_of", "healthy", "network", "planted"]
+__all__ = [
+    "BATCH",
+    "DOSES",
+    "MECHANISM_OF",
+    "PATHOLOGIES",
+    "activation_of",
+    "batch_of",
+    "healthy",
+    "network",
+    "planted",
+]
 
 DOSES = (0.05, 0.2, 1.0)
 BATCH = 128
@@ -46,7 +56,7 @@ def batch_of(net: Network, seed: int, size: int = BATCH) -> Any:
     return net.data(torch.Generator().manual_seed(10_000 + seed), size)
 
 
-def healthy(net: Network, activation: str, seed: int, steps: int, lr: float = 1e-3) -> nn.Module:
+def healthy(net: Network, activation: str, seed: int, steps: int, lr: float = 3e-4) -> nn.Module:
     """A network as it begins, or trained briefly with Adam."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -61,11 +71,12 @@ def healthy(net: Network, activation: str, seed: int, steps: int, lr: float = 1e
     return model
 
 
-def planted(net: Network, model: nn.Module, pathology: str, dose: float, seed: int) -> tuple[nn.Module, str]:
-    """A copy of a network with a pathology, and the layer that has it."""
+def planted(
+    net: Network, model: nn.Module, pathology: str, dose: float, seed: int, batch: Any
+) -> tuple[nn.Module, str]:
+    """A copy of a network with a pathology, and the layer that has it; the batch is the one that will be looked at."""
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
-    batch = batch_of(net, seed + 500)
     if pathology == "collapsed_softmax":
         _collapse(net, model, dose, batch, generator)
         return model, net.head
@@ -76,7 +87,7 @@ def planted(net: Network, model: nn.Module, pathology: str, dose: float, seed: i
     units = torch.randperm(group.size, generator=generator)[:count]
     with torch.no_grad():
         if pathology == "rank_one":
-            _rank_one(model, group, units, generator, any_size=activation_of(pathology, seed) == "relu")
+            _rank_one(model, group, units, generator, any_size=_keeps_shape(group, pathology, seed))
         else:
             PATHOLOGIES[pathology](model, group, units, generator)
     return model, group.name
@@ -139,9 +150,12 @@ def _cloned(model: nn.Module, group: UnitGroup, units: Tensor, generator: torch.
             _copy(model, group, int(block[0]), block[1:], torch.ones(len(block) - 1))
 
 
-def _rank_one(
-    model: nn.Module, group: UnitGroup, units: Tensor, generator: torch.Generator, *, any_size: bool
-) -> None:
+def _keeps_shape(group: UnitGroup, pathology: str, seed: int) -> bool:
+    """Whether a multiple of a unit's incoming weights gives a multiple of its activations."""
+    return activation_of(pathology, seed) == "relu" and not group.role("carried")
+
+
+def _rank_one(model: nn.Module, group: UnitGroup, units: Tensor, generator: torch.Generator, *, any_size: bool) -> None:
     """All units become one feature, of any size where the activation function keeps its shape then."""
     scales = 0.5 + torch.rand(len(units), generator=generator) if any_size else torch.ones(len(units))
     _copy(model, group, int(units[0]), units, scales)
@@ -158,10 +172,8 @@ def _collapse(net: Network, model: nn.Module, dose: float, batch: Any, generator
     head = model.get_submodule(net.head)
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().flatten(0, -2)))
-    with torch.no_grad():
-        model.eval()
+    with torch.no_grad(), torch.random.fork_rng():
         model(**batch) if isinstance(batch, dict) else model(batch[0])
-        model.train()
         handle.remove()
         weight: Tensor = head.weight  # type: ignore[assignment]
         along = seen[0] - seen[0].mean(0)

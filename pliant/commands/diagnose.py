@@ -97,9 +97,7 @@ class Diagnose(Command):
         if ":" in self.loss:
             loss = load_object(self.loss)
         units = _call(self.units, model) if self.units else None
-        return diagnose(
-            model, _call(self.batch), loss, units=units, mode=self.mode, twins=self.twins, seed=self.seed
-        )
+        return diagnose(model, _call(self.batch), loss, units=units, mode=self.mode, twins=self.twins, seed=self.seed)
 
 
 def _call(name: str, *args: Any) -> Any:

@@ -13,7 +13,7 @@ from pliant.diagnosis.weights import Thresholds, thresholds, weight_of
 from pliant.mechanisms import MECHANISMS
 from pliant.observation.measure import WHOLE
 
-__all__ = ["KINDS", "findings", "score"]
+__all__ = ["KINDS", "findings", "score", "severity_of"]
 
 Kind = Literal["count", "low", "high"]
 
@@ -21,6 +21,7 @@ KINDS: Mapping[str, Kind] = {
     "dead_fraction": "count",
     "dormant_fraction": "count",
     "saturated_fraction": "count",
+    "copied_fraction": "count",
     "cloned_fraction": "count",
     "dependent_fraction": "count",
     "effective_rank": "low",
@@ -34,6 +35,7 @@ KINDS: Mapping[str, Kind] = {
 """How a metric is scored, see :func:`score`. Entropy is shown and never scored: a network that has learned is sure."""
 
 _STUDIED = {
+    "copied_fraction": "cloned_fraction",
     "dependent_fraction": "numerical_rank",
     "largest_row": "weight_growth",
     "certain_and_wrong": "entropy",
@@ -44,7 +46,8 @@ _NAMES = {
     "dead_fraction": "are dead: exactly zero on every sample",
     "dormant_fraction": "are dormant: below 2.5 % of the layer's mean activation",
     "saturated_fraction": "are saturated: flat on at least 95 % of the samples, and not off",
-    "cloned_fraction": "are copies of another: correlation above 0.95",
+    "copied_fraction": "are copies of another: correlation above 0.999",
+    "cloned_fraction": "are nearly copies of another: correlation above 0.95",
     "dependent_fraction": "add no direction: the layer's features have that many fewer than units that vary",
 }
 
@@ -103,26 +106,38 @@ def findings(
         got = score(KINDS[metric], reading.value, others)
         if metric == "gradient_norm" and got is not None:
             got = _beside_loss(got, loss, twin_losses)
-        severity = None if got is None else _severity(metric, got, reading)
+        severity = None if got is None or _is_none(metric, reading) else severity_of(metric, got, reading.size)
         if severity is None or got is None:
             continue
         if not others and severity == "severe":
             severity = "warning"  # how a fresh network would look is not known
         sentence = _sentence(metric, layer, reading, others)
         weight = weight_of(_STUDIED.get(metric, metric))
-        found.append(Finding(mechanism, severity, layer, metric, reading.value, others, reading.size, got, sentence, weight))
+        found.append(
+            Finding(mechanism, severity, layer, metric, reading.value, others, reading.size, got, sentence, weight)
+        )
     order = list(MECHANISMS)
     return sorted(found, key=lambda f: (-SEVERITIES.index(f.severity), order.index(f.mechanism), -f.score))
 
 
-def _severity(metric: str, got: float, reading: Reading) -> Severity | None:
+def severity_of(metric: str, got: float, size: int) -> Severity | None:
+    """The severity of a score; a single unit more than any twin has is never above a note.
+
+    Args:
+        metric: Its metric.
+        got: The score.
+        size: Units of the layer, for a count of units; else 0.
+    """
     limits = thresholds().get(metric, Thresholds(math.inf, math.inf, math.inf))
-    if KINDS[metric] == "count" and reading.value == 0:
-        return None
+    alone = KINDS[metric] == "count" and got * size < 1.5
     for name in reversed(SEVERITIES):
-        if got >= getattr(limits, name) - 1e-9:
+        if got >= getattr(limits, name) - 1e-9 and not (alone and name != "note"):
             return name
     return None
+
+
+def _is_none(metric: str, reading: Reading) -> bool:
+    return KINDS[metric] == "count" and reading.value == 0
 
 
 def _beside_loss(got: float, loss: float | None, twin_losses: Sequence[float]) -> float | None:

@@ -219,9 +219,7 @@ def _made(model: nn.Module, make_model: Callable[[], nn.Module], seed: int) -> n
         twin = make_model()
     if not isinstance(twin, nn.Module):
         raise IllegalConfiguration(f"make_model returned a {type(twin).__name__}, not an nn.Module.")
-    mine, other = (
-        {name: tuple(value.shape) for name, value in net.named_parameters()} for net in (model, twin)
-    )
+    mine, other = ({name: tuple(value.shape) for name, value in net.named_parameters()} for net in (model, twin))
     if mine != other:
         name = next(iter({*mine.items()} ^ {*other.items()}))[0]
         raise IllegalConfiguration(f"make_model makes another network than the model: {name!r} differs.")
@@ -245,7 +243,9 @@ def _missing(here: Observation, unknowns: list[str]) -> None:
         unknowns.append(f"{name}: not seen, {here.unseen[name]}")
     for name, weight in here.weights.items():
         if not weight.numel():
-            unknowns.append(f"{name}: it is empty, shape {tuple(weight.shape)}: a layer without units passes nothing on")
+            unknowns.append(
+                f"{name}: it is empty, shape {tuple(weight.shape)}: a layer without units passes nothing on"
+            )
     if not here.trainable:
         unknowns.append("parameters: none requires a gradient, so this network does not learn at all")
     for name, group in here.groups.items():
@@ -270,9 +270,7 @@ def _causal(
     return causal_test(model, inputs, causal, init)
 
 
-def _verdict(
-    found: Sequence[Finding], unknowns: Sequence[str], probe: ProbeResult | None
-) -> tuple[Verdict, str]:
+def _verdict(found: Sequence[Finding], unknowns: Sequence[str], probe: ProbeResult | None) -> tuple[Verdict, str]:
     serious = [finding for finding in found if finding.severity != "note"]
     names = list(dict.fromkeys(finding.about.title.lower() for finding in serious))
     listed = ", ".join(names)

@@ -22,6 +22,7 @@ __all__ = ["Reading", "Signals", "signals"]
 _FLAT = 0.05  # a derivative below it is flat, as in `saturated_mask`
 _SHARE = 0.95
 _OFF = 0.02  # beside the layer's mean activation: there a flat unit is off, not saturated
+_COPIED = 0.999  # a correlation that learning the same classes does not give; units that have learnt reach 0.95
 _CERTAIN = 0.95
 _DEPENDENT = 1e-4  # beside the largest singular value: below it a direction is a copy of others, up to rounding
 
@@ -109,6 +110,7 @@ def _of_features(name: str, group: GroupObservation, put: object) -> None:
     act_NU, size = group.act_NU, group.size
     if act_NU.shape[0] < 8 or size < 2:
         return
+    put("cloned_units", "copied_fraction", name, metrics.cloned_mask(act_NU, _COPIED).float().mean(), size)
     put("cloned_units", "cloned_fraction", name, metrics.cloned_mask(act_NU).float().mean(), size)
     varying = int((act_NU != act_NU[:1]).any(0).sum())
     put("rank_collapse", "effective_rank", name, metrics.effective_rank(act_NU, centred=True))

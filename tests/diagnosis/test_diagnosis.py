@@ -52,7 +52,7 @@ def units() -> pliant.UnitGraph:
 @pytest.mark.parametrize("dose", DOSES)
 def test_a_planted_pathology_is_named(trained, pathology, dose):
     net = network("mlp_functional")
-    model, layer = planted(net, trained[activation_of(pathology, 7)], pathology, dose, 7)
+    model, layer = planted(net, trained[activation_of(pathology, 7)], pathology, dose, 7, batch_of(net, 7))
     found = pliant.diagnose(model, batch_of(net, 7))
     assert MECHANISM_OF[pathology] in found.mechanisms, str(found)
     assert found.verdict == "plasticity"
@@ -95,7 +95,9 @@ def test_thresholds_and_mechanisms_are_known():
     assert set(MECHANISM_OF.values()) <= set(MECHANISMS)
 
 
-@pytest.mark.parametrize(("low", "word"), [(0.45, "no predictor"), (0.6, "a weak predictor"), (0.8, "a good predictor")])
+@pytest.mark.parametrize(
+    ("low", "word"), [(0.45, "no predictor"), (0.6, "a weak predictor"), (0.8, "a good predictor")]
+)
 def test_evidence_is_weighed_by_the_study(low, word):
     weight = Weight(0.85, low, 0.9, ("a", "b", "c"), 10, "abc")
     assert str(weight).startswith(word)
@@ -301,7 +303,7 @@ def test_language_models_and_padding():
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     units = pliant.find_units(model, batch)
     assert pliant.diagnose(model, batch, units=units, twins=2).verdict == "not plasticity"
-    dead, layer = planted(net, model, "dead_layer", 0.2, 0)
+    dead, layer = planted(net, model, "dead_layer", 0.2, 0, batch)
     found = pliant.diagnose(dead, batch, units=units, twins=2)
     assert found.of("dead_units")[0].layer == layer
     tokens = pliant.diagnose(dead, batch["input_ids"], units=units, twins=2)
