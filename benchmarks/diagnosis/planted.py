@@ -109,7 +109,7 @@ def _rows(tensor: Tensor, dim: int) -> Tensor:
 
 def _offset(model: nn.Module, group: UnitGroup) -> tuple[Tensor, Tensor] | None:
     """What is added last to the units' pre-activations: a norm's offset, else a bias."""
-    names = {name: tensor for name, tensor in model.named_parameters()}
+    names = dict(model.named_parameters())
     for role in ("carried", "incoming"):
         for piece in group.role(role):
             if piece.name.endswith("bias"):

@@ -1,4 +1,4 @@
-"""What is wrong with a network that no longer learns: mechanisms, evidence beside fresh twins, and what acts on them."""
+"""What is wrong with a network that no longer learns: mechanisms, evidence beside twins, and what acts on them."""
 
 from pliant.diagnosis.causal import TrainsLike
 from pliant.diagnosis.findings import AttachedMethod, CausalTest, Diagnosis, Finding, Weight

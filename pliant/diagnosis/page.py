@@ -67,7 +67,8 @@ def _section(found: Sequence[Finding]) -> str:
         f'<section><h2>{escape(about.title)} <span class="tag {worst}">{worst}</span></h2>'
         f'<p class="text">{escape(about.sentence)}</p><div class="scroll"><table><thead><tr><th>layer</th>'
         f'<th class="left">severity</th><th class="left">evidence</th><th>beside fresh twins</th></tr></thead>'
-        f'<tbody>{rows}</tbody></table></div><p class="muted">How sure: {escape(found[0].sureness)}.</p>{acting}</section>'
+        f"<tbody>{rows}</tbody></table></div>"
+        f'<p class="muted">How sure: {escape(found[0].sureness)}.</p>{acting}</section>'
     )
 
 

@@ -7,7 +7,7 @@ count means, and what any other number means, is decided against fresh twins in 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -38,6 +38,9 @@ class Reading(NamedTuple):
     value: float
     size: int
 
+
+Put = Callable[..., None]
+"""Takes mechanism, metric, layer, value and, for counts, the size."""
 
 Signals = Mapping[tuple[str, str, str], Reading]
 """(mechanism, metric, layer) to reading."""
@@ -74,8 +77,7 @@ def signals(seen: Observation) -> dict[tuple[str, str, str], Reading]:
     return found
 
 
-def _non_finite(seen: Observation, put: object) -> None:
-    assert callable(put)
+def _non_finite(seen: Observation, put: Put) -> None:
     for name, group in seen.groups.items():
         put("non_finite", "activations", name, 1 - torch.isfinite(group.act_NU).float().mean())
     for what, tensors in (("weights", seen.weights), ("gradients", seen.gradients)):
@@ -89,9 +91,8 @@ def _non_finite(seen: Observation, put: object) -> None:
         put("non_finite", "loss", WHOLE, 0.0 if math.isfinite(seen.loss) else 1.0)
 
 
-def _of_units(name: str, group: GroupObservation, put: object) -> None:
+def _of_units(name: str, group: GroupObservation, put: Put) -> None:
     """Counts of dead, saturated and dormant units; none is counted twice."""
-    assert callable(put)
     act_NU, size = group.act_NU, group.size
     dead = metrics.dead_mask(act_NU)
     put("dead_units", "dead_fraction", name, dead.float().mean(), size)
@@ -104,9 +105,8 @@ def _of_units(name: str, group: GroupObservation, put: object) -> None:
         put("saturated_units", "saturated_fraction", name, saturated.float().mean(), size)
 
 
-def _of_features(name: str, group: GroupObservation, put: object) -> None:
+def _of_features(name: str, group: GroupObservation, put: Put) -> None:
     """Copies of units, and directions that are missing."""
-    assert callable(put)
     act_NU, size = group.act_NU, group.size
     if act_NU.shape[0] < 8 or size < 2:
         return
@@ -121,9 +121,8 @@ def _of_features(name: str, group: GroupObservation, put: object) -> None:
         put("rank_collapse", "dependent_fraction", name, missing / size, size)
 
 
-def _of_weights(seen: Observation, put: object) -> None:
+def _of_weights(seen: Observation, put: Put) -> None:
     """Sizes of weights, and of the gradients that reach them."""
-    assert callable(put)
     for name, weight in seen.weights.items():
         if weight.ndim < 2 or not weight.numel() or not bool(torch.isfinite(weight).all()):
             continue
@@ -138,9 +137,8 @@ def _of_weights(seen: Observation, put: object) -> None:
                 put("vanishing_gradients", "gradient_norm", name, gradient.norm())
 
 
-def _of_outputs(seen: Observation, put: object) -> None:
+def _of_outputs(seen: Observation, put: Put) -> None:
     """How sure the outputs are where they are wrong, and whether they depend on the input."""
-    assert callable(put)
     logits_NC = seen.logits_NC
     if logits_NC is None or logits_NC.shape[0] < 2 or not bool(torch.isfinite(logits_NC).all()):
         return
