@@ -1,16 +1,18 @@
 """Thresholds of the diagnosis, fitted on the first half of the networks: ``pliant/diagnosis/thresholds.json``.
 
-A warning begins three quarters of the way from the worst healthy score to the mildest planted one, at the smallest dose
-that stands out from all healthy networks: a false alarm costs more than a mild case missed. A note begins half-way
-there, but above every healthy score in any case. A quarter of a layer's units is severe by definition; where scores are
-ratios, severe begins half-way from the warning to the whole layer's score. Metrics for which nothing was planted warn
-at twice the worst healthy score, and never below a stated floor.
+The warning of a metric is where ten times the share of healthy networks above it, plus the share of planted ones below
+it (each dose counts alike), is least; of several such gaps between scores the widest, three quarters of the way up,
+since a false alarm costs more than a mild case missed. Where scores are ratios, it is at least one more halving (or
+doubling) beyond the worst healthy network: networks of other kinds vary more than those that were seen. A note begins
+half-way between healthy and the warning. A quarter of a layer's units is severe by definition; a ratio is severe from
+half as much again. Metrics for which nothing was planted have stated floors, and near copies are never above a note.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,11 @@ from pliant.mechanisms import MECHANISMS  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "diagnosis"
 TARGET = ROOT / "pliant" / "diagnosis" / "thresholds.json"
 FLOORS = {"dormant_fraction": 0.1, "gradient_norm": 8.0, "output_deviation": 3.0}
-"""Where nothing was planted: a tenth of a layer; a gradient that is 250 times too small; outputs that vary 8 times
+"""Where nothing was planted: a tenth of a layer; a gradient that is 256 times too small; outputs that vary 8 times
 less than those of an untrained network."""
+ONLY_NOTES = {"cloned_fraction": 0.25}
+"""Units that have learned the same classes correlate by more than 0.95, and are no fault."""
+NEVER = 100.0
 
 
 def worst(case: dict[str, Any], metric: str, layer: str | None = None) -> float | None:
@@ -40,27 +45,39 @@ def _same(name: str, layer: str) -> bool:
 
 def fitted(cases: list[dict[str, Any]], metric: str, mechanism: str) -> list[float]:
     """Note, warning and severe of one metric."""
-    healthy = max(worst(case, metric) or 0.0 for case in cases if case["kind"] in ("fresh", "trained"))
-    is_count = KINDS[metric] == "count"
-    mildest = None
-    for dose in DOSES:
-        planted = [
-            worst(case, metric, case["layer"])
-            for case in cases
-            if case["dose"] == dose and MECHANISM_OF.get(case["kind"]) == mechanism
+    if metric in ONLY_NOTES:
+        return [ONLY_NOTES[metric], NEVER, NEVER]
+    healthy = [worst(case, metric) or 0.0 for case in cases if case["kind"] in ("fresh", "trained")]
+    doses = [
+        [
+            worst(c, metric, c["layer"]) or 0.0
+            for c in cases
+            if c["dose"] == d and MECHANISM_OF.get(c["kind"]) == mechanism
         ]
-        known = [value for value in planted if value is not None]
-        if known and min(known) > 1.05 * healthy + 1e-3:
-            mildest = min(known) if mildest is None else mildest
-            largest = sorted(known)[len(known) // 2]
-    if mildest is None or metric in FLOORS:
-        warning = max(2 * healthy, FLOORS.get(metric, float("inf")))
-        largest = 3 * warning
+        for d in DOSES
+    ]
+    is_count = KINDS[metric] == "count"
+    if metric in FLOORS:
+        warning = max(FLOORS[metric], 2 * max(healthy))
     else:
-        warning = healthy + 0.75 * (mildest - healthy)
-    note = max(0.5 * (healthy + warning), 1.02 * healthy)
-    severe = max(0.25, 1.5 * warning) if is_count else warning + 0.5 * max(largest - warning, warning)
+        warning = _best(healthy, doses, least=0.0 if is_count else max(healthy) + 1)
+    typical = sorted(healthy)[int(0.9 * (len(healthy) - 1))]
+    note = 0.5 * (min(typical, warning) + warning)
+    severe = max(0.25, 1.5 * warning) if is_count else 1.5 * warning
     return [round(value, 4) for value in (note, warning, severe)]
+
+
+def _best(healthy: list[float], doses: list[list[float]], *, least: float) -> float:
+    """The threshold of the lowest cost; of several the one in the widest gap."""
+    scores = sorted({*healthy, *(value for dose in doses for value in dose)})
+
+    def cost(limit: float) -> float:
+        alarms = sum(value >= limit for value in healthy) / len(healthy)
+        return 10 * alarms + sum(sum(v < limit for v in dose) / len(dose) for dose in doses) / len(doses)
+
+    gaps = [(low, high) for low, high in pairwise(scores) if low + 0.75 * (high - low) >= least]
+    limits = [(low + 0.75 * (high - low), high - low) for low, high in gaps]
+    return min(limits, key=lambda limit: (round(cost(limit[0]), 6), -limit[1]))[0]
 
 
 def main() -> None:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import pliant
 from benchmarks.diagnosis.networks import NETWORKS, Network
 from pliant.probe.objective import Objective
-from pliant.units.group import UnitGroup
+from pliant.units import UnitGraph, UnitGroup
 
 __all__ = [
     "BATCH",
@@ -72,7 +71,7 @@ def healthy(net: Network, activation: str, seed: int, steps: int, lr: float = 3e
 
 
 def planted(
-    net: Network, model: nn.Module, pathology: str, dose: float, seed: int, batch: Any
+    net: Network, model: nn.Module, pathology: str, dose: float, seed: int, batch: Any, units: UnitGraph
 ) -> tuple[nn.Module, str]:
     """A copy of a network with a pathology, and the layer that has it; the batch is the one that will be looked at."""
     model = copy.deepcopy(model)
@@ -80,8 +79,7 @@ def planted(
     if pathology == "collapsed_softmax":
         _collapse(net, model, dose, batch, generator)
         return model, net.head
-    inputs = batch if isinstance(batch, dict) else batch[0]
-    groups = [group for group in pliant.find_units(model, inputs) if group.site == "hidden"]
+    groups = [group for group in units if group.site == "hidden"]
     group = groups[int(torch.randint(len(groups), (), generator=generator))]
     count = max(1, round(dose * group.size))
     units = torch.randperm(group.size, generator=generator)[:count]

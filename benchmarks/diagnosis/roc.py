@@ -183,8 +183,10 @@ not been tested on sick networks.
   layer behind flattened positive features, loses units within a few dozen steps of Adam; so does the functional MLP
   at a learning rate of 1e-3. The diagnosis says so and is right: 5 % of dead units that were planted cannot be told
   from 5 % that died. Such networks are not among the healthy ones.
-- Units that have learned the same classes correlate by more than 0.95, tanh units most of all. So `cloned_fraction`
-  (0.95) warns for large shares only, and exact copies (0.999) are what names clones at small doses.
+- Units that have learned the same classes correlate by more than 0.95, tanh units most of all. So near copies
+  (`cloned_fraction`, 0.95) are never above a note, and exact ones (`copied_fraction`, 0.999) are what names clones.
+- Where fresh networks have dead units themselves (a ReLU layer behind flattened positive features),
+  a few more cannot be told from them, and are not named.
 - Exact clones are missing directions, too, so `rank_collapse` is often named beside `cloned_units`, and a
   collapsed head also has large weights.
 - Rank-one features are units that are one feature, of several sizes where the activation function allows it

@@ -109,6 +109,8 @@ def findings(
         severity = None if got is None or _is_none(metric, reading) else severity_of(metric, got, reading.size)
         if severity is None or got is None:
             continue
+        if metric == "gradient_norm" and layer != WHOLE:
+            severity = "note"  # where a gradient is lost helps to read the finding; one tensor alone is none
         if not others and severity == "severe":
             severity = "warning"  # how a fresh network would look is not known
         sentence = _sentence(metric, layer, reading, others)

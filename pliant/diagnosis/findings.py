@@ -194,7 +194,7 @@ class Diagnosis:
 
 def _finding_dict(finding: Finding) -> dict[str, Any]:
     found = {key: value for key, value in asdict(finding).items() if key != "weight"}
-    found["weight"] = None if finding.weight is None else asdict(finding.weight)
+    found["weight"] = finding.weight and {**asdict(finding.weight), "strength": finding.weight.strength}
     found["sureness"] = finding.sureness
     found["methods"] = list(finding.about.methods)
     return _jsonable(found)  # type: ignore[no-any-return]

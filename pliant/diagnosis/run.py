@@ -284,6 +284,9 @@ def _verdict(found: Sequence[Finding], unknowns: Sequence[str], probe: ProbeResu
         return "not plasticity", f"The probe shows that this network learns {shown}.{what}"
     tail = "" if probe is None else " The probe does not decide: its interval allows for a difference, or for none."
     if names:
+        weights = [finding.weight for finding in serious]
+        if probe is None and all(weight is not None and weight.strength == "none" for weight in weights):
+            tail = " In the study, none of these metrics foretold that a network learns worse: let a probe decide."
         return "plasticity", f"Found, beyond what any fresh twin shows: {listed}.{tail}"
     if unknowns:
         return "unknown", f"Nothing was found, but not everything could be looked at: {unknowns[0]}.{tail}"

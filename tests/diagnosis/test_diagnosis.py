@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 
@@ -29,6 +30,16 @@ def data(size: int = 128) -> tuple[Tensor, Tensor]:
     return torch.randn(size, 8), torch.randint(3, (size,))
 
 
+@functools.cache
+def units() -> pliant.UnitGraph:
+    return pliant.find_units(mlp(), data(4)[0])
+
+
+def diagnose(model: nn.Module, batch: object, *args: object, **more: object) -> pliant.Diagnosis:
+    """Of the network above, whose units are found once."""
+    return pliant.diagnose(model, batch, *args, units=units(), **more)
+
+
 def kill(model: nn.Module, count: int) -> nn.Module:
     with torch.no_grad():
         model[0].weight[:count], model[0].bias[:count] = 0, -1
@@ -42,18 +53,19 @@ def trained() -> dict[str, nn.Module]:
     return {activation: healthy(net, activation, 7, 60) for activation in ("relu", "gelu", "tanh")}
 
 
-@pytest.fixture(scope="module")
-def units() -> pliant.UnitGraph:
+@functools.cache
+def units_of(activation: str) -> pliant.UnitGraph:
     net = network("mlp_functional")
-    return pliant.find_units(net.make("relu"), batch_of(net, 7)[0])
+    return pliant.find_units(net.make(activation), batch_of(net, 7)[0])
 
 
 @pytest.mark.parametrize("pathology", MECHANISM_OF)
 @pytest.mark.parametrize("dose", DOSES)
 def test_a_planted_pathology_is_named(trained, pathology, dose):
     net = network("mlp_functional")
-    model, layer = planted(net, trained[activation_of(pathology, 7)], pathology, dose, 7, batch_of(net, 7))
-    found = pliant.diagnose(model, batch_of(net, 7))
+    activation, batch = activation_of(pathology, 7), batch_of(net, 7)
+    model, layer = planted(net, trained[activation], pathology, dose, 7, batch, units_of(activation))
+    found = pliant.diagnose(model, batch, units=units_of(activation))
     assert MECHANISM_OF[pathology] in found.mechanisms, str(found)
     assert found.verdict == "plasticity"
     named = {finding.layer.removesuffix(".weight") for finding in found.of(MECHANISM_OF[pathology])}
@@ -64,7 +76,7 @@ def test_healthy_networks_have_nothing_above_a_note(trained):
     net = network("mlp_functional")
     for activation, model in trained.items():
         for network_ in (model, healthy(net, activation, 9, 0)):
-            found = pliant.diagnose(network_, batch_of(net, 7))
+            found = pliant.diagnose(network_, batch_of(net, 7), units=units_of(activation))
             assert found.verdict == "not plasticity", str(found)
             assert found.severity in (None, "note")
 
@@ -106,16 +118,16 @@ def test_evidence_is_weighed_by_the_study(low, word):
 def test_loss_that_never_fell_is_remarked_and_a_probe_decides():
     torch.manual_seed(0)
     model, batch = mlp(), data()
-    found = pliant.diagnose(model, batch)
+    found = diagnose(model, batch)
     assert any("nothing has been learned" in remark for remark in found.remarks)
     task = RandomLabels(inputs=torch.randn(64, 8), num_classes=3)
     dead = kill(mlp(), 32)
     result = probe(dead, task, optimizer=lambda p: torch.optim.Adam(p, lr=0.01), steps=20, seeds=3)
     assert result.outcome == "worse"
-    told = pliant.diagnose(dead, batch, probe=result)
+    told = diagnose(dead, batch, probe=result)
     assert told.verdict == "plasticity"
     assert "learns worse than fresh ones, with dead units" in told.reason
-    assert pliant.diagnose(mlp(), batch, probe=result).reason.endswith("by a mechanism that no metric here shows.")
+    assert diagnose(mlp(), batch, probe=result).reason.endswith("by a mechanism that no metric here shows.")
 
 
 def test_large_weights_are_tested_by_rescaling_them():
@@ -125,7 +137,7 @@ def test_large_weights_are_tested_by_rescaling_them():
         model[0].weight.mul_(64)
         model[0].bias.mul_(64)
     how = TrainsLike(RandomLabels(inputs=x, num_classes=3), lambda p: torch.optim.SGD(p, lr=0.05), steps=10, seeds=3)
-    found = pliant.diagnose(model, (x, y), causal=how, twins=2)
+    found = diagnose(model, (x, y), causal=how, twins=2)
     assert found.of("weight_growth")
     assert found.causal.is_cause is not None
     assert "the same function with smaller weights" in found.causal.sentence
@@ -133,7 +145,7 @@ def test_large_weights_are_tested_by_rescaling_them():
     with torch.no_grad():
         tanh[0].weight.mul_(64)
     assert pliant.diagnose(tanh, (x, y), causal=how, twins=2).causal.sentence.startswith("Not known")
-    assert pliant.diagnose(mlp(), (x, y), causal=how, twins=2).causal.sentence.startswith("Not tested")
+    assert diagnose(mlp(), (x, y), causal=how, twins=2).causal.sentence.startswith("Not tested")
 
 
 def test_whether_attached_methods_have_done_anything():
@@ -147,13 +159,13 @@ def test_whether_attached_methods_have_done_anything():
         pliant.FreshStart(),
     ]
     handle = pliant.attach(model, optimizer, methods, example_inputs=x)
-    told = {item.name: item for item in pliant.diagnose(model, (x, y), handle=handle, twins=1).methods}
+    told = {item.name: item for item in diagnose(model, (x, y), handle=handle, twins=1).methods}
     assert "has not stepped" in told["ContinualBackprop"].sentence
     for _ in range(3):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
-    told = {item.name: item for item in pliant.diagnose(model, (x, y), handle=handle, twins=1).methods}
+    told = {item.name: item for item in diagnose(model, (x, y), handle=handle, twins=1).methods}
     assert not told["ContinualBackprop"].has_acted
     assert told["ContinualBackprop"].sentence.startswith("no reset so far: no unit is mature")
     assert told["L2"].has_acted
@@ -164,7 +176,7 @@ def test_whether_attached_methods_have_done_anything():
 
 def test_pages():
     model = kill(mlp(), 10)
-    found = pliant.diagnose(model, data(), twins=2)
+    found = diagnose(model, data(), twins=2)
     text, page = str(found), found.to_html(title="A <b> & c")
     for part in ("Dead units", "severe", "0: 10 of 32 units are dead", "continual_backprop"):
         assert part in text
@@ -180,21 +192,21 @@ def test_pages():
 # ---- bad input ----
 def test_models_in_evaluation_mode_are_the_same():
     model, batch = kill(mlp(), 8), data()
-    a, b = (pliant.diagnose(net, batch, twins=2).to_dict() for net in (model, copy.deepcopy(model).eval()))
+    a, b = (diagnose(net, batch, twins=2).to_dict() for net in (model, copy.deepcopy(model).eval()))
     assert a == b
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
     x, y = data()
-    found = pliant.diagnose(kill(mlp(), 8).to(dtype), (x.to(dtype), y), twins=2)
+    found = diagnose(kill(mlp(), 8).to(dtype), (x.to(dtype), y), twins=2)
     assert "dead_units" in found.mechanisms
-    assert pliant.diagnose(mlp().to(dtype), (x.to(dtype), y), twins=2).severity in (None, "note")
+    assert diagnose(mlp().to(dtype), (x.to(dtype), y), twins=2).severity in (None, "note")
 
 
 def test_one_example_is_never_healthy():
     x, y = data(1)
-    found = pliant.diagnose(mlp(), (x, y), twins=2)
+    found = diagnose(mlp(), (x, y), twins=2)
     assert found.verdict == "unknown"
     assert "examples: the batch has 1" in found.unknowns[0]
 
@@ -204,7 +216,7 @@ def test_constant_features_are_found():
     with torch.no_grad():
         model[0].weight.zero_()
         model[0].bias.fill_(1)
-    found = pliant.diagnose(model, batch, twins=2)
+    found = diagnose(model, batch, twins=2)
     assert {"collapsed_output", "rank_collapse"} <= set(found.mechanisms)
 
 
@@ -213,13 +225,13 @@ def test_values_that_are_not_finite(value):
     model, batch = mlp(), data()
     with torch.no_grad():
         model[2].weight[0, 0] = value
-    found = pliant.diagnose(model, batch, twins=2)
+    found = diagnose(model, batch, twins=2)
     assert found.mechanisms[0] == "non_finite"
     assert found.severity == "severe"
     assert found.verdict == "plasticity"
     x = batch[0].clone()
     x[3] = value
-    assert pliant.diagnose(mlp(), (x, batch[1]), twins=1).mechanisms[0] == "non_finite"
+    assert diagnose(mlp(), (x, batch[1]), twins=1).mechanisms[0] == "non_finite"
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
@@ -236,8 +248,8 @@ def test_layers_without_units_and_models_without_hidden_ones():
 def test_losses_that_are_none():
     batch = data()
     with pytest.raises(pliant.IllegalConfiguration, match=r"must be a scalar, but has shape \(128,\)"):
-        pliant.diagnose(mlp(), batch, lambda output, y: F.cross_entropy(output, y, reduction="none"))
-    found = pliant.diagnose(mlp(), batch[0], twins=1)
+        diagnose(mlp(), batch, lambda output, y: F.cross_entropy(output, y, reduction="none"))
+    found = diagnose(mlp(), batch[0], twins=1)
     assert found.verdict == "unknown"
     assert found.unknowns[0].startswith("loss: none was given")
 
@@ -245,9 +257,9 @@ def test_losses_that_are_none():
 def test_frozen_parameters():
     model, batch = kill(mlp(), 8), data()
     model[0].requires_grad_(False)
-    found = pliant.diagnose(model, batch, twins=2)
+    found = diagnose(model, batch, twins=2)
     assert any("2 parameters are frozen" in remark for remark in found.remarks)
-    frozen = pliant.diagnose(mlp().requires_grad_(False), batch, twins=2)
+    frozen = diagnose(mlp().requires_grad_(False), batch, twins=2)
     assert frozen.verdict == "unknown"
     assert any("none requires a gradient" in reason for reason in frozen.unknowns)
 
@@ -255,11 +267,11 @@ def test_frozen_parameters():
 class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.fc1, self.fc2, self.scale = nn.Linear(8, 32), nn.Linear(32, 3), nn.Parameter(torch.ones(32))
+        self.fc1, self.fc2, self.offset = nn.Linear(8, 32), nn.Linear(32, 3), nn.Parameter(torch.zeros(3))
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.fc1(x))
-        return self.fc2(h) if h.sum() > 0 else self.fc2(-h)
+        return self.offset + (self.fc2(h) if h.sum() > 0 else self.fc2(-h))
 
 
 def test_a_model_that_cannot_be_exported_whose_initialisation_is_not_known():
@@ -286,8 +298,8 @@ def test_wrong_arguments():
     with pytest.raises(pliant.IllegalConfiguration, match="one module"):
         pliant.diagnose({"actor": mlp()}, data())
     with pytest.raises(pliant.IllegalConfiguration, match="twins"):
-        pliant.diagnose(mlp(), data(), twins=-1)
-    alone = pliant.diagnose(mlp(), data(), twins=0)
+        diagnose(mlp(), data(), twins=-1)
+    alone = diagnose(mlp(), data(), twins=0)
     assert alone.verdict == "unknown"
     norm = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3))
     units = pliant.find_units(norm, torch.randn(4, 8))
@@ -303,7 +315,7 @@ def test_language_models_and_padding():
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     units = pliant.find_units(model, batch)
     assert pliant.diagnose(model, batch, units=units, twins=2).verdict == "not plasticity"
-    dead, layer = planted(net, model, "dead_layer", 0.2, 0, batch)
+    dead, layer = planted(net, model, "dead_layer", 0.2, 0, batch, units)
     found = pliant.diagnose(dead, batch, units=units, twins=2)
     assert found.of("dead_units")[0].layer == layer
     tokens = pliant.diagnose(dead, batch["input_ids"], units=units, twins=2)
