@@ -77,8 +77,8 @@ def scores(net: Network, activation: str, model: torch.nn.Module, seed: int) -> 
     return rows
 
 
-def cases(half: str, seeds: int) -> Iterator[dict[str, Any]]:
-    """All cases of one half of the networks."""
+def cases(half: str, seeds: int, first: int, num_healthy: int) -> Iterator[dict[str, Any]]:
+    """All cases of one half of the networks, with seeds from ``first`` on."""
     nets = [net for net in NETWORKS if net.half == half]
     trained: dict[tuple[str, str, int], torch.nn.Module] = {}
 
@@ -88,8 +88,7 @@ def cases(half: str, seeds: int) -> Iterator[dict[str, Any]]:
             trained[key] = healthy(net, activation, seed, STEPS, RATE)
         return trained[key]
 
-    first = 0 if half == "fit" else 100
-    for number in range(NUM_HEALTHY[half]):
+    for number in range(num_healthy):
         net = nets[number % len(nets)]
         activation, seed = activation_of(None, number // len(nets)), first + number // len(nets)
         for kind, model in (("fresh", healthy(net, activation, seed, 0)), ("trained", grown(net, activation, seed))):
@@ -124,18 +123,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("half", choices=("fit", "judge"))
     parser.add_argument("--seeds", type=int, default=2, help="planted networks per kind and dose")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--first", type=int, help="first seed; 0 to fit, 100 to judge")
+    parser.add_argument("--planted-only", action="store_true", help="no healthy networks")
+    parser.add_argument("--name", help="name of the record; the half's")
     options = parser.parse_args()
     torch.set_num_threads(1)
     measured, found = commit(), []
-    for case in cases(options.half, options.seeds):
+    first = {"fit": 0, "judge": 100}[options.half] if options.first is None else options.first
+    num_healthy = 0 if options.planted_only else NUM_HEALTHY[options.half]
+    for case in cases(options.half, options.seeds, first, num_healthy):
         found.append(case)
         print(len(found), case["network"], case["kind"], case["dose"], flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     config = {"twins": TWINS, "steps": STEPS, "rate": RATE, "seeds": options.seeds, "commit": measured}
     config["torch"] = torch.__version__
     text = json.dumps({"config": config, "cases": found}, separators=(",", ":"))
-    (options.out / f"{options.half}.json").write_text(text + "\n")
+    (RESULTS / f"{options.name or options.half}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The warning of a metric is where ten times the share of healthy networks above it, plus the share of planted ones below
 it (each dose counts alike), is least; of several such gaps between scores the widest, three quarters of the way up,
-since a false alarm costs more than a mild case missed. Where scores are ratios, it is at least one more halving (or
+since a false alarm costs more than a mild case missed; half-way where no healthy network scores at all. Where scores are ratios, it is at least one more halving (or
 doubling) beyond the worst healthy network: networks of other kinds vary more than those that were seen. A note begins
 half-way between healthy and the warning. A quarter of a layer's units is severe by definition; a ratio is severe from
 half as much again. Metrics for which nothing was planted have stated floors, and near copies are never above a note.
@@ -75,8 +75,9 @@ def _best(healthy: list[float], doses: list[list[float]], *, least: float) -> fl
         alarms = sum(value >= limit for value in healthy) / len(healthy)
         return 10 * alarms + sum(sum(v < limit for v in dose) / len(dose) for dose in doses) / len(doses)
 
-    gaps = [(low, high) for low, high in pairwise(scores) if low + 0.75 * (high - low) >= least]
-    limits = [(low + 0.75 * (high - low), high - low) for low, high in gaps]
+    share = 0.75 if max(healthy) > 0 else 0.5
+    limits = [(low + share * (high - low), high - low) for low, high in pairwise(scores)]
+    limits = [limit for limit in limits if limit[0] >= least]
     return min(limits, key=lambda limit: (round(cost(limit[0]), 6), -limit[1]))[0]
 
 

@@ -123,7 +123,9 @@ def findings(
 
 
 def severity_of(metric: str, got: float, size: int) -> Severity | None:
-    """The severity of a score; a single unit more than any twin has is never above a note.
+    """The severity of a score; a single unit more than any twin has is never above a note, unless it is a direction.
+
+    (Units are exact combinations of others for a reason; that one is dead may be chance.)
 
     Args:
         metric: Its metric.
@@ -131,7 +133,7 @@ def severity_of(metric: str, got: float, size: int) -> Severity | None:
         size: Units of the layer, for a count of units; else 0.
     """
     limits = thresholds().get(metric, Thresholds(math.inf, math.inf, math.inf))
-    alone = KINDS[metric] == "count" and got * size < 1.5
+    alone = KINDS[metric] == "count" and got * size < 1.5 and metric != "dependent_fraction"
     for name in reversed(SEVERITIES):
         if got >= getattr(limits, name) - 1e-9 and not (alone and name != "note"):
             return name

@@ -6,6 +6,8 @@ import copy
 import functools
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -320,3 +322,15 @@ def test_language_models_and_padding():
     assert found.of("dead_units")[0].layer == layer
     tokens = pliant.diagnose(dead, batch["input_ids"], units=units, twins=2)
     assert tokens.of("dead_units")[0].layer == layer
+
+
+def test_the_page_of_the_documentation_runs(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "diagnosis.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "docs/diagnosis.md", "exec"), names)
+    said = capsys.readouterr().out
+    assert "10 of 64 units are dead" in said
+    assert "no reset so far: no unit is mature (3 steps were done, units mature after 100)." in said
+    assert names["found"].mechanisms[0] == "dead_units"
