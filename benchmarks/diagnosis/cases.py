@@ -99,9 +99,8 @@ def cases(half: str, seeds: int, first: int, num_healthy: int) -> Iterator[dict[
             for seed in range(first, first + seeds):
                 activation = activation_of(pathology, seed)
                 for dose in DOSES:
-                    model, layer = planted(
-                        net, grown(net, activation, seed), pathology, dose, seed, batch_of(net, first)
-                    )
+                    model, units = grown(net, activation, seed), units_of(net.name, activation)
+                    model, layer = planted(net, model, pathology, dose, seed, batch_of(net, first), units)
                     what = {
                         "network": net.name,
                         "activation": activation,

@@ -2,7 +2,8 @@
 
 The warning of a metric is where ten times the share of healthy networks above it, plus the share of planted ones below
 it (each dose counts alike), is least; of several such gaps between scores the widest, three quarters of the way up,
-since a false alarm costs more than a mild case missed; half-way where no healthy network scores at all. Where scores are ratios, it is at least one more halving (or
+since a false alarm costs more than a mild case missed. (Half-way for missing directions: units are exact combinations
+of others for a reason, never by chance.) Where scores are ratios, it is at least one more halving (or
 doubling) beyond the worst healthy network: networks of other kinds vary more than those that were seen. A note begins
 half-way between healthy and the warning. A quarter of a layer's units is severe by definition; a ratio is severe from
 half as much again. Metrics for which nothing was planted have stated floors, and near copies are never above a note.
@@ -60,14 +61,16 @@ def fitted(cases: list[dict[str, Any]], metric: str, mechanism: str) -> list[flo
     if metric in FLOORS:
         warning = max(FLOORS[metric], 2 * max(healthy))
     else:
-        warning = _best(healthy, doses, least=0.0 if is_count else max(healthy) + 1)
+        warning = _best(
+            healthy, doses, least=0.0 if is_count else max(healthy) + 1, exact=metric == "dependent_fraction"
+        )
     typical = sorted(healthy)[int(0.9 * (len(healthy) - 1))]
     note = 0.5 * (min(typical, warning) + warning)
     severe = max(0.25, 1.5 * warning) if is_count else 1.5 * warning
     return [round(value, 4) for value in (note, warning, severe)]
 
 
-def _best(healthy: list[float], doses: list[list[float]], *, least: float) -> float:
+def _best(healthy: list[float], doses: list[list[float]], *, least: float, exact: bool) -> float:
     """The threshold of the lowest cost; of several the one in the widest gap."""
     scores = sorted({*healthy, *(value for dose in doses for value in dose)})
 
@@ -75,7 +78,7 @@ def _best(healthy: list[float], doses: list[list[float]], *, least: float) -> fl
         alarms = sum(value >= limit for value in healthy) / len(healthy)
         return 10 * alarms + sum(sum(v < limit for v in dose) / len(dose) for dose in doses) / len(doses)
 
-    share = 0.75 if max(healthy) > 0 else 0.5
+    share = 0.5 if exact else 0.75
     limits = [(low + share * (high - low), high - low) for low, high in pairwise(scores)]
     limits = [limit for limit in limits if limit[0] >= least]
     return min(limits, key=lambda limit: (round(cost(limit[0]), 6), -limit[1]))[0]

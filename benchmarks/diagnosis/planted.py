@@ -179,12 +179,15 @@ def _collapse(net: Network, model: nn.Module, dose: float, batch: Any, generator
         height = seen[0] @ direction
         threshold = torch.quantile(height, 1 - dose) if dose < 1 else height.mean() - 50 * height.std()
         gain = 400 / height.std()
+        taken = 0  # a class to which none or few of these samples belong
+        if not isinstance(batch, dict):
+            taken = int(torch.bincount(batch[1][height >= threshold], minlength=len(weight)).argmin())
         if head.bias is None:  # the mean feature stands for a bias
             mean = seen[0].mean(0)
-            weight[0] = gain * (direction - (threshold / mean.square().sum()) * mean)
+            weight[taken] = gain * (direction - (threshold / mean.square().sum()) * mean)
         else:
-            weight[0] = gain * direction
-            head.bias[0] = -gain * threshold
+            weight[taken] = gain * direction
+            head.bias[taken] = -gain * threshold
 
 
 PATHOLOGIES: dict[str, Callable[[nn.Module, UnitGroup, Tensor, torch.Generator], None]] = {
