@@ -27,15 +27,17 @@ from benchmarks.diagnosis.planted import (  # noqa: E402
     network,
     planted,
 )
-from pliant.diagnosis.evidence import KINDS, score  # noqa: E402
+from pliant.diagnosis.evidence import KINDS, beside_loss, score  # noqa: E402
 from pliant.diagnosis.run import parts  # noqa: E402
 from pliant.diagnosis.signals import Signals, signals  # noqa: E402
 from pliant.fresh import fresh_twin  # noqa: E402
 from pliant.observation import observe  # noqa: E402
+from pliant.observation.measure import WHOLE  # noqa: E402
 from pliant.units import UnitGraph  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "diagnosis"
 TWINS, STEPS, RATE = 5, 100, 3e-4
+FIRST = {"fit": 0, "judge": 200}
 NUM_HEALTHY = {"fit": 21, "judge": 50}
 
 
@@ -56,29 +58,33 @@ def look(net: Network, activation: str, model: torch.nn.Module, seed: int) -> tu
 
 
 @cache
-def twins_of(name: str, activation: str, seed: int) -> list[Signals]:
+def twins_of(name: str, activation: str, seed: int) -> list[tuple[Signals, float]]:
     """What is seen of fresh twins on the same batch; they do not depend on the network's weights."""
     net = network(name)
     model = healthy(net, activation, 0, 0)
-    return [look(net, activation, fresh_twin(model, seed=k), seed)[0] for k in range(TWINS)]
+    return [look(net, activation, fresh_twin(model, seed=k), seed) for k in range(TWINS)]
 
 
 def scores(net: Network, activation: str, model: torch.nn.Module, seed: int) -> list[list[Any]]:
     """Mechanism, metric, layer and score of everything that was measured."""
-    here, _ = look(net, activation, model, seed)
+    here, loss = look(net, activation, model, seed)
     twins = twins_of(net.name, activation, seed)
     rows: list[list[Any]] = []
-    for (mechanism, metric, layer), reading in here.items():
-        if metric in KINDS and mechanism != "vanishing_gradients":
-            others = [twin[mechanism, metric, layer].value for twin in twins if (mechanism, metric, layer) in twin]
-            got = score(KINDS[metric], reading.value, others)
-            if got is not None:
-                rows.append([mechanism, metric, layer, round(got, 5), reading.size])
+    for key, reading in here.items():
+        mechanism, metric, layer = key
+        if metric not in KINDS or (metric == "gradient_norm" and layer != WHOLE):  # of one tensor it is only a note
+            continue
+        got = score(KINDS[metric], reading.value, [twin[key].value for twin, _ in twins if key in twin])
+        if metric == "gradient_norm" and got is not None:
+            got = beside_loss(got, loss, [of_twin for _, of_twin in twins])
+        if got is not None:
+            rows.append([mechanism, metric, layer, round(got, 5), reading.size])
     return rows
 
 
-def cases(half: str, seeds: int, first: int, num_healthy: int) -> Iterator[dict[str, Any]]:
-    """All cases of one half of the networks, with seeds from ``first`` on."""
+def cases(half: str, seeds: int) -> Iterator[dict[str, Any]]:
+    """All cases of one half of the networks, with seeds of its own."""
+    first = FIRST[half]
     nets = [net for net in NETWORKS if net.half == half]
     trained: dict[tuple[str, str, int], torch.nn.Module] = {}
 
@@ -88,7 +94,7 @@ def cases(half: str, seeds: int, first: int, num_healthy: int) -> Iterator[dict[
             trained[key] = healthy(net, activation, seed, STEPS, RATE)
         return trained[key]
 
-    for number in range(num_healthy):
+    for number in range(NUM_HEALTHY[half]):
         net = nets[number % len(nets)]
         activation, seed = activation_of(None, number // len(nets)), first + number // len(nets)
         for kind, model in (("fresh", healthy(net, activation, seed, 0)), ("trained", grown(net, activation, seed))):
@@ -121,23 +127,18 @@ def main() -> None:
     """Write the scores of one half."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("half", choices=("fit", "judge"))
-    parser.add_argument("--seeds", type=int, default=2, help="planted networks per kind and dose")
-    parser.add_argument("--first", type=int, help="first seed; 0 to fit, 100 to judge")
-    parser.add_argument("--planted-only", action="store_true", help="no healthy networks")
-    parser.add_argument("--name", help="name of the record; the half's")
+    parser.add_argument("--seeds", type=int, default=4, help="planted networks per kind and dose")
     options = parser.parse_args()
     torch.set_num_threads(1)
     measured, found = commit(), []
-    first = {"fit": 0, "judge": 100}[options.half] if options.first is None else options.first
-    num_healthy = 0 if options.planted_only else NUM_HEALTHY[options.half]
-    for case in cases(options.half, options.seeds, first, num_healthy):
+    for case in cases(options.half, options.seeds):
         found.append(case)
         print(len(found), case["network"], case["kind"], case["dose"], flush=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     config = {"twins": TWINS, "steps": STEPS, "rate": RATE, "seeds": options.seeds, "commit": measured}
     config["torch"] = torch.__version__
     text = json.dumps({"config": config, "cases": found}, separators=(",", ":"))
-    (RESULTS / f"{options.name or options.half}.json").write_text(text + "\n")
+    (RESULTS / f"{options.half}.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ as functions, the GELU of GPT-2 is written out. Every network was compared with 
 of 128 examples.
 
 Configuration: Adam, learning rate {rate:g}, {steps} steps of 64 examples before planting; {seeds} planted
-networks per kind, dose and architecture; commit {commit} (healthy networks) and {again} (planted ones), PyTorch {torch}. Commands: `python
+networks per kind, dose and architecture; commit {commit}, PyTorch {torch}. Commands: `python
 benchmarks/diagnosis/cases.py fit`, `... cases.py judge`, `... fit.py`, `... roc.py`; records in
 `benchmarks/results/diagnosis/`.
 
@@ -197,12 +197,12 @@ not been tested on sick networks.
 
 def main() -> None:
     """Judge, draw and write."""
-    data, again = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("judge", "judge_again"))
+    data = json.loads((RESULTS / "judge.json").read_text())
     healthy = [case for case in data["cases"] if case["kind"] in ("fresh", "trained")]
-    planted = [case for case in again["cases"] if case["kind"] in MECHANISM_OF]
+    planted = [case for case in data["cases"] if case["kind"] in MECHANISM_OF]
     assert {MECHANISM_OF[case["kind"]] for case in planted} <= set(MECHANISMS)
     FIGURE.write_text(figure(healthy, planted))
-    PAGE.write_text(page({**data["config"], "again": again["config"]["commit"]}, healthy, planted))
+    PAGE.write_text(page(data["config"], healthy, planted))
     print(PAGE.read_text())
 
 

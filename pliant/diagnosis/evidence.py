@@ -13,7 +13,7 @@ from pliant.diagnosis.weights import Thresholds, thresholds, weight_of
 from pliant.mechanisms import MECHANISMS
 from pliant.observation.measure import WHOLE
 
-__all__ = ["KINDS", "findings", "score", "severity_of"]
+__all__ = ["KINDS", "beside_loss", "findings", "score", "severity_of"]
 
 Kind = Literal["count", "low", "high"]
 
@@ -105,7 +105,7 @@ def findings(
             continue
         got = score(KINDS[metric], reading.value, others)
         if metric == "gradient_norm" and got is not None:
-            got = _beside_loss(got, loss, twin_losses)
+            got = beside_loss(got, loss, twin_losses)
         severity = None if got is None or _is_none(metric, reading) else severity_of(metric, got, reading.size)
         if severity is None or got is None:
             continue
@@ -144,8 +144,11 @@ def _is_none(metric: str, reading: Reading) -> bool:
     return KINDS[metric] == "count" and reading.value == 0
 
 
-def _beside_loss(got: float, loss: float | None, twin_losses: Sequence[float]) -> float | None:
-    """A gradient that shrinks with the loss is no mechanism: what has been learned needs no more steps."""
+def beside_loss(got: float, loss: float | None, twin_losses: Sequence[float]) -> float | None:
+    """The score of a gradient norm beside the loss: where that has fallen, what has been learned needs no more steps.
+
+    Twice the halvings of the loss beside the median twin are taken off; ``None`` where nothing can be compared.
+    """
     known = [twin for twin in twin_losses if math.isfinite(twin) and twin > 0]
     if loss is None or not math.isfinite(loss) or loss <= 0 or not known:
         return None
