@@ -88,7 +88,9 @@ class Finding:
         if not self.twins:
             against = "no fresh twin to compare with"
         else:
-            against = f"beyond all {len(self.twins)} fresh twins" if len(self.twins) > 1 else "beyond one fresh twin"
+            num = len(self.twins)
+            is_beyond = all(self.value > twin for twin in self.twins) or all(self.value < twin for twin in self.twins)
+            against = f"beyond {'all' if is_beyond else 'most'} of {num} fresh twins" if num > 1 else "beside one twin"
         return f"{against}; {self.weight or 'what it means for learning is not yet weighed'}"
 
 

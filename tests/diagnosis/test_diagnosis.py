@@ -191,6 +191,22 @@ def test_pages():
     assert len(kept["findings"][0]["twins"]) == 2
 
 
+def test_regression_and_gradients_that_vanish():
+    torch.manual_seed(0)
+    model, (x, y) = mlp(), (torch.randn(128, 8), torch.randn(128, 3))
+    assert diagnose(model, (x, y), twins=2).verdict == "not plasticity"
+    with torch.no_grad():
+        model[4].weight.zero_()
+    found = diagnose(model, (x, y), twins=2)
+    assert found.of("collapsed_output")[0].metric == "output_deviation"
+    tiny = nn.Sequential(*(nn.Linear(n, 16, bias=False) if n else nn.ReLU() for n in (8, 0, 16, 0, 16)))
+    with torch.no_grad():
+        for parameter in tiny.parameters():
+            parameter.mul_(0.01)
+    gone = pliant.diagnose(tiny, (x, torch.randint(16, (128,))), twins=2)
+    assert "vanishing_gradients" in gone.mechanisms
+
+
 # ---- bad input ----
 def test_models_in_evaluation_mode_are_the_same():
     model, batch = kill(mlp(), 8), data()
