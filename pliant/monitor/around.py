@@ -172,6 +172,15 @@ class Weights:
         now = [whole(self.matrices[name]) for name in self.origin]
         return metrics.distance_from_initialisation(now, list(self.origin.values()))
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the weights were at the beginning: plain numbers and tensors."""
+        return {"initial": dict(self.initial), "origin": {name: t.clone() for name, t in self.origin.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.initial = {name: state["initial"].get(name, value) for name, value in self.initial.items()}
+        self.origin = {name: state["origin"].get(name, t).to(t.device) for name, t in self.origin.items()}
+
 
 def _zero(values: Mapping[str, Tensor]) -> Tensor:
     return torch.zeros_like(next(iter(values.values())))

@@ -89,7 +89,7 @@ class Monitor:
         self._unheard = dict.fromkeys(self._rows)
         self._step = self._last = 0
         self._current: dict[str, dict[str, float]] = {}
-        self._has_warned = False
+        self._has_warned = self._in_hook = False
         self._accelerated = any(tensor.is_cuda for tensor in self._tensors.values())
         self._teller = Teller(self._optimizers[0], writers, on_alarm, process_group)
         self._listener = Listeners(model, [*self._padding.values(), *self._rows.values()])
@@ -97,7 +97,9 @@ class Monitor:
         for item, around in zip(self._optimizers[1:], self._around[1:], strict=True):
             self._hooks += on_step(item, partial(self._after_other, around))
         self._window_from: tuple[int, float] | None = None
-        self._listen()  # to the first step, to see that something is heard at all
+        self._overhead = self._owed = 0.0
+        self._read_at, self._wake = self.every, 1
+        self._first_step()
 
     # ---- set-up ----
     def _visible(self, units: UnitGraph, where: str) -> tuple[UnitGroup, ...]:
@@ -232,6 +234,7 @@ class Monitor:
 
         The ratio of update to weight cannot be read there.
         """
+        self._in_hook = False
         self._advance(None)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -239,6 +242,7 @@ class Monitor:
             return  # the graph will step without this hook: see step()
         if is_dry_step(optimizer):
             return
+        self._in_hook = True
         self._advance(getattr(optimizer, "found_inf", None))
 
     def _advance(self, found_inf: Tensor | None) -> None:
@@ -253,33 +257,29 @@ class Monitor:
         if self._listener.enabled and not is_dry_step(optimizer):
             around.read()
 
-    def _plan(self) -> None:
-        """When to do something next: begin to time steps, to listen, or read."""
-        if self._window_from is None and self._step < self._read_at - 1:
-            self._wake = max(self._step + 1, self._read_at - 1 - _WINDOW_STEPS)
-        elif self._step < self._read_at - 1:
-            self._wake = self._read_at - 1
-        else:
-            self._wake = self._read_at
-
     def _wake_up(self, found_inf: Tensor | None) -> None:
         now = time.perf_counter()
         if self._listener.enabled:
             if found_inf is not None and bool(found_inf):  # a fused optimizer has skipped: the next one is sampled
-                self._clear()
                 self._wake = self._read_at = self._step + 1
-                return
+                return self._clear()
             if self._step >= self._read_at:
                 self._read(now)
             else:
                 self._check_first_step()
             self._rest()
-            now = time.perf_counter()
-        if self._window_from is None:
-            self._window_from = self._step, now
-        if self._step >= self._read_at - 1:
+        return self._plan()
+
+    def _plan(self) -> None:
+        """Begin to time steps, or to listen, if it is time; and when to wake up next."""
+        listen_at = self._read_at - 1
+        if self._window_from is None and self._step >= listen_at - _WINDOW_STEPS:
+            self._window_from = self._step, time.perf_counter()
+        if self._step >= listen_at:
             self._listen()
-        self._plan()
+            self._wake = self._read_at
+        else:
+            self._wake = listen_at if self._window_from is not None else max(listen_at - _WINDOW_STEPS, self._step + 1)
 
     def _listen(self) -> None:
         began = time.perf_counter()
@@ -299,6 +299,13 @@ class Monitor:
             sink.clear()
 
     # ---- readings ----
+    def _first_step(self) -> None:
+        """Listen to the first step in any case, to see that something is heard at all."""
+        if self.every == 1:
+            return self._plan()
+        self._clear()
+        return self._listener.listen()
+
     def _check_first_step(self) -> None:
         """Say at the first step, and not at the first reading, that nothing reaches the hooks."""
         rows = [item.take() for item in self._rows.values()]
@@ -308,7 +315,7 @@ class Monitor:
     def _read(self, began: float) -> None:
         window = self._window(began)
         self._around[0].read()
-        overhead = self._overhead + sum(item.seconds for item in self._rows.values())
+        overhead = self._owed + self._overhead + sum(item.seconds for item in self._rows.values())
         overhead += sum(item.seconds for item in self._around[1:])
         with torch.no_grad():
             rows = gathered({name: item.take() for name, item in self._rows.items()}, self._rows, self._process_group)
@@ -320,9 +327,8 @@ class Monitor:
             self._ledger.settle(self._step - self._last, window, time.perf_counter() - began + overhead)
             for task in self._ledger.due():
                 self._run(task, rows, values)
-        self._last, self._read_at = self._step, self._step + self.every
+        self._last, self._read_at, self._window_from = self._step, self._step + self.every, None
         self._finish(Reading(self._step, values, counts))
-        self._window_from = None
 
     def _window(self, now: float) -> float | None:
         """Seconds of a step without the monitor, over the latest steps."""
@@ -372,7 +378,8 @@ class Monitor:
         self._ledger.book(task, time.perf_counter() - began)
 
     def _finish(self, reading: Reading) -> None:
-        """Keep a reading, look for alarms, and tell those who want to know."""
+        """Keep a reading, look for alarms, and tell those who want to know; what that costs is owed."""
+        began = time.perf_counter()
         self.history.append(reading)
         for name in reading.num_samples:
             self._unheard.pop(name, None)
@@ -382,8 +389,10 @@ class Monitor:
             for where, value in places.items():
                 twin = self._twin.value(metric, where, reading.num_samples.get(where, 0))
                 told += self._alarms.take(metric, where, value, twin, reading.step)
+        self._teller.write(reading, told)
+        self._owed = time.perf_counter() - began
         self._stretch()
-        self._teller.tell(reading, told)
+        self._teller.call_back(told, in_hook=self._in_hook)
 
     def _stretch(self) -> None:
         """Space out light readings that take more than half of the budget, or say that nothing is left."""
@@ -452,8 +461,6 @@ class Monitor:
         self._twin.load_state_dict(state["twin"])
         self._weights.load_state_dict(state["weights"])
         self._read_at, self._window_from = max(self._last + self.every, self._step + 1), None
-        if self._step >= self._read_at - 1:
-            self._listen()
         self._plan()
 
     def detach(self) -> None:
@@ -463,6 +470,7 @@ class Monitor:
         self._hooks.clear()
         self._rest()
         self._listener.remove()
+        self._teller.let_go()
         self._teller.close()
 
     def __repr__(self) -> str:

@@ -61,6 +61,11 @@ class Ledger:
         total = self.steps * self.step_seconds
         return self.spent / total if total > 0 else 0.0
 
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The heavy tasks."""
+        return tuple(self._accounts)
+
     def register(self, tasks: Mapping[Task, float]) -> None:
         """Name the heavy tasks, with the multiply-adds that each takes; those that are known keep their accounts."""
         for task, work in tasks.items():
