@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ class Rule:
         level: How much worse than in a freshly initialised twin; ``None``: the twin does not count.
         is_factor: Whether values are compared by their ratio.
         at_once: Whether a single reading is enough, without any history.
+        besides: A metric of the same group that is subtracted first: dead units are dormant and saturated, too, and
+            one alarm for them is enough.
     """
 
     metric: str
@@ -42,22 +44,25 @@ class Rule:
     level: float | None
     is_factor: bool = False
     at_once: bool = False
+    besides: str = ""
 
 
 RULES: tuple[Rule, ...] = (
     Rule("non_finite_fraction", "non_finite", "high", 0.0, None, at_once=True),
     Rule("dead_fraction", "dead_units", "high", 0.15, 0.5),
-    Rule("dormant_fraction", "dormant_units", "high", 0.2, 0.5),
-    Rule("gradient_dormant_fraction", "dormant_units", "high", 0.3, None),
-    Rule("saturated_fraction", "saturated_units", "high", 0.2, 0.5),
-    Rule("frozen_fraction", "saturated_units", "high", 0.15, 0.5),
-    Rule("cloned_fraction", "cloned_units", "high", 0.2, 0.5),
-    Rule("effective_rank", "rank_collapse", "low", 2.5, 10.0, is_factor=True),
-    Rule("participation_ratio", "rank_collapse", "low", 4.0, 30.0, is_factor=True),
-    Rule("weight_growth", "weight_growth", "high", 1.5, 5.0, is_factor=True),
+    Rule("dormant_fraction", "dormant_units", "high", 0.2, 0.5, besides="dead_fraction"),
+    Rule("gradient_dormant_fraction", "dormant_units", "high", 0.3, None, besides="dead_fraction"),
+    Rule("saturated_fraction", "saturated_units", "high", 0.2, 0.5, besides="dead_fraction"),
+    Rule("frozen_fraction", "saturated_units", "high", 0.15, 0.5, besides="dead_fraction"),
+    Rule("cloned_fraction", "cloned_units", "high", 0.3, 0.6),
+    Rule("effective_rank", "rank_collapse", "low", 4.0, 10.0, is_factor=True),
+    Rule("participation_ratio", "rank_collapse", "low", 6.0, 30.0, is_factor=True),
+    Rule("weight_growth", "weight_growth", "high", 2.5, 6.0, is_factor=True),
     Rule("gradient_norm", "vanishing_gradients", "low", 1e4, None, is_factor=True),
 )
 """One rule for each metric that speaks for a mechanism."""
+
+_RULES = {rule.metric: rule for rule in RULES}
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Alarm:
         mechanism: What that is a sign of, a name of :data:`pliant.mechanisms.MECHANISMS`.
         metric: The metric.
         where: The unit group, the weight matrix, or ``"model"``.
-        value: Its value when the alarm was raised.
+        value: Its value when the alarm was raised (for dormant and saturated units: without those that are dead).
         reference: What it was compared with.
         against: ``"history"``: the median of the model's own earlier readings; ``"fresh twin"``: the value in a
             freshly initialised copy.
@@ -86,16 +91,22 @@ class Alarm:
     cleared: int | None = None
 
     @property
+    def title(self) -> str:
+        """A few words."""
+        return f"{MECHANISMS[self.mechanism].title.lower()} in {self.where!r}"
+
+    @property
     def methods(self) -> tuple[str, ...]:
         """Methods that act on the mechanism, by their name on the command line."""
         return MECHANISMS[self.mechanism].methods
 
     def __str__(self) -> str:
-        mechanism = MECHANISMS[self.mechanism]
+        mechanism, besides = MECHANISMS[self.mechanism], _RULES[self.metric].besides
+        metric = self.metric + (" without dead units" if besides else "")
         before = "it was about" if self.against == "history" else "a freshly initialised network has"
         ended = "" if self.cleared is None else f" Withdrawn at step {self.cleared}."
         return (
-            f"step {self.step}: {mechanism.title.lower()} in {self.where!r}: {self.metric} is {self.value:.3g}, where "
+            f"step {self.step}: {self.title}: {metric} is {self.value:.3g}, where "
             f"{before} {self.reference:.3g}. {mechanism.sentence}{ended}"
         )
 
@@ -221,7 +232,6 @@ class Alarms:
     def __init__(self, patience: int = 2, min_history: int = 8) -> None:
         self.patience, self.min_history = patience, min_history
         self.log: deque[Alarm] = deque(maxlen=1000)
-        self._rules = {rule.metric: rule for rule in RULES}
         self._series: dict[tuple[str, str], _Series] = {}
 
     @property
@@ -229,11 +239,36 @@ class Alarms:
         """The alarms that are up, in the order in which they were raised."""
         return tuple(sorted((s.alarm for s in self._series.values() if s.alarm is not None), key=lambda a: a.step))
 
+    def take_all(
+        self, values: Mapping[str, Mapping[str, float]], twin: Callable[[str, str], float | None], step: int
+    ) -> list[Alarm]:
+        """All metrics of one reading.
+
+        Args:
+            values: Metric to place to value.
+            twin: The value of a metric in a place of a fresh twin, if it is known.
+            step: Optimizer steps done.
+
+        Returns:
+            The alarms that it raised or withdrew.
+        """
+        told: list[Alarm] = []
+        for rule in RULES:
+            for where, value in values.get(rule.metric, {}).items():
+                less = values.get(rule.besides, {}).get(where)
+                fresh = None if rule.level is None else twin(rule.metric, where)
+                if less is not None:
+                    value -= less
+                    less = twin(rule.besides, where)
+                    fresh = None if fresh is None or less is None else fresh - less
+                told += self.take(rule.metric, where, value, fresh, step)
+        return told
+
     def take(self, metric: str, where: str, value: float, twin: float | None, step: int) -> list[Alarm]:
         """One more reading of a metric in one place.
 
         Args:
-            metric: The metric.
+            metric: A metric that has a rule.
             where: The place.
             value: What was read.
             twin: The value in a fresh twin, if it is known.
@@ -242,9 +277,7 @@ class Alarms:
         Returns:
             The alarm that it raised or withdrew, if any.
         """
-        rule = self._rules.get(metric)
-        if rule is None:
-            return []
+        rule = _RULES[metric]
         series = self._series.get((metric, where))
         if series is None:
             series = self._series[metric, where] = _Series(rule, self.patience, self.min_history)
@@ -266,6 +299,6 @@ class Alarms:
         self.log = deque((Alarm(**item) for item in state["log"]), maxlen=1000)
         self._series = {}
         for metric, where, item in state["series"]:
-            if metric in self._rules:
-                series = self._series[metric, where] = _Series(self._rules[metric], self.patience, self.min_history)
+            if metric in _RULES:
+                series = self._series[metric, where] = _Series(_RULES[metric], self.patience, self.min_history)
                 series.load_state_dict(item)

@@ -1,47 +1,36 @@
-"""The monitor: when it listens, what it reads, and who is told."""
+"""The monitor: when it listens, what it keeps, and who is told."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pliant import metrics as _metrics
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect, NoEffectWarning
 from pliant.monitor.alarms import Alarm, Alarms
-from pliant.monitor.around import Around, Weights
 from pliant.monitor.history import History, Reading
-from pliant.monitor.ledger import Ledger, Task
-from pliant.monitor.samples import Padding, Rows, gathered, paddings
+from pliant.monitor.instruments import Instruments
+from pliant.monitor.ledger import Ledger
 from pliant.monitor.telling import Teller
-from pliant.monitor.twin import Twin, no_twin, twin_of
+from pliant.monitor.twin import no_twin
 from pliant.monitor.watched import WATCHED
-from pliant.monitor.writers import Writer as ReadingWriter
-from pliant.sharded import Whole
-from pliant.stats.capture import named_tensors
-from pliant.stats.listener import Listeners, is_in_graph, silence
-from pliant.stats.reader import TapReader
+from pliant.monitor.writers import Writer
+from pliant.stats.listener import is_in_graph
 from pliant.units import UnitGraph
-from pliant.units.group import UnitGroup
 from pliant.units.init import InitSpec
 from pliant.wiring import is_dry_step, on_step
-from pliant.write import Writer
 
 __all__ = ["Monitor"]
 
 STATE_VERSION = 1
 DEFAULT_EVERY = 500
-_WINDOW_STEPS = 8
+_WINDOW_STEPS = 8  # that are timed before each reading
 _LATE = 20  # readings after which a heavy metric that was never measured is worth a warning
-
-Values = dict[str, dict[str, Tensor]]
 
 
 class Monitor:
@@ -66,78 +55,36 @@ class Monitor:
         history: int,
         padding: str | int | None,
         process_group: Any,
-        writers: Sequence[ReadingWriter],
+        writers: Sequence[Writer],
         on_alarm: Sequence[Callable[[Alarm], object]],
     ) -> None:
         self.history, self.every = History(history), every or DEFAULT_EVERY
-        self._every_is_free = every is None
-        self._model, self._names, self._process_group = model, names, process_group
-        self._optimizers = list(optimizers)
-        self._num_samples, self._argument = num_samples, padding
-        self._groups = self._visible(units, where)
-        self._units = units
-        self._tensors = named_tensors(model)
-        self._rows, self._padding = self._sinks(model)
-        self._weights = Weights(model, names)
-        self._check_something_to_measure(where)
-        self._around = [self._around_of(item) for item in self._optimizers]
-        self._ledger = Ledger(budget, process_group)
-        if "distance_from_initialisation" in names:
-            work = 2.0 * sum(matrix.numel() for matrix in self._weights.matrices.values())
-            self._ledger.register({("distance_from_initialisation", "model"): work})
-        self._alarms, self._twin = Alarms(), no_twin("no batch was given: pass reference=batch.")
-        self._unheard = dict.fromkeys(self._rows)
-        self._step = self._last = 0
+        self._every_is_free, self._names = every is None, names
+        self._ledger, self._alarms = Ledger(budget, process_group), Alarms()
+        self._instruments = Instruments(
+            model,
+            optimizers,
+            names,
+            units,
+            where=where,
+            num_samples=num_samples,
+            padding=padding,
+            ledger=self._ledger,
+            process_group=process_group,
+        )
         self._current: dict[str, dict[str, float]] = {}
-        self._has_warned = self._in_hook = False
-        self._accelerated = any(tensor.is_cuda for tensor in self._tensors.values())
-        self._teller = Teller(self._optimizers[0], writers, on_alarm, process_group)
-        self._listener = Listeners(model, [*self._padding.values(), *self._rows.values()])
-        self._hooks = on_step(self._optimizers[0], self._after_step)
-        for item, around in zip(self._optimizers[1:], self._around[1:], strict=True):
-            self._hooks += on_step(item, partial(self._after_other, around))
+        self._unheard = dict.fromkeys(self._instruments.rows)
+        self._step = self._last = 0
         self._window_from: tuple[int, float] | None = None
-        self._overhead = self._owed = 0.0
         self._read_at, self._wake = self.every, 1
-        self._first_step()
-
-    # ---- set-up ----
-    def _visible(self, units: UnitGraph, where: str) -> tuple[UnitGroup, ...]:
-        if not any(WATCHED[name].of != "weights" for name in self._names):
-            return ()
-        return units.require(where)
-
-    def _check_something_to_measure(self, where: str) -> None:
-        of_forward = [name for name in self._names if WATCHED[name].of in ("activations", "derivatives")]
-        if of_forward and not self._rows:
-            raise NoEffect(
-                f"the activations of no unit group that matches where={where!r} can be seen by a hook, so there "
-                "is nothing to monitor. `print(pliant.find_units(...))` shows the taps."
-            )
-        of_weights = [name for name in self._names if WATCHED[name].of == "weights"]
-        if of_weights and not self._weights.matrices:
-            raise NoEffect(f"the model has no weight matrices, so {of_weights[0]} would measure nothing.")
-
-    def _sinks(self, model: nn.Module) -> tuple[dict[str, Rows], dict[str, Padding]]:
-        """What listens to a model: this one, or its twin."""
-        tensors = named_tensors(model)
-        seen = Whole(tensors, model)
-        padding = paddings(model, self._argument)
-        rows = {}
-        if any(WATCHED[name].of in ("activations", "derivatives") for name in self._names):
-            for group in self._groups:
-                if group.tap is not None:
-                    reader = TapReader(group, self._units.replays.get(group.name), seen, members=False)
-                    prefix = next((start for start in padding if f"{group.tap.module}.".startswith(start)), None)
-                    mask = None if prefix is None else padding[prefix]
-                    rows[group.name] = Rows(reader, self._num_samples, tensors[group.slices[0].name], mask)
-        return rows, padding if rows else {}
-
-    def _around_of(self, optimizer: Optimizer) -> Around:
-        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        matrices = {name: p for name, p in self._weights.matrices.items() if id(p) in owned}
-        groups = [g for g in self._groups if id(self._tensors[g.role("incoming")[0].name]) in owned]
-        return Around(optimizer, self._names, matrices, groups, Writer(self._tensors, (0,), num_members=None))
+        self._has_warned = self._in_hook = False
+        self._accelerated = any(parameter.is_cuda for parameter in model.parameters())
+        self._teller = Teller(optimizers[0], writers, on_alarm, process_group)
+        self._hooks = on_step(optimizers[0], self._after_step)
+        if self.every == 1:
+            self._plan()
+        else:
+            self._instruments.hear_first()
 
     def compare_with_fresh(self, inputs: Any, *, seed: int = 0, init: InitSpec = None) -> None:
         """Let alarms compare the model with a freshly initialised twin on a batch.
@@ -152,19 +99,11 @@ class Monitor:
         Raises:
             IllegalConfiguration: If no twin can be drawn, or the model fails on the batch.
         """
-        self._twin = twin_of(
-            self._model,
-            inputs,
-            self._sinks,
-            self._weights.initial,
-            seed=seed,
-            init=init,
-            process_group=self._process_group,
-        )
+        self._instruments.twin = self._instruments.measure_twin(inputs, seed=seed, init=init)
 
     def without_twin(self, why_not: str) -> None:
         """Note why alarms have no twin to compare with."""
-        self._twin = no_twin(why_not)
+        self._instruments.twin = no_twin(why_not)
 
     # ---- what the user reads ----
     @property
@@ -219,14 +158,20 @@ class Monitor:
         return tuple(self._unheard)
 
     @property
+    def without_derivatives(self) -> Mapping[str, str]:
+        """Unit groups whose activation function cannot be followed, and why: there, saturation is not known."""
+        rows = self._instruments.rows
+        return {name: item.why_no_derivatives for name, item in rows.items() if item.why_no_derivatives}
+
+    @property
     def with_padding(self) -> tuple[str, ...]:
         """Unit groups whose positions do not fit the attention mask, so that padded ones count as samples."""
-        return tuple(name for name, item in self._rows.items() if item.heard_padding)
+        return tuple(name for name, item in self._instruments.rows.items() if item.heard_padding)
 
     @property
     def why_no_twin(self) -> str:
         """Why alarms are not compared with a freshly initialised twin; empty if they are."""
-        return self._twin.why_not
+        return self._instruments.twin.why_not
 
     # ---- the clock ----
     def step(self) -> None:
@@ -247,27 +192,23 @@ class Monitor:
 
     def _advance(self, found_inf: Tensor | None) -> None:
         if found_inf is not None and can_read(found_inf) and bool(found_inf):
-            return self._clear()
+            return self._instruments.clear()
         self._step += 1
         if self._step >= self._wake:
             self._wake_up(found_inf)
         return None
 
-    def _after_other(self, around: Around, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._listener.enabled and not is_dry_step(optimizer):
-            around.read()
-
     def _wake_up(self, found_inf: Tensor | None) -> None:
         now = time.perf_counter()
-        if self._listener.enabled:
+        if self._instruments.listens:
             if found_inf is not None and bool(found_inf):  # a fused optimizer has skipped: the next one is sampled
                 self._wake = self._read_at = self._step + 1
-                return self._clear()
+                return self._instruments.clear()
             if self._step >= self._read_at:
                 self._read(now)
             else:
-                self._check_first_step()
-            self._rest()
+                self._instruments.check_heard()
+            self._instruments.rest()
         return self._plan()
 
     def _plan(self) -> None:
@@ -276,123 +217,38 @@ class Monitor:
         if self._window_from is None and self._step >= listen_at - _WINDOW_STEPS:
             self._window_from = self._step, time.perf_counter()
         if self._step >= listen_at:
-            self._listen()
+            self._instruments.listen()
             self._wake = self._read_at
         else:
             self._wake = listen_at if self._window_from is not None else max(listen_at - _WINDOW_STEPS, self._step + 1)
 
-    def _listen(self) -> None:
-        began = time.perf_counter()
-        self._clear()
-        self._listener.listen()
-        for around in self._around:
-            around.listen()
-        self._overhead = time.perf_counter() - began
-
-    def _rest(self) -> None:
-        for around in self._around:
-            around.rest()
-        self._listener.rest()
-
-    def _clear(self) -> None:
-        for sink in (*self._padding.values(), *self._rows.values()):
-            sink.clear()
-
-    # ---- readings ----
-    def _first_step(self) -> None:
-        """Listen to the first step in any case, to see that something is heard at all."""
-        if self.every == 1:
-            return self._plan()
-        self._clear()
-        return self._listener.listen()
-
-    def _check_first_step(self) -> None:
-        """Say at the first step, and not at the first reading, that nothing reaches the hooks."""
-        rows = [item.take() for item in self._rows.values()]
-        if self._rows and self._process_group is None and all(item is None for item in rows):
-            raise IllegalConfiguration(silence(self._model, (item.tap for item in self._rows.values())))
-
     def _read(self, began: float) -> None:
-        window = self._window(began)
-        self._around[0].read()
-        overhead = self._owed + self._overhead + sum(item.seconds for item in self._rows.values())
-        overhead += sum(item.seconds for item in self._around[1:])
-        with torch.no_grad():
-            rows = gathered({name: item.take() for name, item in self._rows.items()}, self._rows, self._process_group)
-            if self._rows and not rows:
-                raise IllegalConfiguration(silence(self._model, (item.tap for item in self._rows.values())))
-            counts = {name: act_NU.shape[0] for name, act_NU in rows.items()}
-            values = _read_back(self._light(rows))
-            self._ledger.register(self._heavy_tasks(counts))
-            self._ledger.settle(self._step - self._last, window, time.perf_counter() - began + overhead)
-            for task in self._ledger.due():
-                self._run(task, rows, values)
+        window = None
+        if self._window_from is not None and self._step > self._window_from[0]:
+            elapsed = began - self._window_from[1] - self._instruments.seconds()
+            window = max(elapsed, 0.0) / (self._step - self._window_from[0])
+        reading = self._instruments.read(self._step, self._step - self._last, began, window)
         self._last, self._read_at, self._window_from = self._step, self._step + self.every, None
-        self._finish(Reading(self._step, values, counts))
-
-    def _window(self, now: float) -> float | None:
-        """Seconds of a step without the monitor, over the latest steps."""
-        if self._window_from is None or self._step <= self._window_from[0]:
-            return None
-        steps, start = self._step - self._window_from[0], self._window_from[1]
-        own = self._overhead + sum(item.seconds for item in (*self._rows.values(), *self._around))
-        return max(now - start - own, 0.0) / steps
-
-    def _light(self, rows: Mapping[str, Tensor]) -> Values:
-        found: Values = {}
-        for name in self._names:
-            item = WATCHED[name]
-            if item.of == "activations" and not item.heavy and item.function is not None:
-                found[name] = {group: item.function(act_NU) for group, act_NU in rows.items()}
-        for around in self._around:
-            for name, places in around.values.items():
-                found.setdefault(name, {}).update(places)
-        norms = [around.values["gradient_norm"]["model"] for around in self._around if "gradient_norm" in around.values]
-        if norms:
-            found["gradient_norm"] = {"model": _metrics.gradient_norm(norms)}
-        for name, places in self._weights.light().items():
-            found.setdefault(name, {}).update(places)
-        return found
-
-    def _heavy_tasks(self, counts: Mapping[str, int]) -> dict[Task, float]:
-        return {
-            (name, group.name): WATCHED[name].work(counts[group.name], group.size)
-            for name in self._names
-            if WATCHED[name].heavy and WATCHED[name].of == "activations"
-            for group in self._groups
-            if group.name in counts
-        }
-
-    def _run(self, task: Task, rows: Mapping[str, Tensor], values: dict[str, dict[str, float]]) -> None:
-        metric, where = task
-        function = WATCHED[metric].function
         began = time.perf_counter()
-        if function is None:
-            value = float(self._weights.distance())
-        elif where in rows:
-            value = float(function(rows[where]))
-        else:
-            return  # a head that was not used in this step
-        self._twin.value(metric, where, rows[where].shape[0] if where in rows else 0)  # its cost is of this metric
-        values.setdefault(metric, {})[where] = value
-        self._ledger.book(task, time.perf_counter() - began)
+        told = self._keep(reading)
+        self._teller.write(reading, told)
+        self._instruments.owed = time.perf_counter() - began
+        self._stretch()
+        self._teller.call_back(told, in_hook=self._in_hook)
 
-    def _finish(self, reading: Reading) -> None:
-        """Keep a reading, look for alarms, and tell those who want to know; what that costs is owed."""
-        began = time.perf_counter()
+    def _keep(self, reading: Reading) -> list[Alarm]:
+        """Keep a reading; returns the alarms that it raised or withdrew."""
         self.history.append(reading)
         for name in reading.num_samples:
             self._unheard.pop(name, None)
-        told: list[Alarm] = []
         for metric, places in reading.values.items():
             self._current.setdefault(metric, {}).update(places)
-            for where, value in places.items():
-                twin = self._twin.value(metric, where, reading.num_samples.get(where, 0))
-                told += self._alarms.take(metric, where, value, twin, reading.step)
-        self._teller.write(reading, told)
-        self._owed = time.perf_counter() - began
-        self._stretch()
-        self._teller.call_back(told, in_hook=self._in_hook)
+        twin = self._instruments.twin
+
+        def fresh(metric: str, where: str) -> float | None:
+            return twin.value(metric, where, reading.num_samples.get(where, 0))
+
+        return self._alarms.take_all(reading.values, fresh, reading.step)
 
     def _stretch(self) -> None:
         """Space out light readings that take more than half of the budget, or say that nothing is left."""
@@ -402,8 +258,7 @@ class Monitor:
         if self._every_is_free and light > budget / 2 and len(self.history) > 1:
             self.every *= 2
             self._read_at = self._step + self.every
-        heavy = [name for name in self._names if WATCHED[name].heavy]
-        late = [name for name in heavy if name not in self._current]
+        late = [name for name in self._names if WATCHED[name].heavy and name not in self._current]
         if late and light > budget and len(self.history) >= _LATE and not self._has_warned:
             self._has_warned = True
             warnings.warn(
@@ -422,8 +277,7 @@ class Monitor:
         """
         return {
             "version": STATE_VERSION,
-            "metrics": list(self._names),
-            "groups": {group.name: group.size for group in self._groups},
+            "groups": {group.name: group.size for group in self._instruments.groups},
             "step": self._step,
             "last": self._last,
             "every": self.every,
@@ -432,35 +286,36 @@ class Monitor:
             "unheard": list(self._unheard),
             "alarms": self._alarms.state_dict(),
             "ledger": self._ledger.state_dict(),
-            "twin": self._twin.state_dict(),
-            "weights": self._weights.state_dict(),
+            "twin": self._instruments.twin.state_dict(),
+            "weights": self._instruments.weights.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from :meth:`state_dict`: the weights at the beginning are those of the run that was saved.
 
         Raises:
-            IllegalConfiguration: If it was saved by another version, or on other unit groups.
+            IllegalConfiguration: If it was saved by another version, or on other unit groups; nothing has been
+                changed then.
         """
         if state.get("version") != STATE_VERSION:
             raise IllegalConfiguration(
                 f"the monitor's state has version {state.get('version')!r}; this is version {STATE_VERSION}."
             )
-        mine = {group.name: group.size for group in self._groups}
+        mine = {group.name: group.size for group in self._instruments.groups}
         if mine != state["groups"]:
             raise IllegalConfiguration(
                 f"the monitor's state is of the unit groups {state['groups']}, and the model has {mine}."
             )
-        self._rest()
         self._step, self._last, self.every = state["step"], state["last"], state["every"]
         self.history.load_state_dict(state["history"])
         self._current = {metric: dict(places) for metric, places in state["current"].items()}
         self._unheard = dict.fromkeys(state["unheard"])
         self._alarms.load_state_dict(state["alarms"])
         self._ledger.load_state_dict(state["ledger"])
-        self._twin.load_state_dict(state["twin"])
-        self._weights.load_state_dict(state["weights"])
+        self._instruments.twin.load_state_dict(state["twin"])
+        self._instruments.weights.load_state_dict(state["weights"])
         self._read_at, self._window_from = max(self._last + self.every, self._step + 1), None
+        self._instruments.rest()
         self._plan()
 
     def detach(self) -> None:
@@ -468,8 +323,7 @@ class Monitor:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._rest()
-        self._listener.remove()
+        self._instruments.remove()
         self._teller.let_go()
         self._teller.close()
 
@@ -481,20 +335,10 @@ class Monitor:
         lines = [repr(self), *(f"  {alarm}" for alarm in self.alarms)]
         if self.history and self.unheard:
             lines.append(f"  not seen so far: {', '.join(self.unheard)}")
+        if self.without_derivatives:
+            lines.append(f"  saturation is not known in: {', '.join(self.without_derivatives)}")
         if self.with_padding:
             lines.append(f"  padded positions count in: {', '.join(self.with_padding)}")
         if self.why_no_twin:
             lines.append(f"  no freshly initialised twin to compare with: {self.why_no_twin}")
         return "\n".join(lines)
-
-
-def _read_back(values: Values) -> dict[str, dict[str, float]]:
-    """All numbers in one transfer."""
-    flat = [(metric, where, value) for metric, places in values.items() for where, value in places.items()]
-    if not flat:
-        return {}
-    numbers = torch.stack([value.detach().to(torch.float64).reshape(()) for _, _, value in flat]).tolist()
-    found: dict[str, dict[str, float]] = {metric: {} for metric in values}
-    for (metric, where, _), number in zip(flat, numbers, strict=True):
-        found[metric][where] = number
-    return found

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pliant import metrics
 from pliant.fresh import fresh_twin
-from pliant.monitor.samples import Padding, Rows, gathered, thinned
+from pliant.monitor.samples import Padding, Rows, taken, thinned
 from pliant.monitor.watched import WATCHED
 from pliant.stats.listener import Listeners
 from pliant.units.export import as_call
@@ -28,13 +28,20 @@ class Twin:
 
     Args:
         rows: Unit group to its activations in the twin, ``[N, U]``.
+        derivatives: Unit group to the derivatives of its activation function there, ``[N, U]``.
         growth: Weight matrix to its magnitude in the twin over that at the beginning of the monitored run.
         why_not: Why there is nothing, if there is nothing.
     """
 
-    def __init__(self, rows: Mapping[str, Tensor], growth: Mapping[str, float], why_not: str = "") -> None:
+    def __init__(
+        self,
+        rows: Mapping[str, Tensor],
+        derivatives: Mapping[str, Tensor],
+        growth: Mapping[str, float],
+        why_not: str = "",
+    ) -> None:
         self.why_not = why_not
-        self._rows = dict(rows)
+        self._rows, self._derivatives = dict(rows), dict(derivatives)
         self._values: dict[tuple[str, str], tuple[float, int]] = {
             ("weight_growth", name): (value, 0) for name, value in growth.items()
         }
@@ -50,9 +57,10 @@ class Twin:
         key = metric, where
         if key not in self._values:
             function = WATCHED[metric].function
-            if where not in self._rows or function is None or not num_samples or WATCHED[metric].of != "activations":
+            kept = self._derivatives if WATCHED[metric].of == "derivatives" else self._rows
+            if where not in kept or function is None or not num_samples:
                 return None
-            rows = thinned(self._rows[where], num_samples)
+            rows = thinned(kept[where], num_samples)
             self._values[key] = float(function(rows)), rows.shape[0]
         value, count = self._values[key]
         return value if count <= 2 * num_samples or not count else None
@@ -62,18 +70,20 @@ class Twin:
         return {
             "why_not": self.why_not,
             "rows": dict(self._rows),
+            "derivatives": dict(self._derivatives),
             "values": [[metric, where, value, n] for (metric, where), (value, n) in self._values.items()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
         self.why_not, self._rows = state["why_not"], dict(state["rows"])
+        self._derivatives = dict(state["derivatives"])
         self._values = {(metric, where): (value, n) for metric, where, value, n in state["values"]}
 
 
 def no_twin(why_not: str) -> Twin:
     """None, and why."""
-    return Twin({}, {}, why_not)
+    return Twin({}, {}, {}, why_not)
 
 
 def twin_of(
@@ -99,7 +109,7 @@ def twin_of(
     """
     twin = fresh_twin(model, seed=seed, init=init)
     rows, padding = make_sinks(twin)
-    listeners = Listeners(twin, [*padding.values(), *rows.values()])
+    listeners = Listeners(twin, rows.values())
     parts = dict(twin.named_children()) if isinstance(twin, Several) else twin
     module, call = joined(parts, inputs)
     args, kwargs = as_call(call)
@@ -111,8 +121,10 @@ def twin_of(
             module(*args, **kwargs)
     finally:
         listeners.remove()
+        for item in padding.values():
+            item.remove()
     matrices = dict(twin.named_parameters())
     growth = {
         name: float(metrics.weight_magnitude([matrices[name]])) / first for name, first in initial.items() if first
     }
-    return Twin(gathered({name: item.take() for name, item in rows.items()}, rows, process_group), growth)
+    return Twin(*taken(rows, process_group), growth)

@@ -42,6 +42,10 @@ def _non_finite_fraction(act_NU: Tensor) -> Tensor:
     return metrics.non_finite_fraction([act_NU])
 
 
+def _cloned_fraction(act_NU: Tensor) -> Tensor:
+    return metrics.cloned_fraction(act_NU, similarity=0.99)  # healthy networks go well beyond 0.95 while they learn
+
+
 def _decomposition(n: int, u: int) -> float:
     return 8.0 * n * u * min(n, u)
 
@@ -64,7 +68,7 @@ WATCHED: Mapping[str, Watched] = {
         Watched("approximate_rank", "activations", True, metrics.approximate_rank, _decomposition),
         Watched("numerical_rank", "activations", True, metrics.numerical_rank, _decomposition),
         Watched("participation_ratio", "activations", True, metrics.participation_ratio, _pairs),
-        Watched("cloned_fraction", "activations", True, metrics.cloned_fraction, _pairs),
+        Watched("cloned_fraction", "activations", True, _cloned_fraction, _pairs),
         Watched("saturated_fraction", "derivatives", function=metrics.saturated_fraction),
         Watched("frozen_fraction", "derivatives", function=metrics.frozen_fraction),
         Watched("gradient_norm", "gradients"),
