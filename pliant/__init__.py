@@ -47,7 +47,16 @@ if TYPE_CHECKING:
         WeightClipping,
         WeightNoise,
     )
-    from pliant.monitor import Monitor, monitor
+    from pliant.monitor import (
+        Alarm,
+        CSVWriter,
+        JSONLWriter,
+        MLflowWriter,
+        Monitor,
+        TensorBoardWriter,
+        WandbWriter,
+        monitor,
+    )
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
     from pliant.units.verify import verify
@@ -64,6 +73,12 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     # measuring
     "monitor",
     "Monitor",
+    "Alarm",
+    "CSVWriter",
+    "JSONLWriter",
+    "MLflowWriter",
+    "TensorBoardWriter",
+    "WandbWriter",
     "fresh_twin",
     # acting
     "attach",
@@ -147,7 +162,13 @@ _SOURCES = {
     "SelectiveWeightReset": "pliant.interventions",
     "SelfNormalizedReset": "pliant.interventions",
     "ShrinkAndPerturb": "pliant.interventions",
+    "Alarm": "pliant.monitor",
+    "CSVWriter": "pliant.monitor",
+    "JSONLWriter": "pliant.monitor",
+    "MLflowWriter": "pliant.monitor",
     "Monitor": "pliant.monitor",
+    "TensorBoardWriter": "pliant.monitor",
+    "WandbWriter": "pliant.monitor",
     "monitor": "pliant.monitor",
     "fresh_twin": "pliant.fresh",
     "UnitGraph": "pliant.units",

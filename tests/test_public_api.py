@@ -15,7 +15,7 @@ from pliant.commands import COMMANDS
 
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
-    "monitor Monitor fresh_twin",
+    "monitor Monitor Alarm CSVWriter JSONLWriter MLflowWriter TensorBoardWriter WandbWriter fresh_twin",
     "attach Handle",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
     "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2Init LayerReset",
