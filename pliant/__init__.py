@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         WandbWriter,
         monitor,
     )
+    from pliant.probe import ProbeResult, probe
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
     from pliant.units.verify import verify
@@ -80,6 +81,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "TensorBoardWriter",
     "WandbWriter",
     "fresh_twin",
+    "probe",
+    "ProbeResult",
     # acting
     "attach",
     "Handle",
@@ -122,7 +125,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
-    *("checkpoint", "errors", "insertion", "interventions", "metrics", "nn", "optim", "records", "report"),
+    *("checkpoint", "errors", "insertion", "interventions", "metrics", "nn", "observation", "optim", "records"),
+    "report",
     *("stats", "surgery", "units"),
 )
 _SOURCES = {
@@ -171,6 +175,8 @@ _SOURCES = {
     "WandbWriter": "pliant.monitor",
     "monitor": "pliant.monitor",
     "fresh_twin": "pliant.fresh",
+    "ProbeResult": "pliant.probe",
+    "probe": "pliant.probe",
     "UnitGraph": "pliant.units",
     "UnitGroup": "pliant.units",
     "declare_units": "pliant.units.declare",
