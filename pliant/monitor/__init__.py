@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from pliant.errors import IllegalConfiguration, NoEffect
+from pliant.errors import IllegalConfiguration, NoEffect, PliantError
 from pliant.monitor.alarms import Alarm
 from pliant.monitor.core import Monitor
 from pliant.monitor.history import History, Reading
@@ -84,7 +84,8 @@ def monitor(
         where: Which unit groups, a pattern of names.
         num_samples: At most so many samples per group and reading (batch, time and space are samples). Ranks are
             bounded by it.
-        history: Readings kept in memory. When there are more, every second one of the older half is dropped.
+        history: Readings kept in memory. Of the older half ever fewer are kept as the run
+            goes on, see :class:`History`.
         reference: A batch as the loop passes it, on which a freshly initialised twin is measured once, now.
             ``example_inputs`` if left out; ``False`` for no twin.
         init: How parameters are initialised, where that is not PyTorch's own default for their layer; for the twin.
@@ -157,12 +158,15 @@ def monitor(
 def _add_twin(found: Monitor, inputs: Any, init: InitSpec, *, asked: bool) -> None:
     """Compare with a fresh twin where there is a batch; only one that was asked for must exist."""
     if inputs is None or inputs is False:
-        found.without_twin("no batch was given: pass reference=batch." if inputs is None else "reference=False.")
-        return
+        return found.without_twin("no batch was given: pass reference=batch." if inputs is None else "reference=False.")
     try:
         found.compare_with_fresh(inputs, init=init)
-    except (IllegalConfiguration, NoEffect) as error:
-        if asked:
-            found.detach()
+    except Exception as error:  # the batch goes through the user's own code
+        reason = str(error).strip().partition("\n")[0]
+        if not asked:
+            return found.without_twin(reason)
+        found.detach()
+        if isinstance(error, PliantError):
             raise
-        found.without_twin(str(error))
+        raise IllegalConfiguration(f"the batch given as reference fails in training mode: {reason}") from error
+    return None

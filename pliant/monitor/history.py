@@ -28,31 +28,52 @@ class Reading:
 class History(Sequence[Reading]):
     """Readings, oldest first, in bounded memory.
 
-    When there are more than ``limit``, every second reading of the older half is dropped. So the whole run stays
-    covered: the first and the latest readings are always there, and the older a part is, the fewer of it are left. A
-    reading that holds a metric which is measured rarely is kept in preference to its neighbour.
+    The newest half of ``limit`` is kept as it is. What is older is thinned: of every ``stride`` readings one is kept,
+    the one that holds most metrics (some are measured rarely), and when these fill the other half, every second one
+    is dropped and the stride doubles. So the whole run stays covered evenly, and its first reading is always there.
 
     Args:
         limit: The largest number of readings.
 
+    Attributes:
+        stride: Of how many old readings one is kept.
+
     Example:
-        >>> history = History(4)
-        >>> for step in range(1, 8):
+        >>> history = History(8)
+        >>> for step in range(1, 31):
         ...     history.append(Reading(step, {}, {}))
-        >>> [reading.step for reading in history]
-        [1, 5, 6, 7]
+        >>> [reading.step for reading in history], history.stride
+        ([1, 9, 17, 25, 27, 28, 29, 30], 8)
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._readings: list[Reading] = []
+        self.limit, self.stride = limit, 1
+        self._newest: list[Reading] = []
+        self._old: list[Reading] = []
+        self._seen = 0  # old readings of the current stride, of which the last entry of ``_old`` is the one kept
 
     def append(self, reading: Reading) -> None:
         """Add the newest reading."""
-        self._readings.append(reading)
-        if len(self._readings) > self.limit:
-            older = max(2, len(self._readings) // 2 + 1)
-            self._readings = [*_every_second(self._readings[:older]), *self._readings[older:]][-self.limit :]
+        self._newest.append(reading)
+        if len(self._newest) > max(1, self.limit // 2):
+            self._age(self._newest.pop(0))
+
+    def _age(self, reading: Reading) -> None:
+        room = self.limit - max(1, self.limit // 2)
+        if not room:
+            return
+        if self._seen % self.stride:
+            if len(self._old) > 1 and len(reading.values) > len(self._old[-1].values):
+                self._old[-1] = reading
+        else:
+            if len(self._old) == room:
+                self._old = self._old[::2]
+                self.stride *= 2
+                if self._seen % self.stride:  # it falls between two of those that are left
+                    self._seen += 1
+                    return
+            self._old.append(reading)
+        self._seen += 1
 
     def series(self, metric: str, where: str = "model") -> tuple[list[int], list[float]]:
         """Steps and values of one metric in one place."""
@@ -64,38 +85,47 @@ class History(Sequence[Reading]):
     @overload
     def __getitem__(self, index: slice) -> list[Reading]: ...
     def __getitem__(self, index: int | slice) -> Reading | list[Reading]:
-        return self._readings[index]
+        return [*self._old, *self._newest][index] if isinstance(index, slice) else self._at(index)
+
+    def _at(self, index: int) -> Reading:
+        if index < 0:
+            return self._newest[index] if -index <= len(self._newest) else self._old[index + len(self._newest)]
+        return self._old[index] if index < len(self._old) else self._newest[index - len(self._old)]
 
     def __len__(self) -> int:
-        return len(self._readings)
+        return len(self._old) + len(self._newest)
 
     def __iter__(self) -> Iterator[Reading]:
-        return iter(self._readings)
+        yield from self._old
+        yield from self._newest
 
     def __repr__(self) -> str:
         return f"History({len(self)} readings)"
 
-    def state_dict(self) -> list[dict[str, Any]]:
+    def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""
-        return [
-            {
-                "step": item.step,
-                "values": {metric: dict(places) for metric, places in item.values.items()},
-                "num_samples": dict(item.num_samples),
-            }
-            for item in self
-        ]
+        return {
+            "limit": self.limit,
+            "stride": self.stride,
+            "seen": self._seen,
+            "old": [_as_dict(item) for item in self._old],
+            "newest": [_as_dict(item) for item in self._newest],
+        }
 
-    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from :meth:`state_dict`, thinned where this history is a shorter one."""
-        self._readings = []
-        for item in state:
-            self.append(Reading(item["step"], item["values"], item["num_samples"]))
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, thinned anew where this history has another limit."""
+        old, newest = ([Reading(**item) for item in state[part]] for part in ("old", "newest"))
+        if state["limit"] == self.limit:
+            self._old, self._newest, self.stride, self._seen = old, newest, state["stride"], state["seen"]
+            return
+        self._old, self._newest, self.stride, self._seen = [], [], 1, 0
+        for item in (*old, *newest):
+            self.append(item)
 
 
-def _every_second(readings: list[Reading]) -> list[Reading]:
-    """The first reading, and of each following pair the one that holds more metrics, or else the later one."""
-    kept = readings[:1]
-    for index in range(1, len(readings), 2):
-        kept.append(max(reversed(readings[index : index + 2]), key=lambda item: len(item.values)))
-    return kept
+def _as_dict(reading: Reading) -> dict[str, Any]:
+    return {
+        "step": reading.step,
+        "values": {metric: dict(places) for metric, places in reading.values.items()},
+        "num_samples": dict(reading.num_samples),
+    }

@@ -96,9 +96,21 @@ class Ledger:
         self.steps += steps
         if self.budget is None or not tasks:
             return
-        earned = self.budget * self.step_seconds * steps - light
-        for task in tasks:  # an account is no savings bank: after a long pause there is no burst
-            self._accounts[task] = min(self._accounts[task] + earned / len(tasks), 2 * self._costs[task])
+        self._pay(self.budget * self.step_seconds * steps - light)
+
+    def _pay(self, earned: float) -> None:
+        """Share out what was earned; an account is no savings bank, so what it cannot hold goes to the others."""
+        open_ = list(self._accounts)
+        while open_ and earned:
+            each, earned, still_open = earned / len(open_), 0.0, []
+            for task in open_:
+                room = 2 * self._costs[task] - self._accounts[task]
+                self._accounts[task] += min(each, room)
+                if each > room:
+                    earned += each - room
+                else:
+                    still_open.append(task)
+            open_ = still_open
 
     def _agreed(self, numbers: Sequence[float]) -> list[float]:
         if self._process_group is None:
@@ -138,6 +150,7 @@ class Ledger:
             "light": self.light,
             "steps": self.steps,
             "windows": list(self._windows),
+            "measured": [[metric, where, seconds] for (metric, where), seconds in self._measured.items()],
             "tasks": [[metric, where, self._costs[metric, where], a] for (metric, where), a in self._accounts.items()],
         }
 
@@ -147,4 +160,4 @@ class Ledger:
         self._windows = deque(state["windows"], maxlen=_WINDOWS)
         for metric, where, cost, account in state["tasks"]:
             self._costs[metric, where], self._accounts[metric, where] = cost, account
-        self._measured.clear()
+        self._measured = {(metric, where): seconds for metric, where, seconds in state["measured"]}

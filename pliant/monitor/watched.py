@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from pliant import metrics
@@ -34,6 +35,9 @@ class Watched:
     work: Callable[[int, int], float] = lambda n, u: 4.0 * n * u
 
 
+_FEW = 3
+
+
 def _dormant_fraction(act_NU: Tensor) -> Tensor:
     return metrics.dormant_fraction(act_NU.abs().mean(-2))
 
@@ -43,6 +47,8 @@ def _non_finite_fraction(act_NU: Tensor) -> Tensor:
 
 
 def _cloned_fraction(act_NU: Tensor) -> Tensor:
+    if act_NU.shape[-2] < _FEW:  # any two units are alike on two samples
+        return act_NU.new_full((), torch.nan)
     return metrics.cloned_fraction(act_NU, similarity=0.99)  # healthy networks go well beyond 0.95 while they learn
 
 
