@@ -17,17 +17,19 @@ Task = tuple[str, str]
 _RATE = 1e10
 """Multiply-adds a second, a cautious guess for what has not been measured yet."""
 _WINDOWS = 9
+_USED = 0.8
 
 
 class Ledger:
     r"""Keeps the time spent on monitoring below a share of the time spent on training steps.
 
-    After :math:`n` steps of :math:`t` seconds, :math:`\beta\,n\,t` seconds may have been spent. Light readings and the
-    hooks are paid first. What is left is shared out equally among the heavy tasks; a task is run when its account holds
-    what it cost the last time (before the first time: what its arithmetic would cost at ten billion multiply-adds a
-    second). So a heavy metric is measured about every
+    After :math:`n` steps of :math:`t` seconds, :math:`0.8\,\beta\,n\,t` seconds may have been spent; a fifth of the
+    budget :math:`\beta` is left for what no clock shows, such as caches that are cold after a reading. Light readings
+    and the hooks are paid first. What is left is shared out equally among the heavy tasks; a task is run when its
+    account holds what it cost the last time (before the first time: what its arithmetic would cost at ten billion
+    multiply-adds a second). So a heavy metric is measured about every
 
-    .. math:: \frac{c \, H}{(\beta - \ell)\, t} \quad\text{steps}
+    .. math:: \frac{c \, H}{(0.8\,\beta - \ell)\, t} \quad\text{steps}
 
     with :math:`c` its seconds, :math:`H` the number of heavy tasks, and :math:`\ell` the share of the light readings.
 
@@ -96,7 +98,7 @@ class Ledger:
         self.steps += steps
         if self.budget is None or not tasks:
             return
-        self._pay(self.budget * self.step_seconds * steps - light)
+        self._pay(_USED * self.budget * self.step_seconds * steps - light)
 
     def _pay(self, earned: float) -> None:
         """Share out what was earned; an account is no savings bank, so what it cannot hold goes to the others."""
@@ -135,7 +137,7 @@ class Ledger:
         """About how many steps lie between two runs of a task; infinite if it will never be affordable."""
         if self.budget is None or not self.step_seconds or not self.steps:
             return None
-        left = self.budget * self.step_seconds - self.light / self.steps
+        left = _USED * self.budget * self.step_seconds - self.light / self.steps
         return self._costs[task] * len(self._accounts) / left if left > 0 else float("inf")
 
     def light_share(self) -> float:

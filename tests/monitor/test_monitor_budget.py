@@ -34,8 +34,8 @@ def test_the_total_stays_under_the_budget_at_every_time(budget):
     for reading, seconds in enumerate(spent[1:], 1):
         # a task's first cost is a guess, which may be too low by as much as the task costs
         assert seconds <= budget * reading * 500 * 0.003 + sum(COSTS.values()), reading
-    assert spent[-1] <= budget * 400 * 500 * 0.003 * 1.01
-    assert spent[-1] >= 0.8 * budget * 400 * 500 * 0.003, "and is used"
+    assert spent[-1] <= 0.82 * budget * 400 * 500 * 0.003
+    assert spent[-1] >= 0.7 * budget * 400 * 500 * 0.003, "and is used"
     counts = {task: sum(task in due for due in ran) for task in RANKS}
     assert all(counts.values())
     assert counts["cloned_fraction", "a"] > 2 * counts["effective_rank", "a"] > 4 * counts["effective_rank", "b"]

@@ -18,7 +18,7 @@ def test_every_process_reports_what_one_would_say_on_the_whole_batch(tmp_path):
     assert first["planted"] == second["planted"]
     alone = monitor_ddp_worker.planted(None)
     assert [alarm["step"] for alarm in first["planted"]["alarms"]] == [alarm["step"] for alarm in alone["alarms"]]
-    assert [alarm["mechanism"] for alarm in alone["alarms"]][0] == "dead_units"
+    assert alone["alarms"][0]["mechanism"] == "dead_units"
     for (step, values, counts), (expected_step, expected, expected_counts) in zip(
         first["planted"]["history"], alone["history"], strict=True
     ):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,10 @@ from torch.nn.functional import cross_entropy
 import pliant
 from pliant import metrics
 from pliant.monitor import METRICS, History, Reading
+from pliant.monitor.alarms import RULES
 from pliant.monitor.watched import WATCHED
+
+PAGE = Path(__file__).parents[2] / "docs" / "monitor.md"
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +271,24 @@ def test_a_twin_that_cannot_be_drawn_is_said_and_only_an_error_if_asked_for():
     with pytest.raises(pliant.IllegalConfiguration, match="'scale'"):
         pliant.monitor(model, optimizer, example_inputs=torch.randn(3, 4), reference=torch.randn(3, 4))
     assert not optimizer._optimizer_step_post_hooks
+
+
+# ---- the page ----
+def test_the_snippets_of_the_page_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    snippets = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 3
+    for snippet in snippets:
+        exec(compile(snippet, PAGE.name, "exec"), names)
+    out = capsys.readouterr().out
+    assert out.endswith("1 70\nstep,metric,where,value\n")
+    assert "dead units in '0'" in out
+
+
+def test_the_page_lists_the_lines_and_the_metrics():
+    text = PAGE.read_text(encoding="utf-8")
+    for rule in RULES:
+        assert any(f"`{rule.metric}`" in line and "|" in line for line in text.splitlines()), rule.metric
+    for metric in METRICS:
+        assert f"`{metric}`" in text, metric
