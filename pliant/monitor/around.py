@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pliant import metrics
-from pliant.sharded import whole
+from pliant.errors import IllegalConfiguration
+from pliant.sharded import is_sharded, whole
 from pliant.units.group import UnitGroup
 from pliant.write import Writer
 
@@ -141,6 +142,20 @@ class Weights:
             self.origin: dict[str, Tensor] = {}
             if "distance_from_initialisation" in names:
                 self.origin = {name: whole(matrix).clone() for name, matrix in self.matrices.items()}
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse to go on where the model has other tensors than at the beginning: nothing true could be said of them.
+
+        Raises:
+            IllegalConfiguration: Naming the first of them.
+        """
+        now = dict(model.named_parameters())
+        for name, matrix in self.matrices.items():
+            if now.get(name) is not matrix and not is_sharded(matrix):  # those come and go with every forward
+                raise IllegalConfiguration(
+                    f"{name!r} of the model is not the tensor that the monitor was made with: a layer was replaced, or "
+                    "load_state_dict(assign=True) was used. Detach the monitor, and make it anew."
+                )
 
     def _magnitudes(self) -> dict[str, Tensor]:
         return {name: metrics.weight_magnitude([whole(matrix)]) for name, matrix in self.matrices.items()}

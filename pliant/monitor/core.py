@@ -252,12 +252,12 @@ class Monitor:
 
     def _stretch(self) -> None:
         """Space out light readings that take more than half of the budget, or say that nothing is left."""
-        budget, light = self._ledger.budget, self._ledger.light_share()
+        if self._every_is_free:
+            self.every = self._ledger.spaced(self.every)
+            self._read_at = self._step + self.every
+        budget, light = self._ledger.budget, self._ledger.light_share(self.every)
         if budget is None:
             return
-        if self._every_is_free and light > budget / 2 and len(self.history) > 1:
-            self.every *= 2
-            self._read_at = self._step + self.every
         late = [name for name in self._names if WATCHED[name].heavy and name not in self._current]
         if late and light > budget and len(self.history) >= _LATE and not self._has_warned:
             self._has_warned = True

@@ -220,8 +220,9 @@ class Instruments:
             window: Seconds of a training step without the monitor, if they were measured.
 
         Raises:
-            IllegalConfiguration: If nothing was heard.
+            IllegalConfiguration: If nothing was heard, or the model has other tensors than at the beginning.
         """
+        self.weights.check(self._model)
         before = self._around[0].seconds
         self._around[0].read()
         listening = self._overhead + sum(item.seconds for item in self.rows.values())

@@ -48,6 +48,7 @@ class Ledger:
         self.spent = self.light = 0.0
         self.steps = 0
         self._windows: deque[float] = deque(maxlen=_WINDOWS)
+        self._lights: deque[float] = deque(maxlen=_WINDOWS)
         self._costs: dict[Task, float] = {}
         self._accounts: dict[Task, float] = {}
         self._measured: dict[Task, float] = {}
@@ -95,6 +96,7 @@ class Ledger:
         self._measured.clear()
         self.spent += light
         self.light += light
+        self._lights.append(light)
         self.steps += steps
         if self.budget is None or not tasks:
             return
@@ -140,10 +142,16 @@ class Ledger:
         left = _USED * self.budget * self.step_seconds - self.light / self.steps
         return self._costs[task] * len(self._accounts) / left if left > 0 else float("inf")
 
-    def light_share(self) -> float:
-        """What light readings alone cost, over the time of all steps so far."""
-        total = self.steps * self.step_seconds
-        return self.light / total if total > 0 else 0.0
+    def light_share(self, every: int) -> float:
+        """The share of the time that light readings take at present, if there is one in ``every`` steps."""
+        seconds = every * self.step_seconds
+        return statistics.median(self._lights) / seconds if seconds and self._lights else 0.0
+
+    def spaced(self, every: int) -> int:
+        """How many steps should lie between light readings, so that they take no more than half of the budget."""
+        if self.budget is not None and self.light_share(every) > self.budget / 2 and len(self._lights) > 1:
+            return 2 * every
+        return every
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""
@@ -152,6 +160,7 @@ class Ledger:
             "light": self.light,
             "steps": self.steps,
             "windows": list(self._windows),
+            "lights": list(self._lights),
             "measured": [[metric, where, seconds] for (metric, where), seconds in self._measured.items()],
             "tasks": [[metric, where, self._costs[metric, where], a] for (metric, where), a in self._accounts.items()],
         }
@@ -160,6 +169,7 @@ class Ledger:
         """Go on from :meth:`state_dict`."""
         self.spent, self.light, self.steps = state["spent"], state["light"], state["steps"]
         self._windows = deque(state["windows"], maxlen=_WINDOWS)
+        self._lights = deque(state["lights"], maxlen=_WINDOWS)
         for metric, where, cost, account in state["tasks"]:
             self._costs[metric, where], self._accounts[metric, where] = cost, account
         self._measured = {(metric, where): seconds for metric, where, seconds in state["measured"]}

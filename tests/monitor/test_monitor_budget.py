@@ -57,7 +57,7 @@ def test_no_limit_runs_everything_and_too_little_runs_nothing():
     assert all(due == list(RANKS) for due in simulate(None, readings=5)[2])
     ledger, _, ran = simulate(0.01, light=0.1)
     assert not any(ran)
-    assert ledger.light_share() > 0.05
+    assert ledger.light_share(500) == pytest.approx(0.1 / (500 * 0.003))
     assert all(ledger.interval(task) == float("inf") for task in RANKS)
 
 
@@ -117,3 +117,14 @@ def test_readings_that_cannot_be_afforded_are_said():
     assert run.watch.cadence["effective_rank"] == float("inf")
     free = Run("mlp", budget=1e-4, every=None, reference=False, metrics=["dead_fraction", "effective_rank"])
     assert free.watch.every == 500
+
+
+def test_light_readings_are_spaced_out_no_further_than_needed():
+    """Where nobody has said how often: until they take half of the budget, and not once more for every reading."""
+    ledger, every = Ledger(0.01, None), 500
+    for reading in range(30):
+        ledger.settle(every, 1e-4, 0.5 if reading == 0 else 0.0012)  # the first one warms up
+        every = ledger.spaced(every)
+    assert every == 4000
+    assert ledger.light_share(4000) <= 0.005 < ledger.light_share(2000)
+    assert Ledger(None, None).spaced(500) == 500

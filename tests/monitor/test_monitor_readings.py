@@ -132,6 +132,7 @@ def test_several_models_and_optimizers():
     ratios = values["update_to_weight_ratio"]
     assert ratios["actor.0.weight"] > 20 * ratios["critic.0.weight"] > 0
     assert set(values["gradient_dormant_fraction"]) == set(values["dead_fraction"])
+    assert watch.why_no_twin == "", "one twin of both"
     watch.detach()
     assert not any(item._optimizer_step_post_hooks or item._optimizer_step_pre_hooks for item in optimizers)
 

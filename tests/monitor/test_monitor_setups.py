@@ -45,6 +45,16 @@ def test_evaluation_from_the_middle_of_a_run_on_is_an_error_at_the_next_reading(
     assert [reading.step for reading in run.watch.history] == [5]
 
 
+def test_other_tensors_than_at_the_beginning_are_an_error():
+    """Replaced with load_state_dict(assign=True), or with their layer: the old ones would be measured for ever."""
+    run = Run("mlp", metrics=["weight_growth"]).train(6)
+    run.model.load_state_dict({key: value.clone() for key, value in run.model.state_dict().items()}, assign=True)
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1)
+    run.optimizer.register_step_post_hook(lambda *_: run.watch.step())
+    with pytest.raises(pliant.IllegalConfiguration, match=r"'0\.weight'.*make it anew"):
+        run.train(5)
+
+
 def test_heads_that_are_not_used_are_listed():
     class Heads(nn.Module):
         def __init__(self) -> None:
@@ -131,6 +141,27 @@ def test_steps_that_the_scaler_skips_are_none_and_gradients_are_unscaled(fused):
     assert watch.latest.num_samples == {"0": 64, "2": 64}
     watch.detach()
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_where_reading_back_is_not_free_a_skipped_step_is_noticed_at_the_reading(monkeypatch):
+    """On an accelerator the host does not know that a fused optimizer has skipped; the next step is read instead."""
+    monkeypatch.setattr("pliant.devices._as_accelerator", True)
+    torch.manual_seed(0)
+    model = mlp()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=1000)
+    watch = pliant.monitor(model, optimizer, ["gradient_norm", *ACTS], units=units_of("mlp"), every=2, budget=None)
+    for step in range(4):
+        rows = slice(32 * step, 32 * step + 32)
+        optimizer.zero_grad()
+        loss = cross_entropy(model(INPUTS[rows]), TARGETS[rows])
+        scaler.scale(loss * (math.inf if step == 1 else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert [reading.step for reading in watch.history] == [3]
+    assert watch.latest.num_samples == {"0": 32, "2": 32}
+    assert math.isfinite(watch.latest.values["gradient_norm"]["model"])
+    watch.detach()
 
 
 # ---- accumulation ----
