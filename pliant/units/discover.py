@@ -226,8 +226,8 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
     incoming = [piece for piece in slices if piece.role in ("incoming", "both")]
     if not incoming:
         return "nothing in the model produces it (it has no incoming weights)"
-    site: Site = next((kind for kind in ("heads", "residual", "head_dims") if kind in atom.marks), "hidden")
     outgoing = [piece for piece in slices if piece.role in ("outgoing", "both")]
+    site = _site(atom, [axis for _, axis in found], has_outgoing=bool(outgoing))
     computed = [piece for piece in incoming if (piece.name, piece.dim) not in trace.learned]
     if not computed:
         return "its values are learned constants, which are not computed from the data"
@@ -238,6 +238,22 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
     matrix = next((piece for piece in computed if len(trace.parameter_axes[piece.name]) > 1), computed[0])
     name = _name(matrix.name, site, set(taken), trace.parameter_axes)
     return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)
+
+
+def _site(atom: Atom, axes: Iterable[Axis], *, has_outgoing: bool) -> Site:
+    """What kind of units an atom is.
+
+    Dimensions that a product of two activations contracts or keeps are inside heads where there are heads, or where
+    no weight reads them (queries and keys). Others are hidden units whose samples such a product mixes: the features
+    of a graph convolution, the values of a single head, a recurrent layer that attention looks back at.
+    """
+    for kind in ("heads", "experts", "residual"):
+        if kind in atom.marks:
+            return kind  # type: ignore[return-value]
+    if "head_dims" not in atom.marks:
+        return "hidden"
+    beside = (other for axis in axes for segment in ax.resolve(axis) if atom in segment for other in segment)
+    return "head_dims" if not has_outgoing or any("heads" in other.marks for other in beside) else "hidden"
 
 
 def _is_part(axis: Axis, atom: Atom) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Role", "Site", "StateSlice", "Tap", "TensorSlice", "UnitGroup"]
 
 Role = Literal["incoming", "carried", "outgoing", "both"]
-Site = Literal["hidden", "heads", "head_dims", "residual"]
+Site = Literal["hidden", "heads", "head_dims", "residual", "experts"]
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,13 @@ class UnitGroup:
     """A set of interchangeable hidden units: permuting them leaves the network's function unchanged.
 
     Attributes:
-        name: Name of the module (or parameter) that produces the units; ``":heads"``, ``":head_dims"`` and
-            ``":residual"`` mark sites other than hidden units.
+        name: Name of the module (or parameter) that produces the units; ``":heads"``, ``":head_dims"``,
+            ``":residual"`` and ``":experts"`` mark sites other than hidden units.
         size: Number of units, U.
         slices: Every tensor slice that belongs to the units.
-        site: ``"hidden"``, ``"heads"``, ``"head_dims"`` (dimensions inside heads) or ``"residual"``. The last two
-            are found and shown, but edited only when a method names them.
+        site: ``"hidden"``, ``"heads"``, ``"head_dims"`` (dimensions inside heads), ``"residual"``, or ``"experts"``
+            (whole networks whose weights are stacked in one tensor). The last three are found and shown, but edited
+            only when a method names them.
         tap: Where the activations can be read; ``None`` if nowhere (the group can still be edited).
         reset_preserves_function: Whether a unit whose outgoing weights are zero can be redrawn without changing the
             network's output. False under a norm across the units, and where no outgoing weights exist.
