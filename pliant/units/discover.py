@@ -14,6 +14,7 @@ from pliant.units import axes as ax
 from pliant.units import rules as _rules  # noqa: F401  (importing it registers the rules)
 from pliant.units.axes import Atom, Axis
 from pliant.units.depth import depths_in_graph
+from pliant.units.experts import each_expert
 from pliant.units.export import Exported, Inputs, as_call, export, refuse_wrapped
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
@@ -73,7 +74,7 @@ def find_units(model: Models, example_inputs: Any) -> UnitGraph:
     tensors = _tensors(model)
     trace = _trace(exported, tensors)
     excluded = _close(trace, tensors)
-    groups, atoms = _collect(trace, tensors, excluded)
+    groups, atoms = _collect(exported, trace, tensors, excluded)
     states = {group.name: state_slices(trace, exported, atoms[group.name]) for group in groups}
     if not groups:
         reasons = sorted(set(excluded.values()))
@@ -188,7 +189,7 @@ def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
 
 
 def _collect(
-    trace: Trace, tensors: dict[str, Tensor], excluded: dict[Key, str]
+    exported: Exported, trace: Trace, tensors: dict[str, Tensor], excluded: dict[Key, str]
 ) -> tuple[list[UnitGroup], dict[str, Atom]]:
     members: dict[int, tuple[Atom, list[tuple[Key, Axis]]]] = {}
     for name, axes in trace.parameter_axes.items():
@@ -204,8 +205,9 @@ def _collect(
             for key, _ in found:
                 excluded.setdefault(key, group)
             continue
-        groups.append(group)
-        atoms[group.name] = atom
+        for own in each_expert(group, atom, exported, trace):
+            groups.append(own)
+            atoms[own.name] = atom
     return groups, atoms
 
 

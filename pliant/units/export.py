@@ -27,6 +27,7 @@ __all__ = [
     "as_call",
     "canonical_names",
     "export",
+    "grouped_experts",
     "model_outputs",
     "plain_attention",
     "refuse_wrapped",
@@ -134,6 +135,23 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def grouped_experts(model: nn.Module) -> Iterator[None]:
+    """Let Hugging Face's stacked experts compute grouped products: a loop over those that the data chose has no graph.
+
+    The function is the same, to rounding; the implementation that the model was set to comes back.
+    """
+    found = [getattr(module, "config", None) for module in model.modules() if "Experts" in type(module).__name__]
+    configs = {id(item): item for item in found if getattr(item, "_experts_implementation", None) == "eager"}
+    for config in configs.values():
+        config._experts_implementation = "grouped_mm"
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config._experts_implementation = "eager"
 
 
 @contextlib.contextmanager
@@ -250,6 +268,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
     with (
         training_mode(model),
         plain_attention(),
+        grouped_experts(model),
         _outputs_only(model),
         _no_distribution_checks(),
         unrecorded(),
@@ -288,12 +307,6 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def _advice(model: nn.Module) -> str:
     """What to change in a model that cannot be exported."""
-    experts = any("Experts" in type(module).__name__ for module in model.modules())
-    if experts and getattr(getattr(model, "config", None), "_experts_implementation", None) == "eager":
-        return (
-            "Its experts are a loop over those that the data chose: call "
-            "model.set_experts_implementation('grouped_mm') before, and any other setting afterwards if you need it."
-        )
     if any(getattr(module, "layerdrop", 0) for module in model.modules()):
         return (
             "It skips whole layers at random (layerdrop): find the units of the same model with layerdrop 0 in its "

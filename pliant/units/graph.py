@@ -193,7 +193,7 @@ class UnitGraph:
     def __str__(self) -> str:
         rows = [("group", "units", "site", "members", "tap", "reset preserves function")]
         for group in self.groups:
-            members = ", ".join(f"{piece.name}[{piece.dim}]" for piece in group.slices[:3])
+            members = ", ".join(piece.label for piece in group.slices[:3])
             more = len(group.slices) - 3
             rows.append(
                 (
@@ -219,5 +219,5 @@ class UnitGraph:
         return "\n".join(lines)
 
 
-def _places(group: UnitGroup) -> set[tuple[str, int, int]]:
-    return {(piece.name, piece.dim, place) for piece in group.slices for row in piece.table for place in row}
+def _places(group: UnitGroup) -> set[tuple[Any, ...]]:
+    return {(piece.name, piece.dim, piece.at, place) for piece in group.slices for row in piece.table for place in row}

@@ -26,16 +26,32 @@ class TensorSlice:
             ``"both"``: the same entries produce the unit and consume it (an autoencoder whose decoder is the
             encoder's matrix transposed). A reset draws them anew: zeroed, the unit would stay dead.
         table: ``table[u]`` are the positions along ``dim`` that unit ``u`` owns, ``[U][M]``.
+        at: ``(dim, index)`` where the units own only what lies at one index of another dimension, left of ``dim`` and
+            counted from the end: those of one expert, of a tensor in which several are stacked.
     """
 
     name: str
     dim: int
     role: Role
     table: tuple[tuple[int, ...], ...] = field(repr=False)
+    at: tuple[int, int] | None = None
 
     def positions(self) -> Tensor:
         """Positions along ``dim``: ``LongTensor [U, M]``; unit ``u`` owns row ``u``."""
         return torch.tensor(self.table, dtype=torch.long)
+
+    def within(self, tensor: Tensor) -> Tensor:
+        """The part of the tensor (or of another of its shape) in which the slice lies: a view; ``dim`` is the same."""
+        return tensor if self.at is None else tensor.select(*self.at)
+
+    def rank(self, tensor: Tensor, *, is_stack: bool = False) -> int:
+        """Dimensions of the tensor as one network has it: without members and experts."""
+        return tensor.ndim - is_stack - (self.at is not None)
+
+    @property
+    def label(self) -> str:
+        """The tensor, the index in it (if any), and the dimension: ``"fc.weight[-2]"``, ``"experts.w[0][-1]"``."""
+        return f"{self.name}[{self.dim}]" if self.at is None else f"{self.name}[{self.at[1]}][{self.dim}]"
 
     @property
     def width(self) -> int:
@@ -135,7 +151,12 @@ class UnitGroup:
         def rows(table: Any) -> tuple[tuple[int, ...], ...]:
             return tuple(tuple(int(i) for i in row) for row in table)
 
-        slices = tuple(TensorSlice(**{**piece, "table": rows(piece["table"])}) for piece in data["slices"])
+        slices = tuple(
+            TensorSlice(
+                **{**piece, "table": rows(piece["table"]), "at": tuple(piece["at"]) if piece.get("at") else None}
+            )
+            for piece in data["slices"]
+        )
         state = tuple(StateSlice(**{**item, "table": rows(item["table"])}) for item in data.get("state", ()))
         tap = data["tap"]
         data = {**data, "state": state}
