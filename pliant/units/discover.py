@@ -236,6 +236,8 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
     produced = [axis for (name, dim), axis in found if "incoming" in trace.roles_of(name, dim, atom)]
     if site == "hidden" and not outgoing and all(_is_part(axis, atom) for axis in produced):
         return "it numbers the parts that other units consist of, and nothing reads it by itself"
+    if len(slices) == 1 and slices[0].role == "incoming":
+        return "its entries are summed or averaged, and nothing reads one of them by itself"
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
     matrix = next((piece for piece in computed if len(trace.parameter_axes[piece.name]) > 1), computed[0])
     name = _name(matrix.name, site, set(taken), trace.parameter_axes)
@@ -251,7 +253,7 @@ def _site(atom: Atom, axes: Iterable[Axis], *, has_outgoing: bool) -> Site:
     """
     for kind in ("heads", "experts", "residual"):
         if kind in atom.marks:
-            return kind  # type: ignore[return-value]
+            return kind
     if "head_dims" not in atom.marks:
         return "hidden"
     beside = (other for axis in axes for segment in ax.resolve(axis) if atom in segment for other in segment)

@@ -143,7 +143,7 @@ def grouped_experts(model: nn.Module) -> Iterator[None]:
 
     The function is the same, to rounding; the implementation that the model was set to comes back.
     """
-    found = [getattr(module, "config", None) for module in model.modules() if "Experts" in type(module).__name__]
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     configs = {id(item): item for item in found if getattr(item, "_experts_implementation", None) == "eager"}
     for config in configs.values():
         config._experts_implementation = "grouped_mm"

@@ -164,6 +164,12 @@ class Trace:
         for name, original in self.views[weight][dim] if weight in self.views else ():
             self.routed.setdefault(name, set()).add((original, rows))
 
+    def multiply(self, node: Node, *operands: Any) -> None:
+        """Note a product with matrices of experts, looked up for each row."""
+        names = {name for operand in operands for keys in self.views.get(operand, ()) for name, _ in keys}
+        if not names.isdisjoint(self.routed):
+            self.products.add(node)
+
     def derive(self, node: Node, *sources: Any) -> None:
         """Note that ``node`` is an element-wise combination of ``sources``, if those are parameters, all of them."""
         if not sources or not all(source in self.views for source in sources):

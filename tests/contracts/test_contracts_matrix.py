@@ -134,7 +134,7 @@ def test_events_name_the_units_whose_weights_changed(name):
             for g in units.select("*")
             if g is not group
             for s in g.slices
-            if s.name == piece.name
+            if (s.name, s.at) == (piece.name, piece.at)
             for r in s.table
             for p in r
         }

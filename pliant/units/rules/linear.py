@@ -75,10 +75,7 @@ def _contract(trace: Trace, node: Node, first: Any, second: Any) -> tuple[Axis, 
         trace.consume(node, second, first, -1)
         if len(left) > 1:
             trace.role(first, -2, "incoming")
-    if any(
-        name in trace.routed for operand in (first, second) for keys in trace.views.get(operand, ()) for name, _ in keys
-    ):
-        trace.products.add(node)
+    trace.multiply(node, first, second)
     outer_left = left[:-1][-1:] if len(left) > 1 else ()
     outer_right = right[-1:] if len(right) > 1 else ()
     batch = _broadcast(trace, first, left[:-2], second, right[:-2])
@@ -131,8 +128,7 @@ def einsum(trace: Trace, node: Node) -> Any:
     letters: dict[str, Axis] = {}
     weights = [operand for operand in operands if trace.is_parameter(operand)]
     activations = [operand for operand in operands if not trace.is_parameter(operand)]
-    if any(name in trace.routed for weight in weights for keys in trace.views[weight] for name, _ in keys):
-        trace.products.add(node)
+    trace.multiply(node, *operands)
     terms = inputs.split(",")
     moving = [term for term, operand in zip(terms, operands, strict=True) if operand in activations]
     for term, operand in zip(terms, operands, strict=True):
