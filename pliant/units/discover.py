@@ -70,7 +70,14 @@ def find_units(model: Models, example_inputs: Any) -> UnitGraph:
     model, inputs = joined(model, example_inputs)
     refuse_wrapped(model)
     check_call(model, inputs)
-    exported = _export(model, inputs)
+    units, has_replays = _find(model, _export(model, inputs, dynamic=False))
+    if has_replays:  # only these need a graph for inputs of other sizes, which takes three times as long to make
+        units, _ = _find(model, _export(model, inputs, dynamic=True))
+    return units
+
+
+def _find(model: nn.Module, exported: Exported) -> tuple[UnitGraph, bool]:
+    """The units of an exported model, and whether some are read by a replay."""
     tensors = _tensors(model)
     trace = _trace(exported, tensors)
     excluded = _close(trace, tensors)
@@ -84,7 +91,8 @@ def find_units(model: Models, example_inputs: Any) -> UnitGraph:
         )
     taps, replays = find_taps(model, exported, trace, groups, atoms)
     done = tuple(replace(group, tap=taps.get(group.name), state=states[group.name]) for group in groups)
-    return UnitGraph(done, excluded, dict(trace.unknown), replays, depths_in_graph(exported, tensors))
+    graph = UnitGraph(done, excluded, dict(trace.unknown), replays, depths_in_graph(exported, tensors))
+    return graph, bool(replays)
 
 
 def _title(model: nn.Module) -> str:
@@ -109,12 +117,12 @@ def check_call(model: nn.Module, inputs: Inputs) -> None:
         check_inputs(model, inputs)
 
 
-def _export(model: nn.Module, inputs: Inputs) -> Exported:
+def _export(model: nn.Module, inputs: Inputs, *, dynamic: bool) -> Exported:
     """Export one module, or several as one; of several, say which cannot be followed."""
     if not isinstance(model, Several):
-        return export(model, inputs)
+        return export(model, inputs, dynamic=dynamic)
     try:
-        return export(model, inputs)
+        return export(model, inputs, dynamic=dynamic)
     except (IllegalConfiguration, UnsupportedOp):
         for name, (args, kwargs) in as_call(inputs)[0][0].items():
             try:

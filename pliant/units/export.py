@@ -247,11 +247,16 @@ def _subgraph(owner: torch.fx.GraphModule, item: Any) -> Any:
     return found if isinstance(found, torch.fx.GraphModule) else None
 
 
-def export(model: nn.Module, example_inputs: Inputs) -> Exported:
+def export(model: nn.Module, example_inputs: Inputs, *, dynamic: bool = True) -> Exported:
     """Export the model's training-mode forward.
 
-    Sizes that the graph does not fix are exported as dynamic, so that the graph can be replayed on other batch
-    sizes. Parameters, buffers, training flags and the random state are left as they were.
+    Parameters, buffers, training flags and the random state are left as they were.
+
+    Args:
+        model: The model.
+        example_inputs: Its inputs.
+        dynamic: Whether sizes that the graph does not fix are exported as dynamic, so that it can be replayed on other
+            batch sizes.
 
     Raises:
         IllegalConfiguration: For wrapped modules, and when the model itself rejects the example inputs.
@@ -261,7 +266,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
     args, kwargs = distinct(as_call(example_inputs))
     with refusing_packed(model):
         _check_runs(model, args, kwargs)
-    dynamic = (
+    sizes = (
         tuple(_dynamic(item) for item in args),
         {name: _dynamic(item) for name, item in kwargs.items()},
     )
@@ -278,7 +283,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
     ):
         warnings.simplefilter("ignore")
         try:
-            program = _export(model, args, kwargs, dynamic)
+            program = _export(model, args, kwargs, sizes if dynamic else None)
         except Exception as error:
             raise UnsupportedOp(
                 f"torch.export cannot follow {type(model).__name__}: {_first_line(error)}. {_advice(model)}"
@@ -329,14 +334,21 @@ def _quiet() -> Iterator[None]:
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    traced = getattr(torch.fx.config, "do_not_emit_stack_traces", None)
+    if traced is not None:
+        torch.fx.config.do_not_emit_stack_traces = True  # where each operation was written: nobody reads that here
     try:
         yield
     finally:
+        if traced is not None:
+            torch.fx.config.do_not_emit_stack_traces = traced
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
 
 
-def _export(model: nn.Module, args: Any, kwargs: Any, dynamic: tuple[Any, Any]) -> ExportedProgram:
+def _export(model: nn.Module, args: Any, kwargs: Any, dynamic: tuple[Any, Any] | None) -> ExportedProgram:
+    if dynamic is None:
+        return torch.export.export(model, args, kwargs, strict=False)
     shapes = {**dict(enumerate(dynamic[0])), **dynamic[1]}
     try:
         given = dynamic[0] if not kwargs else shapes
