@@ -97,4 +97,7 @@ def _is_allowed(node: Node, trace: Trace) -> bool:
         before = trace.shape(node.args[0])  # type: ignore[arg-type]
         dim = int(arg(node, 1 if op_name(node) == "slice" else 2, "dim", 0)) % len(before)
         return dim == len(before) - 1 or (op_name(node) == "slice" and trace.shape(node)[dim] == before[dim])
+    if op_name(node) == "select":
+        before = trace.shape(node.args[0])  # type: ignore[arg-type]
+        return before[int(node.args[1])] == 1  # type: ignore[arg-type]
     return op_name(node) in _ROW_BY_ROW
