@@ -67,6 +67,13 @@ _QUERIES = "query.weight[-2] query.bias[-1] out.weight[-1]"
             2, f"{_QUERIES} key.weight[-2] key.bias[-1] value.weight[-2] value.bias[-1]", site="heads"
         ),
         "query#2:heads": Group(2, _QUERIES, site="heads"),
+        "query:head_dims": Group(  # pairs, each turned by its own angle
+            2,
+            "query.weight[-2] query.bias[-1] key.weight[-2] key.bias[-1] angles[-1]",
+            site="head_dims",
+            preserves=False,
+            tap="none",
+        ),
         "value:head_dims": Group(4, "value.weight[-2] value.bias[-1] out.weight[-1]", site="head_dims"),
         "out": Group(6, "out.weight[-2] out.bias[-1] head.weight[-1]", tap="any"),
     },
