@@ -274,11 +274,11 @@ def spread(results: Mapping[str, Any], costs: Path = COSTS, pages: Path = PAGES)
     return list(counted)
 
 
-def between_markers(page: str, text: str) -> str:
+def between_markers(page: str, text: str, mark: str = "cost") -> str:
     """The page with this text between its markers."""
-    before, _, rest = page.partition("<!-- cost -->\n")
-    _, _, after = rest.partition("<!-- /cost -->")
-    return f"{before}<!-- cost -->\n{text}\n<!-- /cost -->{after}"
+    before, _, rest = page.partition(f"<!-- {mark} -->\n")
+    _, _, after = rest.partition(f"<!-- /{mark} -->")
+    return f"{before}<!-- {mark} -->\n{text}\n<!-- /{mark} -->{after}"
 
 
 def chosen(options: argparse.Namespace, known: Mapping[str, Any]) -> Iterator[str]:
