@@ -81,9 +81,8 @@ class Cost:
     def of(cls, values: Mapping[str, Any]) -> Cost:
         """From the data file, which may say more than is shown."""
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(
-            **{key: value if key == "against" else float(value) for key, value in values.items() if key in known}
-        )
+        numbers: dict[str, Any] = {key: float(value) for key, value in values.items() if key in known - {"against"}}
+        return cls(**numbers, against=str(values.get("against", "")))
 
     def sentence(self) -> str:
         """All of it in words."""
