@@ -26,25 +26,34 @@ METHODS: dict[str, Any] = {
 }
 
 HAS_NORM, RAW, TIED = "has a norm behind it already", "none of its weights", "used by other code"
-SHARES = "shares a parameter with"
+FUSED, SHARES = "the fused inference path", "shares a parameter with"
 NO_NORM: dict[str, str] = {
     **dict.fromkeys(("conv_groupnorm", "resnet_basic", "resnet_preactivation", "resnet_bottleneck"), HAS_NORM),
-    **dict.fromkeys(("mlp_raw", "noisy_network", "lstm", "lstm_two_layers", "gru_bidirectional"), RAW),
-    **dict.fromkeys(("rnn_time_first", "lstm_projected"), RAW),
+    **dict.fromkeys(("mlp_raw", "parameter_slices", "parameter_views", "parameter_products"), RAW),
+    **dict.fromkeys(("noisy_network", "tcn_weight_norm"), RAW),
     **dict.fromkeys(("tied_autoencoder", "tied_autoencoder_deep"), TIED),
+    **dict.fromkeys(("lstm", "lstm_two_layers", "lstm_projected", "lstm_encoder_decoder"), RAW),
+    **dict.fromkeys(("gru_bidirectional", "rnn_time_first", "cell_loop"), RAW),
+    "convolutional_lstm": "but also into 'chunk'",
+    "forecaster": HAS_NORM,
+    **dict.fromkeys(("transformer_post_norm", "transformer_norm_first"), FUSED),
+    "hf_mixtral": "does not go into an activation alone",
 }
 REFUSED: dict[str, dict[str, str]] = {
     "norm": NO_NORM,
     "adaptive": NO_NORM,
     "dropout": {
-        "mlp_raw": RAW,
+        **dict.fromkeys(("mlp_raw", "parameter_products", "cell_loop"), RAW),
         **dict.fromkeys(("tied_autoencoder", "tied_autoencoder_deep"), TIED),
+        **dict.fromkeys(("transformer_post_norm", "transformer_norm_first"), FUSED),
+        "hf_t5": "has dropout before it already",
+        "hf_mixtral": "which is no activation",
     },
     "injection": {
         **dict.fromkeys(("mlp_raw", "unet", "weight_standardised", "channel_shuffle"), "no linear layer"),
-        **dict.fromkeys(
-            ("tied_language_model", "hf_gpt2", "hf_gpt2_eager", "hf_bert_mlm", "hf_t5", "hf_whisper"), SHARES
-        ),
+        **dict.fromkeys(("tied_language_model", "hf_gpt2", "hf_gpt2_eager", "hf_bert_mlm", "hf_t5"), SHARES),
+        "hf_whisper": SHARES,
+        "convolutional_lstm": "no linear layer",
         **dict.fromkeys(("tied_autoencoder", "tied_autoencoder_deep"), "other code reads the 'weight'"),
     },
 }
