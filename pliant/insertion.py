@@ -289,7 +289,7 @@ def _after(call: _Call, model: nn.Module) -> str:
 def _norm_of(kind: str, layer: nn.Module, calls: Sequence[_Call]) -> nn.Module:
     rank = calls[0].node.meta["val"].ndim
     if _is_conv1d(layer) and kind == "layer":
-        return nn.LayerNorm(layer.nf)  # type: ignore[arg-type]
+        return nn.LayerNorm(layer.nf)
     if isinstance(layer, nn.Linear):
         if kind == "layer":
             return nn.LayerNorm(layer.out_features)

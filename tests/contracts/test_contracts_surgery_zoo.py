@@ -1,6 +1,7 @@
 """Every architecture with every method that changes the model: it keeps its contracts, or it is refused and says why.
 
-The fast suite meets a third of the pairs, and of the large models a few; ``PLIANT_FULL_MATRIX=1`` runs all.
+The fast suite meets a fifth of the pairs, without the models of Hugging Face, of which ``test_contracts_surgery.py`` and
+``test_contracts_injection.py`` have one; ``PLIANT_FULL_MATRIX=1`` runs all.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ REFUSED: dict[str, dict[str, str]] = {
 
 def is_met(i: int, j: int, name: str) -> bool:
     """Whether the fast suite has the pair of the i-th method and the j-th architecture."""
-    return (i + j) % (15 if name.startswith("hf_") else 3) == 0
+    return not name.startswith("hf_") and (i + j) % 5 == 0
 
 
 PAIRS = [(m, name) for i, m in enumerate(METHODS) for j, name in enumerate(NAMES) if FULL or is_met(i, j, name)]
