@@ -1,6 +1,6 @@
 """Every architecture with every method that changes the model: it keeps its contracts, or it is refused and says why.
 
-The fast suite meets a fifth of the pairs, without the models of Hugging Face, of which ``test_contracts_surgery.py`` and
+The fast suite meets a fifth of the pairs, and of Hugging Face none, of which ``test_contracts_surgery.py`` and
 ``test_contracts_injection.py`` have one; ``PLIANT_FULL_MATRIX=1`` runs all.
 """
 
