@@ -57,7 +57,7 @@ def test_a_head_ages_only_in_steps_that_use_it():
 
 
 def test_the_default_cadence_follows_the_slower_clocks_of_the_method():
-    assert pliant.ContinualBackprop().cadence == 8
+    assert pliant.ContinualBackprop().cadence == 10
     assert pliant.ContinualBackprop(exact=True).cadence == 1
     assert pliant.ContinualBackprop(maturity_threshold=24).cadence == 2
     assert pliant.ContinualBackprop(decay_rate=0.9).cadence == 1
