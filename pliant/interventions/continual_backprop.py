@@ -56,7 +56,7 @@ class ContinualBackprop(Intervention):
             multiplying the averaged activation with the weights at decision time. Reading every outgoing weight each
             step is most of the published code's cost.
         decide_every: Decide every so many steps, rounded up to whole samples. ``None``: whenever the rate has accrued
-            up to eight units, at most 4 % of the group, but not more often than at every second sample, so that a
+            up to eight units, at most 8 % of the group, but not more often than at every second sample, so that a
             replacement is late by at most 8 % of a unit's mean life or two samples. The accrued budget is exact either
             way.
         sample_every: Sample the activations every so many steps. ``None``: every 10, and oftener where the running
