@@ -37,6 +37,7 @@ __all__ = [
     "labels",
     "needed_statistics",
     "on_step",
+    "parts_of",
     "passed_on",
     "prepare",
     "units_of",
@@ -47,7 +48,7 @@ __all__ = [
 
 def wrappers_of(model: Models) -> list[nn.Module]:
     """The DistributedDataParallel wrappers among what was given."""
-    return [part for part in _parts(model).values() if isinstance(part, nn.parallel.DistributedDataParallel)]
+    return [part for part in parts_of(model).values() if isinstance(part, nn.parallel.DistributedDataParallel)]
 
 
 def unwrapped(model: Models, units: UnitGraph | None) -> tuple[Models, Any]:
@@ -57,7 +58,7 @@ def unwrapped(model: Models, units: UnitGraph | None) -> tuple[Models, Any]:
         IllegalConfiguration: If only some are wrapped, or the units were not found before.
     """
     several = isinstance(model, Mapping)
-    parts = _parts(model)
+    parts = parts_of(model)
     wrapped = {name: part for name, part in parts.items() if isinstance(part, nn.parallel.DistributedDataParallel)}
     if not wrapped:
         return model, None
@@ -76,7 +77,8 @@ def unwrapped(model: Models, units: UnitGraph | None) -> tuple[Models, Any]:
     return (plain if several else plain[""]), process_group
 
 
-def _parts(model: Models) -> dict[str, nn.Module]:
+def parts_of(model: Models) -> dict[str, nn.Module]:
+    """The modules by name; one alone has the empty name."""
     return dict(model) if isinstance(model, Mapping) else {"": model}
 
 
