@@ -1,27 +1,46 @@
 """The traps: frozen and cloned units as manifolds that one can build, certify, measure, simulate and leave."""
 
+from pliant.manifolds.audit import Audit, Confinement, Setting, audit, confinement
 from pliant.manifolds.certificate import Certificate, Condition, certificate
-from pliant.manifolds.cloning import Clone, Collapsed, clone, collapse
+from pliant.manifolds.cloning import Clone, clone
+from pliant.manifolds.collapsing import Collapsed, collapse
+from pliant.manifolds.frozen import FrozenGroup, FrozenUnits, drift_after_freezing, frozen_units
 from pliant.manifolds.partition import Partition, partition
 from pliant.manifolds.projection import Distance, dimension, distance, normal_part, project, residual
+from pliant.manifolds.redistribution import redistributed
 from pliant.manifolds.search import FoundPartition, find_partition
+from pliant.manifolds.trap import NormalShare, TrapTest, UnitSpread, trap_test
 
 __all__ = [
+    "Audit",
     "Certificate",
     "Clone",
     "Collapsed",
     "Condition",
+    "Confinement",
     "Distance",
-    "Partition",
     "FoundPartition",
+    "FrozenGroup",
+    "FrozenUnits",
+    "NormalShare",
+    "Partition",
+    "Setting",
+    "TrapTest",
+    "UnitSpread",
+    "audit",
     "certificate",
     "clone",
     "collapse",
+    "confinement",
     "dimension",
     "distance",
+    "drift_after_freezing",
     "find_partition",
+    "frozen_units",
     "normal_part",
     "partition",
     "project",
+    "redistributed",
     "residual",
+    "trap_test",
 ]

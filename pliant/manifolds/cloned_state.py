@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Optimizer, RMSprop
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.optimizer_state import check_optimizer
@@ -67,5 +67,10 @@ def scaled_optimizer(
                 )
             with torch.no_grad():
                 converted = convert(name, value)
-                made.state[new[name]][key] = converted * (rates[name].to(converted) ** POWERS[key])
+                made.state[new[name]][key] = converted * (rates[name].to(converted) ** _power(optimizer, key))
     return made
+
+
+def _power(optimizer: Optimizer, key: str) -> int:
+    """RMSprop's momentum is of steps, which are free of the gradient's scale; that of others is of gradients."""
+    return 0 if isinstance(optimizer, RMSprop) and key == "momentum_buffer" else POWERS[key]

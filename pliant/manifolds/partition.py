@@ -188,7 +188,9 @@ def _by_place(
 ) -> list[tuple[str, tuple[int, ...]]]:
     owned = {position for _, piece in found for row in piece.table for position in row}
     if max(owned) >= len(given):
-        raise IllegalConfiguration(f"{key!r} has {max(owned) + 1} positions or more, and {len(given)} labels are given.")
+        raise IllegalConfiguration(
+            f"{key!r} has {max(owned) + 1} positions or more, and {len(given)} labels are given."
+        )
     nested = len({position for _, piece in found for row in piece.table for position in row}) < sum(
         len(row) for _, piece in found for row in piece.table
     )
@@ -204,8 +206,8 @@ def _by_place(
             for other in range(one):
                 if own[one] != own[other] and set(rows[one]) & set(rows[other]):
                     raise IllegalConfiguration(
-                        f"{key!r} ties single positions of the units {other} and {one} of {group.name!r}: a block holds "
-                        "whole units, so that all positions of one correspond to those of the other."
+                        f"{key!r} ties single positions of the units {other} and {one} of {group.name!r}: a block "
+                        "holds whole units, so that all positions of one correspond to those of the other."
                     )
         result.append((group.name, canonical(own)))
     return result

@@ -46,7 +46,9 @@ def _check_kind(kind: str) -> None:
         raise IllegalConfiguration(f"kind={kind!r}: there are {', '.join(map(repr, KINDS))}.")
 
 
-def _values(model: nn.Module, state: Mapping[str, Tensor] | None, blocks: Mapping[str, TensorBlocks]) -> dict[str, Tensor]:
+def _values(
+    model: nn.Module, state: Mapping[str, Tensor] | None, blocks: Mapping[str, TensorBlocks]
+) -> dict[str, Tensor]:
     values = tensors_of(model) if state is None else dict(state)
     for name, own in blocks.items():
         if name not in values and state is None:
@@ -107,9 +109,7 @@ def project(
     }
 
 
-def residual(
-    model: nn.Module, partition: Partition, *, state: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
+def residual(model: nn.Module, partition: Partition, *, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     r""":math:`R = W - P_{BC}W` of the parameters: on the cloning manifold gradient descent never changes it.
 
     Two points of the cloning manifold with equal :math:`R` are on one leaf. Buffers are left out.

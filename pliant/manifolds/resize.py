@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,22 @@ from pliant.units.export import canonical_names
 __all__ = ["new_shapes", "resized"]
 
 _WIDTH_WORDS = ("dim", "width", "embed", "embd", "hidden", "size", "features", "channels", "inner", "model", "planes")
-_NOT_WIDTHS = ("head_dim", "head_size", "vocab", "patch", "model_dim", "image", "kernel", "layers", "position", "batch", "groups")
+_NOT_WIDTHS = (
+    "head_dim",
+    "head_size",
+    "vocab",
+    "patch",
+    "model_dim",
+    "image",
+    "kernel",
+    "layers",
+    "position",
+    "batch",
+    "groups",
+)
 
 
-def new_shapes(
-    model: nn.Module, units: UnitGraph, counts: Mapping[str, Sequence[float]]
-) -> dict[str, tuple[int, ...]]:
+def new_shapes(model: nn.Module, units: UnitGraph, counts: Mapping[str, Sequence[float]]) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors when every unit is taken ``counts[group][unit]`` times.
 
     Args:
@@ -76,7 +86,7 @@ def resized(
                     empty = tensor.detach().new_zeros(shapes[name])
                     is_trained = isinstance(tensor, nn.Parameter)
                     made[name] = nn.Parameter(empty, tensor.requires_grad) if is_trained else empty
-                store[leaf] = made[name]  # type: ignore[assignment]
+                store[leaf] = made[name]
     heads = {g.name: (g.size, sizes.get(g.name, g.size)) for g in units if g.site == "heads"}
     for (prefix, old), module in zip(model.named_modules(), wide.modules(), strict=True):
         _adapt(module, _Widths(model, prefix, old, units, shapes, sizes, heads))
@@ -97,7 +107,7 @@ class _Widths:
         heads: Mapping[str, tuple[int, int]],
     ) -> None:
         start = f"{prefix}." if prefix else ""
-        own = {name: tensor for name, tensor in module.named_parameters(prefix=prefix)}
+        own = dict(module.named_parameters(prefix=prefix))
         self.sizes: dict[int, set[int]] = {}
         for name, tensor in own.items():
             for before, after in zip(tensor.shape, shapes.get(name, tensor.shape), strict=True):
@@ -171,11 +181,11 @@ def _adapt(module: nn.Module, widths: _Widths) -> None:
         module.kdim = module.embed_dim if keys is None else keys.shape[1]
         module.vdim = module.embed_dim if values is None else values.shape[1]
     elif isinstance(module, nn.RNNBase):
-        module.hidden_size = module.weight_hh_l0.shape[1]  # type: ignore[union-attr, index, assignment]
-        module.input_size = module.weight_ih_l0.shape[1]  # type: ignore[union-attr, index, assignment]
+        module.hidden_size = cast(Tensor, module.weight_hh_l0).shape[1]
+        module.input_size = cast(Tensor, module.weight_ih_l0).shape[1]
         module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
     else:
-        _adapt_other(module, widths)
+        _adapt_other(module, widths, shape)
 
 
 def _adapt_conv(module: nn.modules.conv._ConvNd, widths: _Widths) -> None:
@@ -187,11 +197,11 @@ def _adapt_conv(module: nn.modules.conv._ConvNd, widths: _Widths) -> None:
     module.out_channels = outside * module.groups if module.transposed else outside
 
 
-def _adapt_other(module: nn.Module, widths: _Widths) -> None:
+def _adapt_other(module: nn.Module, widths: _Widths, shape: tuple[int, ...]) -> None:
     """Attributes of a module that PyTorch does not know, and of its configuration, if it has one."""
     _adapt_numbers(vars(module), widths)
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # of Hugging Face: inputs x outputs
-        module.nx, module.nf = module.weight.shape  # type: ignore[union-attr, misc]
+        vars(module).update(nx=shape[0], nf=shape[1])
     config = getattr(module, "config", None)
     if config is not None and type(config).__module__.startswith("transformers.") and not _seen(config):
         _adapt_numbers(vars(config), widths)
@@ -208,6 +218,8 @@ def _seen(config: Any) -> bool:
 def _adapt_numbers(values: dict[str, Any], widths: _Widths) -> None:
     for name, value in list(values.items()):
         if type(value) is int and not name.startswith("_"):
-            changed = widths.of({"n_head": "num_heads", "nhead": "num_heads", "n_heads": "num_heads"}.get(name, name), value)
+            changed = widths.of(
+                {"n_head": "num_heads", "nhead": "num_heads", "n_heads": "num_heads"}.get(name, name), value
+            )
             if changed != value:
                 values[name] = changed

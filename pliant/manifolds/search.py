@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from pliant.errors import IllegalConfiguration
 from pliant.manifolds.partition import Partition, canonical
 from pliant.manifolds.projection import Distance, distance
-from pliant.manifolds.structure import block_structure, tensors_of
+from pliant.manifolds.structure import Side, block_structure, tensors_of
 from pliant.units import UnitGraph, UnitGroup
+from pliant.units.group import Role
 
 __all__ = ["FoundPartition", "find_partition"]
 
@@ -179,14 +180,15 @@ def _refined(
         partition = Partition(units, labels)
 
 
-def _seen_from(role: str) -> tuple[tuple[str, ...], ...]:
+def _seen_from(role: Role) -> tuple[tuple[Side, ...], ...]:
     """What is summed before units are compared: the other side of the weights, in blocks."""
-    return {
+    table: dict[Role, tuple[tuple[Side, ...], ...]] = {
         "incoming": (("sending",),),
         "outgoing": (("receiving",),),
         "carried": (("sending",), ("receiving",)),
         "both": (("sending",), ("receiving",)),
-    }[role]  # type: ignore[return-value]
+    }
+    return table[role]
 
 
 def _components(same: Tensor) -> tuple[int, ...]:

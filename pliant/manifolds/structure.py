@@ -71,14 +71,13 @@ class TensorBlocks:
         total = 1
         classes = self.classes(*sides)
         for dim, size in zip(range(-len(self.shape), 0), self.shape, strict=True):
-            total *= len(classes[dim].unique()) if dim in classes else size
+            total *= int(torch.unique(classes[dim]).numel()) if dim in classes else size
         return total
 
     def block_size(self, side: Side) -> dict[int, Tensor]:
         """Dimension to the number of positions in each position's class."""
         return {
-            dim: torch.bincount(classes, minlength=len(classes))[classes]
-            for dim, classes in self.classes(side).items()
+            dim: torch.bincount(classes, minlength=len(classes))[classes] for dim, classes in self.classes(side).items()
         }
 
     def off(self, tensor: Tensor, kind: Kind) -> Tensor:

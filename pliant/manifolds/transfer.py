@@ -37,7 +37,11 @@ class Transfer:
                 dims = self.index.setdefault(piece.name, {})
                 if piece.dim not in dims:
                     dims[piece.dim] = self._match(
-                        base, piece.name, piece.dim, base_shapes[piece.name][piece.dim], wide_shapes[piece.name][piece.dim]
+                        base,
+                        piece.name,
+                        piece.dim,
+                        base_shapes[piece.name][piece.dim],
+                        wide_shapes[piece.name][piece.dim],
                     )
 
     def _match(self, base: UnitGraph, name: str, dim: int, short: int, long: int) -> Tensor:
