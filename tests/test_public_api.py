@@ -15,7 +15,7 @@ from pliant.commands import COMMANDS
 
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
-    "monitor Monitor",
+    "monitor Monitor fresh_twin probe ProbeResult",
     "attach Handle",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
     "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2Init LayerReset",
@@ -30,7 +30,7 @@ OPTIONS = {
     "demo": "debug out quick seeds workers",
     "run": "data-dir debug lr method optimizer out preset seeds set stream tasks workers",
     "list": "debug kind",
-    "show": "debug method",
+    "show": "debug name",
     "report": "csv debug figure folder markdown metric out stream",
     "units": "debug input model verify",
 }

@@ -76,7 +76,7 @@ _ENTRIES = (
     ),
     MetricInfo(
         "dormant_fraction", dormancy.dormant_fraction, "activations", "layer", "low",
-        _MEAN,
+        "Yes: on few samples a unit that is on rarely looks dormant.",
         "Yes: an offset brings every score nearer to 1, and hides dormant units.",
         "No: relative to the layer's mean.",
         {
@@ -99,7 +99,7 @@ _ENTRIES = (
     ),
     MetricInfo(
         "saturated_fraction", saturation.saturated_fraction, "derivatives", "layer", "low",
-        _MEAN,
+        "Yes: on few samples a unit that is flat often may be so on all; take more than 1 / (1 - share).",
         "No: a constant added to the activation has no derivative.",
         "Yes: a factor on the activation is one on its derivative, beside a fixed tau.",
         {},

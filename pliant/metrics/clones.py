@@ -166,7 +166,7 @@ def num_distinct_units(act_NU: Tensor, similarity: float = 0.95, sign: Sign = "a
 
 
 def _neighbours(act_NU: Tensor, similarity: float, sign: Sign, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Which units are copies of which (all of themselves), bool ``[..., U, U]``; which vary; which members are finite."""
+    """Which units are copies of which, bool ``[..., U, U]``; which of them vary; which members are finite."""
     if not 0 <= similarity < 1:
         raise ValueError(f"similarity must be in [0, 1), not {similarity}")
     if sign not in ("any", "same"):

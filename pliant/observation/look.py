@@ -12,7 +12,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.forward import untouched
-from pliant.observation.rows import Masks, kept_rows, row_mask
+from pliant.observation.outputs import first_line, logits, measured, takes_softmax
+from pliant.observation.rows import Masks, kept_rows
 from pliant.observation.values import GroupObservation, Observation
 from pliant.sharded import is_sharded, reshard, sharded_modules
 from pliant.stats.capture import named_tensors
@@ -217,16 +218,16 @@ class _Look:
                     seen[group.name] = _of_group(item, rows, *pieces, gradients, loss is not None)
                 else:
                     unseen[group.name] = "the batch has no sample for it that is not padding"
-        logits = _logits(output, self.masks.of_output())
+        logits_NC = logits(output, self.masks.of_output())
         return Observation(
             seen,
             unseen,
             loss=None if loss is None else float(loss.detach()),
-            outputs=tuple(_measured(leaf) for leaf in model_outputs(output) if leaf.is_floating_point()),
-            logits_NC=None if logits is None else _measured(logits),
-            is_classification=None if loss is None else _takes_softmax(loss, output),
-            gradients={name: _measured(gradient) for name, gradient in gradients.items()},
-            weights={name: _measured(tensor) for name, tensor in self.weights.items()},
+            outputs=tuple(measured(leaf) for leaf in model_outputs(output) if leaf.is_floating_point()),
+            logits_NC=None if logits_NC is None else measured(logits_NC),
+            is_classification=None if loss is None else takes_softmax(loss, output),
+            gradients={name: measured(gradient) for name, gradient in gradients.items()},
+            weights={name: measured(tensor) for name, tensor in self.weights.items()},
             trainable=self.trainable,
             num_examples=next((len(leaf) for leaf in tensor_leaves((self.args, self.kwargs)) if leaf.ndim), 0),
             training=training,
@@ -243,7 +244,7 @@ class _Look:
             mode = "training" if self.model.training else "evaluation"
             advice = " mode='eval' lets batch norm use its running statistics." if self.model.training else ""
             raise IllegalConfiguration(
-                f"{type(self.model).__name__} fails on this batch in {mode} mode: {_first_line(error)}.{advice}"
+                f"{type(self.model).__name__} fails on this batch in {mode} mode: {first_line(error)}.{advice}"
             ) from error
         finally:
             for handle in handles:
@@ -257,7 +258,7 @@ class _Look:
             loss = self.loss(output)
         except Exception as error:
             raise IllegalConfiguration(
-                f"the loss function raised {type(error).__name__} on the model's output: {_first_line(error)}."
+                f"the loss function raised {type(error).__name__} on the model's output: {first_line(error)}."
             ) from error
         if not isinstance(loss, Tensor) or not loss.is_floating_point():
             what = type(loss).__name__ if not isinstance(loss, Tensor) else str(loss.dtype)
@@ -288,7 +289,7 @@ class _Look:
         try:
             found = torch.autograd.grad(loss.reshape(()), sources, allow_unused=True)
         except RuntimeError as error:
-            if "Checkpointing is not compatible" not in str(error):
+            if "use_reentrant" not in str(error) and "Checkpointing is not compatible" not in str(error):
                 raise
             raise IllegalConfiguration(
                 "the model checkpoints its activations in the reentrant way, which gives no gradients of activations: "
@@ -309,7 +310,7 @@ def _of_group(
 ) -> GroupObservation:
     def chosen(pieces: list[Tensor]) -> Tensor:
         whole = torch.cat([item.reader.matrix(piece.detach()) for piece in pieces])
-        return _measured(whole.index_select(0, rows.to(whole.device)))
+        return measured(whole.index_select(0, rows.to(whole.device)))
 
     missing: dict[str, str] = {}
     reasons = [piece for piece in derivatives if isinstance(piece, str)]
@@ -342,45 +343,8 @@ def _incoming(group: UnitGroup, gradients: Mapping[str, Tensor]) -> Tensor | Non
         gradient = gradients.get(piece.name)
         if gradient is None or gradient.ndim < 2:
             continue
-        rows = _measured(gradient).abs().movedim(piece.dim, 0)
+        rows = measured(gradient).abs().movedim(piece.dim, 0)
         rows = rows[piece.positions().to(rows.device).flatten()].reshape(group.size, -1)
         totals.append(rows.sum(-1))
         count += rows.shape[1]
     return torch.stack(totals).sum(0) / count if count else None
-
-
-def _logits(output: Any, mask: Tensor | None) -> Tensor | None:
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    leaves = [named] if isinstance(named, Tensor) else model_outputs(output)
-    for leaf in leaves:
-        if leaf.is_floating_point() and leaf.ndim >= 2:
-            last = leaf if leaf.ndim <= 3 else leaf.movedim(1, -1)  # maps of classes have them second
-            counts = row_mask(last.shape[:-1], mask)
-            rows_NC = last.reshape(-1, last.shape[-1])
-            return rows_NC if counts is None else rows_NC[counts]
-    return None
-
-
-def _takes_softmax(loss: Tensor, output: Any) -> bool:
-    """Whether a softmax lies between the outputs and the loss."""
-    ends = {leaf.grad_fn for leaf in model_outputs(output) if leaf.ndim}
-    pending, seen = [loss.grad_fn], set(ends)
-    while pending and len(seen) < 10_000:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        if "Softmax" in node.name() or "NllLoss" in node.name():
-            return True
-        seen.add(node)
-        pending.extend(source for source, _ in node.next_functions)
-    return False
-
-
-def _measured(tensor: Tensor) -> Tensor:
-    """A copy in the precision that is measured in."""
-    return tensor.detach().to(torch.float64 if tensor.dtype == torch.float64 else torch.float32, copy=True)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

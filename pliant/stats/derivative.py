@@ -17,7 +17,22 @@ _NONLINEAR = frozenset(
     [
         *("Relu", "LeakyRelu", "Gelu", "Silu", "Mish", "Elu", "Celu", "Selu", "Softplus", "Hardswish", "Hardsigmoid"),
         *("Hardtanh", "Threshold", "LogSigmoid", "RreluWithNoise", "PreluKernel", "Softshrink", "Hardshrink", "Sign"),
-        *("Tanh", "Sigmoid", "Sin", "Cos", "Tan", "Sinc", "Erf", "Erfc", "Exp", "Exp2", "Expm1", "Log", "Log1P", "Log2"),
+        *(
+            "Tanh",
+            "Sigmoid",
+            "Sin",
+            "Cos",
+            "Tan",
+            "Sinc",
+            "Erf",
+            "Erfc",
+            "Exp",
+            "Exp2",
+            "Expm1",
+            "Log",
+            "Log1P",
+            "Log2",
+        ),
         *("Atan", "Asinh", "Sinh", "Cosh", "Abs", "Sqrt", "Rsqrt", "Pow", "Square", "Reciprocal", "Clamp", "ClampMin"),
         *("ClampMax", "Xlogy", "Logaddexp", "Logaddexp2", "NanToNum", "Lerp", "Addcmul", "Addcdiv", "Polar", "Round"),
     ]
@@ -125,7 +140,7 @@ class _Front:
         key = id(node)
         if key not in self.nodes:
             self.nodes[key] = node
-            heapq.heappush(self.heap, (-node._sequence_nr(), key))  # type: ignore[attr-defined]
+            heapq.heappush(self.heap, (-node._sequence_nr(), key))
         slots = self.grads.setdefault(key, {})
         slots[slot] = slots[slot] + grad if slot in slots else grad
         self.bent[key] = self.bent.get(key, False) or bent
@@ -138,19 +153,20 @@ class _Front:
 def _walk(edge: GradientEdge, vector: Tensor) -> tuple[list[Tensor], bool] | str:
     """``vector`` sent back to the inputs of the activation function, and whether views or pooling lay between.
 
-    The deepest point through which everything passes is the input; where there is none, each branch has one.
+    The first point behind the nonlinear operations through which everything passes is the input; where there is none,
+    each branch has one.
     """
     front, ends = _Front(), list[Tensor]()
     cut: Tensor | None = None
     front.push(edge.node, edge.output_nr, vector, False)
-    any_bent = moved = False
+    any_bent = moved = curved = False
     for _ in range(_MAX_NODES):
         if not front.heap:
             break
         node, grads, bent = front.pop()
         name = re.sub(r"Backward\d*$", "", node.name())
-        if bent and not front.heap and not ends and len(grads) == 1:
-            cut = next(iter(grads.values()))
+        if curved and not front.heap and not ends and len(grads) == 1:
+            cut, curved = next(iter(grads.values())), False
         kind = _kind(node, name, bent)
         if kind is None:
             return f"{node.name()} is not known as an activation function"
@@ -164,6 +180,7 @@ def _walk(edge: GradientEdge, vector: Tensor) -> tuple[list[Tensor], bool] | str
             continue
         moved |= kind == "layout"
         bent |= kind == "nonlinear"
+        curved |= kind == "nonlinear"
         any_bent |= bent
         for (source, slot), grad in zip(node.next_functions, _back(node, grads), strict=True):
             if source is not None and grad is not None and not _is_leaf(source):
