@@ -150,6 +150,7 @@ def _layers(problem: Problem, factor_NPCQ: Tensor) -> tuple[Tensor, set[str]] | 
             inputs, outputs = found[0]
             if inputs.ndim == 2 and len(inputs) == problem.num_samples and len(outputs) == len(out_NC):
                 seen.append((_Seen(module, inputs.detach(), outputs), mine))
+    seen = _explained_by_layers(out_NC, factor_NPCQ[:, 0], seen, leaves)
     if not seen:
         return None
     tensors = [item.outputs for item, _ in seen]
@@ -173,6 +174,37 @@ def _layers(problem: Problem, factor_NPCQ: Tensor) -> tuple[Tensor, set[str]] | 
         blocks = (back @ back.T).view(num, width, num, width)
         total.view(num, width, num, width).addcmul_(blocks, inside[:, None, :, None])
     return total, {name for _, mine in seen for name in mine.values()}
+
+
+def _explained_by_layers(
+    out_NC: Tensor, factor_NCQ: Tensor, seen: list[tuple[_Seen, dict[str, str]]], leaves: dict[str, Tensor]
+) -> list[tuple[_Seen, dict[str, str]]]:
+    """The layers whose parameters are used nowhere else: their gradients are those that the layer gives.
+
+    Modules say nothing about a weight that is read as a tensor elsewhere, so one gradient is compared.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(factor_NCQ.shape[-1], generator=generator, dtype=torch.float32).to(factor_NCQ)
+    names = [name for _, mine in seen for name in mine.values()]
+    wanted = [*(item.outputs for item, _ in seen), *(leaves[name] for name in names)]
+    if not wanted:
+        return []
+    found = torch.autograd.grad(out_NC, wanted, factor_NCQ @ mix, retain_graph=True, allow_unused=True)
+    whole = dict(zip(names, found[len(seen) :], strict=True))
+    kept = []
+    for (layer, mine), back in zip(seen, found, strict=False):
+        back = torch.zeros_like(layer.outputs) if back is None else back
+        parts = {"weight": back.T @ layer.inputs, "bias": back.sum(0)}
+        if all(_close(whole[name], parts[kind]) for kind, name in mine.items()):
+            kept.append((layer, mine))
+    return kept
+
+
+def _close(whole: Tensor | None, part: Tensor) -> bool:
+    if whole is None:
+        return not bool(part.any())
+    scale = part.abs().max() + whole.abs().max()
+    return bool((whole - part).abs().max() <= 1e4 * torch.finfo(part.dtype).eps * scale)
 
 
 # ---- rows of the Jacobian ----

@@ -91,7 +91,8 @@ class HalfSquares:
     def loss(self, out_NPC: Tensor) -> Tensor:
         r""":math:`\frac{1}{2N}\sum \|f - y\|^2`."""
         error = out_NPC if self.wanted is None else out_NPC - self.wanted
-        return error.square().sum() / (2 * self.count)
+        value: Tensor = error.square().sum() / (2 * self.count)
+        return value
 
     def product(self, out_NPC: Tensor, vector_NPC: Tensor) -> Tensor:
         """Divided by N."""

@@ -121,12 +121,13 @@ class Problem:
         """Say what to do where PyTorch cannot differentiate; attention runs by its plain formula meanwhile."""
         recurrent = any(isinstance(module, (nn.RNNBase, nn.RNNCellBase)) for module in self.model.modules())
         with contextlib.ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if recurrent:  # the fused kernels of recurrent layers have a first derivative only
                 stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
                 stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            stack.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", "There is a performance drop")
             try:
                 yield
             except (RuntimeError, NotImplementedError) as error:

@@ -39,6 +39,7 @@ class Operator:
             self._dual = torch.zeros_like(out_NPC).requires_grad_()
             value = problem.target.loss(out_NPC) if matrix == "hessian" else (out_NPC * self._dual).sum()
             self._out, self._gradient = out_NPC, _derivative([value], leaves, None, create_graph=True)
+            _check_twice(self._gradient)
 
     def __call__(self, vector_D: Tensor) -> Tensor:
         """The product: ``[D]``, in the problem's dtype.
@@ -67,6 +68,21 @@ class Operator:
         identity = torch.eye(self.dimension, dtype=self.problem.dtype, device=self.problem.device)
         matrix = torch.stack([self(row) for row in identity])
         return (matrix + matrix.T) / 2
+
+
+def _check_twice(gradients: list[Tensor]) -> None:
+    """Refuse a graph that holds a function which may be differentiated once only.
+
+    Where the path through it is not the only one, PyTorch would leave it out and say nothing.
+    """
+    waiting, seen = [item.grad_fn for item in gradients], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if node.name().endswith("Error"):  # it leads nowhere
+                raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
+            waiting.extend(following for following, _ in node.next_functions)
 
 
 def _derivative(

@@ -83,7 +83,7 @@ def test_models_that_do_not_fit():
     broken = mlp([5, 8, 3])
     with torch.no_grad():
         broken[0].weight[0, 0] = math.inf
-    with pytest.raises(IllegalConfiguration, match="look for NaN|Look for NaN"):
+    with pytest.raises(IllegalConfiguration, match="Look for NaN"):
         hessian_spectrum(broken, (X, Y))
 
 
@@ -121,7 +121,7 @@ def test_an_operation_without_a_second_derivative():
 
     model = Custom(5, 3).double()
     with pytest.raises(UnsupportedOp, match="cannot be differentiated as often"):
-        hessian_operator(model, (X, Y))(torch.ones(18))
+        hessian_operator(model, (X, Y))
     plain = nn.Sequential(nn.Linear(5, 3), nn.Tanh()).double()
     plain[0].load_state_dict(model.state_dict())
     a, b = (ggn_spectrum(item, (X, Y)).eigenvalues() for item in (model, plain))
