@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         HareAndTortoise,
         InsertDropout,
         InsertNormalization,
+        L2EffectiveRank,
         L2Init,
         LayerReset,
         NormalizeAndProject,
@@ -75,6 +76,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "HareAndTortoise",
     "InsertDropout",
     "InsertNormalization",
+    "L2EffectiveRank",
     "L2Init",
     "LayerReset",
     "NormalizeAndProject",
@@ -106,7 +108,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
     *("checkpoint", "errors", "insertion", "interventions", "metrics", "nn", "optim", "records", "report"),
-    *("stats", "surgery", "units"),
+    *("spectrum", "stats", "surgery", "units"),
 )
 _SOURCES = {
     "Handle": "pliant.handle",
@@ -125,6 +127,7 @@ _SOURCES = {
     "CChain": "pliant.interventions",
     "FeatureNorm": "pliant.interventions",
     "GradientNoise": "pliant.interventions",
+    "L2EffectiveRank": "pliant.interventions",
     "L2Init": "pliant.interventions",
     "Parseval": "pliant.interventions",
     "SpectralRegularisation": "pliant.interventions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -101,7 +102,7 @@ class HalfSquares:
     def factor(self, out_NPC: Tensor) -> Tensor:
         """A multiple of the identity."""
         num = out_NPC.shape[-1]
-        identity = torch.eye(num, dtype=out_NPC.dtype, device=out_NPC.device) / self.count**0.5
+        identity = torch.eye(num, dtype=out_NPC.dtype, device=out_NPC.device) / math.sqrt(self.count)
         return identity.expand(*out_NPC.shape, num)
 
 
