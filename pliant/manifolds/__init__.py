@@ -4,11 +4,23 @@ from pliant.manifolds.audit import Audit, Confinement, Setting, audit, confineme
 from pliant.manifolds.certificate import Certificate, Condition, certificate
 from pliant.manifolds.cloning import Clone, clone
 from pliant.manifolds.collapsing import Collapsed, collapse
+from pliant.manifolds.dynamics import matching_optimizer
+from pliant.manifolds.escape import (
+    DropoutBurst,
+    Escape,
+    NoiseBurst,
+    escape,
+    escape_rate,
+    kicked,
+    reset_clones,
+    variance_ratio,
+)
 from pliant.manifolds.frozen import FrozenGroup, FrozenUnits, drift_after_freezing, frozen_units
 from pliant.manifolds.partition import Partition, partition
 from pliant.manifolds.projection import Distance, dimension, distance, normal_part, project, residual
 from pliant.manifolds.redistribution import redistributed
 from pliant.manifolds.search import FoundPartition, find_partition
+from pliant.manifolds.stability import Stability, stability
 from pliant.manifolds.trap import NormalShare, TrapTest, UnitSpread, trap_test
 
 __all__ = [
@@ -19,12 +31,16 @@ __all__ = [
     "Condition",
     "Confinement",
     "Distance",
+    "DropoutBurst",
+    "Escape",
     "FoundPartition",
     "FrozenGroup",
     "FrozenUnits",
+    "NoiseBurst",
     "NormalShare",
     "Partition",
     "Setting",
+    "Stability",
     "TrapTest",
     "UnitSpread",
     "audit",
@@ -35,12 +51,19 @@ __all__ = [
     "dimension",
     "distance",
     "drift_after_freezing",
+    "escape",
+    "escape_rate",
     "find_partition",
     "frozen_units",
+    "kicked",
+    "matching_optimizer",
     "normal_part",
     "partition",
     "project",
     "redistributed",
+    "reset_clones",
     "residual",
+    "stability",
     "trap_test",
+    "variance_ratio",
 ]
