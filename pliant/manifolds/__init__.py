@@ -1,21 +1,14 @@
 """The traps: frozen and cloned units as manifolds that one can build, certify, measure, simulate and leave."""
 
-from pliant.manifolds.audit import Audit, Confinement, Setting, audit, confinement
+from pliant.manifolds.audit import Audit, Setting, audit
 from pliant.manifolds.certificate import Certificate, Condition, certificate
 from pliant.manifolds.cloning import Clone, clone
 from pliant.manifolds.collapsing import Collapsed, collapse
+from pliant.manifolds.confinement import Confinement, confinement
 from pliant.manifolds.dynamics import matching_optimizer
-from pliant.manifolds.escape import (
-    DropoutBurst,
-    Escape,
-    NoiseBurst,
-    escape,
-    escape_rate,
-    kicked,
-    reset_clones,
-    variance_ratio,
-)
+from pliant.manifolds.escape import Escape, escape, escape_rate, variance_ratio
 from pliant.manifolds.frozen import FrozenGroup, FrozenUnits, drift_after_freezing, frozen_units
+from pliant.manifolds.kicks import DropoutBurst, NoiseBurst, kicked, reset_clones
 from pliant.manifolds.partition import Partition, partition
 from pliant.manifolds.projection import Distance, dimension, distance, normal_part, project, residual
 from pliant.manifolds.redistribution import redistributed

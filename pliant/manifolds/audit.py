@@ -11,7 +11,6 @@ element-wise map keeps that form.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,32 +20,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from pliant.errors import IllegalConfiguration
+from pliant.manifolds.confinement import AfterStep, Confinement, confinement, norm_of
 from pliant.manifolds.partition import Partition
-from pliant.manifolds.projection import distance, normal_part, project, residual
+from pliant.manifolds.projection import normal_part, project
 from pliant.manifolds.redistribution import redistributed
-from pliant.quiet import unrecorded
-from pliant.units.export import as_call, canonical_names
+from pliant.units.export import canonical_names
 from pliant.units.verify import random_rates
 
-__all__ = ["Audit", "Confinement", "Setting", "audit", "confinement"]
-
-AfterStep = Callable[[nn.Module, Optimizer, int], None]
-
-
-@dataclass(frozen=True)
-class Confinement:
-    r"""Where training went, from one start.
-
-    Attributes:
-        distance: Distance to the cloning manifold at the end, relative to the norm of the weights with blocks.
-        residual_ratio: :math:`\lVert R(t)\rVert / \lVert R(0)\rVert` of the difference to block-constant weights:
-            1 on a leaf, ``nan`` where the start is block-constant.
-        residual_drift: :math:`\lVert R(t) - R(0)\rVert`, relative to the norm of the weights with blocks.
-    """
-
-    distance: float
-    residual_ratio: float
-    residual_drift: float
+__all__ = ["Audit", "Setting", "audit"]
 
 
 @dataclass(frozen=True)
@@ -95,59 +76,6 @@ class Audit:
             far = f"{leaf.distance:>11.1e} {leaf.residual_ratio:>9.6f}" if leaf else f"{'-':>11} {'-':>9}"
             rows.append(f"{item.name:<34} {item.from_clones.distance:>11.1e} {far}  {item.verdict}: {item.reason}")
         return "\n".join(rows)
-
-
-def confinement(
-    model: nn.Module,
-    partition: Partition,
-    inputs: Any,
-    loss: Callable[[Any], Tensor],
-    optimizer: Callable[[nn.Module], Optimizer],
-    *,
-    steps: int = 50,
-    after_step: AfterStep | None = None,
-    seed: int = 0,
-) -> Confinement:
-    """Train a copy of a model from where it is, and say where it has gone.
-
-    Args:
-        model: The model, on the manifold; it is not changed.
-        partition: Its blocks.
-        inputs: A batch, or a function from the step to a batch and its loss (``loss`` is then ignored).
-        loss: From the model's output to a scalar.
-        optimizer: From the copy to its optimizer.
-        steps: Number of steps.
-        after_step: Called with the copy, the optimizer and the step after each.
-        seed: Seed of what is random in the forward pass.
-
-    Returns:
-        The distance at the end.
-    """
-    wide = copy.deepcopy(model)
-    stepper = optimizer(wide)
-    start = residual(wide, partition)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for step in range(steps):
-            batch, own_loss = inputs(step) if callable(inputs) else (inputs, loss)
-            args, kwargs = as_call(batch)
-            stepper.zero_grad()
-            with unrecorded():
-                own_loss(wide(*args, **kwargs)).backward()
-            stepper.step()
-            if after_step is not None:
-                after_step(wide, stepper, step)
-    end = residual(wide, partition)
-    before, after = _norm(start), _norm(end)
-    off = distance(wide, partition)
-    scale = off.total / off.relative if off.relative else _norm({n: dict(wide.named_parameters())[n] for n in end})
-    drift = _norm({name: end[name] - start[name] for name in end})
-    plain = before <= 1e-9 * scale
-    return Confinement(off.relative, float("nan") if plain else after / before, drift / scale if scale else 0.0)
-
-
-def _norm(vectors: Mapping[str, Tensor]) -> float:
-    return math.hypot(*(float(torch.linalg.vector_norm(v.detach().double())) for v in vectors.values()))
 
 
 def audit(
@@ -345,6 +273,6 @@ def _has_uneven_state(optimizer: Optimizer, model: nn.Module, partition: Partiti
                 by_key.setdefault(key, {})[str(name)] = value
     for values in by_key.values():
         off = normal_part(model, partition, "block_constant", state=values)
-        if _norm(off) > tolerance * _norm(values):
+        if norm_of(off) > tolerance * norm_of(values):
             return True
     return False

@@ -88,7 +88,15 @@ def resized(
                     made[name] = nn.Parameter(empty, tensor.requires_grad) if is_trained else empty
                 store[leaf] = made[name]
     heads = {g.name: (g.size, sizes.get(g.name, g.size)) for g in units if g.site == "heads"}
+    whole = _Widths(model, "", model, units, shapes, sizes, heads)
     for (prefix, old), module in zip(model.named_modules(), wide.modules(), strict=True):
+        if (
+            isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+            and module.weight is None
+            and len(module.normalized_shape) == 1
+        ):
+            module.normalized_shape = (whole.of("width", module.normalized_shape[0]),)  # nothing of its own says it
+            continue
         _adapt(module, _Widths(model, prefix, old, units, shapes, sizes, heads))
     return wide
 

@@ -2,11 +2,13 @@ r"""Curvature away from the manifold: does a small departure grow?
 
 The Hessian restricted to the normal directions, :math:`P_N H P_N`: where its smallest eigenvalue
 :math:`\lambda_{min}` is negative, a small departure along it grows by :math:`1 - \eta\lambda_{min}` in a step of
-gradient descent, at a stationary point. Away from one, this is the curvature at one moment of a trajectory, and no prediction.
+gradient descent, at a stationary point. Away from one, this is the curvature at one moment of a trajectory, and no
+prediction.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,4 +141,4 @@ def _gradient_norm(operator: Operator) -> float:
     with problem.explained("the gradient"), torch.enable_grad():
         value = problem.target.loss(problem.outputs(leaves))
         found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-    return sum(float(g.square().sum()) for g in found if g is not None) ** 0.5
+    return math.sqrt(sum(float(g.square().sum()) for g in found if g is not None))

@@ -9,7 +9,7 @@ import torch
 import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import NAMES, Net, doubled, net, outputs
+from nets import NAMES, Net, doubled, generic, net, outputs
 from torch import nn
 
 import pliant
@@ -135,6 +135,27 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor
         optimizer.zero_grad()
         zoo.loss_of(model(batch)).backward()
         optimizer.step()
+
+
+NORMS = {
+    "none": lambda: nn.Identity(),
+    "batch without affine": lambda: nn.BatchNorm2d(4, affine=False),
+    "layer": lambda: nn.LayerNorm([4, 3, 3]),
+    "groups of two": lambda: nn.GroupNorm(2, 4),
+    "each by itself": lambda: nn.GroupNorm(4, 4),
+    "instance": lambda: nn.InstanceNorm2d(4, affine=True),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_convolutional_network_with_any_norm(name: str):
+    layers = [nn.Conv2d(2, 4, 3, padding=1), NORMS[name](), nn.Tanh(), nn.Flatten(), nn.Linear(36, 5), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.LayerNorm(5, elementwise_affine=False), nn.Linear(5, 2)).double()
+    model.load_state_dict(generic(model), strict=False)
+    x = torch.randn(3, 2, 3, 3, dtype=torch.float64)
+    wide = manifolds.clone(model, 3, x)
+    for a, b in zip(outputs(model, x), outputs(wide.model, x), strict=True):
+        assert differs(a, b) <= 1e-12
 
 
 # ---- what cannot be done is refused, with the place
