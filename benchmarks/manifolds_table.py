@@ -87,11 +87,12 @@ def table(seeds: int) -> str:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.strip()
+    width = 4 * FACTOR
     note = (
         f"Smallest to largest over {seeds} seeds (network, data, batches and redistribution), {STEPS} steps of 16 of "
-        f"64 samples, random labels, float64, tanh network 5-{4 * FACTOR}-{4 * FACTOR}-2 in blocks of {FACTOR}; distance "
-        f"to the cloning manifold relative to the norm of the weights. The law `(1 - lr·decay)^t` gives {laws[0]:.6f} for "
-        f"SGD and {laws[1]:.6f} for AdamW. `python benchmarks/manifolds_table.py --seeds {seeds}` at commit {commit}, "
+        f"64 samples, random labels, float64, tanh network 5-{width}-{width}-2 in blocks of {FACTOR}; distance to the "
+        f"cloning manifold relative to the norm of the weights. The law `(1 - lr·decay)^t` gives {laws[0]:.6f} for SGD "
+        f"and {laws[1]:.6f} for AdamW. `python benchmarks/manifolds_table.py --seeds {seeds}` at commit {commit}, "
         f"PyTorch {torch.__version__.partition('+')[0]}."
     )
     return "\n".join([*rows, "", note])

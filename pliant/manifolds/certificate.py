@@ -122,7 +122,7 @@ def certificate(
     tensors, found = tensors_of(model), []
     wanted: list[Kind] = ["incoming", "outgoing"] if kind in ("both", "leaf") else [kind]  # type: ignore[list-item]
     for name, blocks in block_structure(model, partition).items():
-        value = tensors[name].detach()
+        value = tensors[name].detach().double()
         for one in wanted:
             defect = _relative(blocks.off(value, one), value)
             found.append(Condition(name, one, defect, defect <= tolerance))

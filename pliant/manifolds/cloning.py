@@ -101,7 +101,7 @@ def clone(
     wide_units = units_of(wide, units, sizes, example_inputs, "wider")
     blocks = Partition(wide_units, {name: canonical(_owners(number)) for name, number in counts.items()})
     view = Repetition(model, wide, units, blocks, split or {})
-    state = {name: view.transfer.expand(name, tensor) * view.scale(name) for name, tensor in detached(model).items()}
+    state = {name: view.widened(name, tensor) for name, tensor in detached(model).items()}
     change = difference(model, wide, example_inputs, view)
     if not change <= _TOLERANCE:
         raise NotYetSupported(

@@ -72,11 +72,11 @@ def normal_part(
         state: Other values than the model's own, by name: a gradient, an update.
 
     Returns:
-        Tensor name to its normal part, for tensors with blocks that are in ``state``.
+        Tensor name to its normal part in float64, for tensors with blocks that are in ``state``.
     """
     _check_kind(kind)
     blocks = block_structure(model, partition)
-    return {name: blocks[name].off(value, kind) for name, value in _values(model, state, blocks).items()}
+    return {name: blocks[name].off(value.double(), kind) for name, value in _values(model, state, blocks).items()}
 
 
 def project(
@@ -105,7 +105,8 @@ def project(
     off = normal_part(model, partition, kind, state=state)
     values = tensors_of(model) if state is None else state
     return {
-        name: value.detach() - off[name] if name in off else value.detach().clone() for name, value in values.items()
+        name: (value.detach().double() - off[name]).to(value) if name in off else value.detach().clone()
+        for name, value in values.items()
     }
 
 

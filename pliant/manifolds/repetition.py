@@ -41,6 +41,10 @@ class Repetition:
         counts = {name: blocks.block_sizes(name) for name in blocks.labels}
         self.norms = _absorbing(base, base_units, counts)
 
+    def widened(self, name: str, tensor: Tensor) -> Tensor:
+        """The wide tensor of a base's: copies, in their shares."""
+        return self.transfer.expand(name, tensor) * self.scale(name).to(tensor.device)
+
     def scale(self, name: str, *, full: bool = False) -> Tensor:
         """The wide entries over those that they are copies of."""
         if name in self.norms:
@@ -88,8 +92,7 @@ def difference(model: nn.Module, other: nn.Module, example_inputs: Any, view: Re
     """
     one, two = (Probe(item, example_inputs, 0, torch.float64) for item in (model, other))
     if view is not None:
-        wide = {n: view.transfer.expand(n, t) for n, t in one.state.items()}
-        wide = {n: t * view.scale(n) if t.dtype.is_floating_point and n in view.shapes else t for n, t in wide.items()}
+        wide = {n: view.widened(n, t) if n in view.shapes else t for n, t in one.state.items()}
         before, after = one.run(one.state), two.run(wide)
     else:
         states = [

@@ -8,7 +8,7 @@ every batch. Zero on one batch says that this step stays; that is all it says.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,8 +104,7 @@ def trap_test(
     *,
     optimizer: Optimizer | None = None,
     kind: Kind = "both",
-    single: Callable[[int], tuple[Any, Callable[[Any], Tensor]]] | None = None,
-    num_singles: int = 0,
+    samples: Iterable[tuple[Any, Callable[[Any], Tensor]]] = (),
     tolerance: float = 1e-9,
 ) -> TrapTest:
     """The normal share of the gradient on a batch, and of the update that the optimizer would make.
@@ -119,9 +118,8 @@ def trap_test(
         loss: From the model's output to a scalar; ``None`` where the output has a loss.
         optimizer: Its optimizer.
         kind: Which manifold.
-        single: From a number to one sample and its loss: the share is then taken of single samples, too, which is what
-            does not depend on the batch.
-        num_singles: How many of them.
+        samples: Single samples, each with its own loss: the share is then taken of each, too, which certifies more than
+            that of their mean.
         tolerance: Largest share that counts as rounding.
 
     Returns:
@@ -143,19 +141,15 @@ def trap_test(
     refuse_random(model, inputs)
     seen = observe(model, inputs, loss, units=partition.units, where="*,*:residual")
     gradients = _gradients(seen)
-    samples = None
-    for number in range(num_singles if single is not None else 0):
-        assert single is not None
-        one, own_loss = single(number)
-        share = normal_share(model, partition, _gradients(observe(model, one, own_loss, units=partition.units)), kind)
-        samples = max(samples or 0.0, share.share)
+    singles = [_gradients(observe(model, one, own, units=UnitGraph(()))) for one, own in samples]
+    shares = [normal_share(model, partition, single, kind).share for single in singles]
     update = None
     if optimizer is not None:
         update = normal_share(model, partition, _update(model, optimizer, gradients), kind)
     return TrapTest(
         normal_share(model, partition, gradients, kind),
         update,
-        samples,
+        max(shares, default=None),
         _spread(seen, partition),
         distance(model, partition, kind),
         tolerance,

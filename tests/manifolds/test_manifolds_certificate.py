@@ -97,7 +97,7 @@ def test_samples_one_by_one_certify_more_than_a_batch():
         return own.batch[number : number + 1], lambda output: (output - target).square().sum()
 
     found = manifolds.trap_test(
-        wide.model, wide.partition, own.batch, zoo.loss_of, single=single, num_singles=len(own.batch)
+        wide.model, wide.partition, own.batch, zoo.loss_of, samples=map(single, range(len(own.batch)))
     )
     assert found.samples is not None
     assert found.samples <= 1e-12

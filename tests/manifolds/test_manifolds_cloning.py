@@ -99,6 +99,22 @@ def test_unequal_shares_keep_the_function_and_lose_the_outgoing_condition():
     assert {failure.tensor for failure in outgoing.failures} == {"2.weight"}
 
 
+def test_what_collapsing_costs_shrinks_with_the_distance():
+    own, wide = net("mlp"), doubled("mlp")
+    noise = {name: torch.randn_like(p) for name, p in wide.model.named_parameters()}
+    found = []
+    for size in (1e-2, 1e-3, 1e-9):
+        model = copy.deepcopy(wide.model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.add_(size * noise[name])
+        small = manifolds.collapse(model, wide.partition, own.batch)
+        found.append((small.distance.total, small.change))
+    assert found[0][0] / found[1][0] == pytest.approx(10, rel=1e-6)
+    assert found[0][1] > 2 * found[1][1] > 0
+    assert found[2][1] <= 1e-7
+
+
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.0, momentum=0.9),
     "Adam": lambda p: torch.optim.Adam(p, lr=0.0, amsgrad=True),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import generic, net
+from nets import generic, net, tanh_net
 from torch import Tensor
 
 from pliant import manifolds
@@ -122,6 +122,14 @@ def test_the_dimension_is_the_trace_of_the_projection(name: str, tensor: str):
         trace = sum(float((e - block.off(e, kind)).flatten()[i]) for i, e in enumerate(basis))
         assert block.dimension(kind) == round(trace)
         assert trace == pytest.approx(round(trace), abs=1e-9)
+
+
+def test_the_dimensions_of_the_published_example():
+    own = tanh_net()
+    wide = manifolds.clone(own.model, 3, own.batch, units=own.units)  # 5-12-12-2 in threes
+    assert sum(p.numel() for p in wide.model.parameters()) == 254
+    assert manifolds.dimension(wide.model, wide.partition, "both") == 118
+    assert manifolds.dimension(wide.model, wide.partition, "block_constant") == 54  # the base's own
 
 
 def test_which_units_of_a_block_are_where_does_not_matter():
