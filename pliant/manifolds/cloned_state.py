@@ -72,5 +72,5 @@ def scaled_optimizer(
 
 
 def _power(optimizer: Optimizer, key: str) -> int:
-    """RMSprop's momentum is of steps, which are free of the gradient's scale; that of others is of gradients."""
+    """RMSprop's momentum is of steps, which are free of the gradient's scale but for its epsilon."""
     return 0 if isinstance(optimizer, RMSprop) and key == "momentum_buffer" else POWERS[key]

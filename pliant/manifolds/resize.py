@@ -98,6 +98,9 @@ def resized(
             module.normalized_shape = (whole.of("width", module.normalized_shape[0]),)  # nothing of its own says it
             continue
         _adapt(module, _Widths(model, prefix, old, units, shapes, sizes, heads))
+    configs = {id(config): config for module in wide.modules() if _is_config(config := getattr(module, "config", None))}
+    for config in configs.values():  # the modules of one model share one
+        _adapt_numbers(vars(config), whole)
     return wide
 
 
@@ -121,14 +124,7 @@ class _Widths:
             for before, after in zip(tensor.shape, shapes.get(name, tensor.shape), strict=True):
                 if before != after:
                     self.sizes.setdefault(before, set()).add(after)
-        inside = [
-            heads[group.name]
-            for group in units
-            if group.name in heads and any(piece.name.startswith(start) for piece in group.slices)
-        ]
-        self.heads: dict[int, set[int]] = {}
-        for before, after in inside:
-            self.heads.setdefault(before, set()).add(after)
+        self.heads: dict[int, set[int]] = {}  # of nested groups, a tensor shows the product: query heads
         for place in {p.name for g in units if g.name in heads for p in g.slices if p.name.startswith(start)}:
             nested = [heads[g.name] for g in units if g.name in heads and place in g.tensors]
             self.heads.setdefault(prod(a for a, _ in nested), set()).add(prod(b for _, b in nested))
@@ -206,21 +202,14 @@ def _adapt_conv(module: nn.modules.conv._ConvNd, widths: _Widths) -> None:
 
 
 def _adapt_other(module: nn.Module, widths: _Widths, shape: tuple[int, ...]) -> None:
-    """Attributes of a module that PyTorch does not know, and of its configuration, if it has one."""
+    """Attributes of a module that PyTorch does not know."""
     _adapt_numbers(vars(module), widths)
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # of Hugging Face: inputs x outputs
         vars(module).update(nx=shape[0], nf=shape[1])
-    config = getattr(module, "config", None)
-    if config is not None and type(config).__module__.startswith("transformers.") and not _seen(config):
-        _adapt_numbers(vars(config), widths)
-        object.__setattr__(config, _MARK, True)
 
 
-_MARK = "_pliant_resized"
-
-
-def _seen(config: Any) -> bool:
-    return _MARK in vars(config)
+def _is_config(config: Any) -> bool:
+    return type(config).__module__.startswith("transformers.")
 
 
 def _adapt_numbers(values: dict[str, Any], widths: _Widths) -> None:
