@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         HareAndTortoise,
         InsertDropout,
         InsertNormalization,
+        L2EffectiveRank,
         L2Init,
         LayerReset,
         NormalizeAndProject,
@@ -80,6 +81,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "HareAndTortoise",
     "InsertDropout",
     "InsertNormalization",
+    "L2EffectiveRank",
     "L2Init",
     "LayerReset",
     "NormalizeAndProject",
@@ -110,9 +112,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
-    *("checkpoint", "errors", "insertion", "interventions", "metrics", "nn", "observation", "optim", "records"),
-    "report",
-    *("stats", "surgery", "units"),
+    *("checkpoint", "errors", "insertion", "interventions", "manifolds", "metrics", "nn", "observation", "optim"),
+    *("records", "report", "spectrum", "stats", "surgery", "units"),
 )
 _SOURCES = {
     "Handle": "pliant.handle",
@@ -131,6 +132,7 @@ _SOURCES = {
     "CChain": "pliant.interventions",
     "FeatureNorm": "pliant.interventions",
     "GradientNoise": "pliant.interventions",
+    "L2EffectiveRank": "pliant.interventions",
     "L2Init": "pliant.interventions",
     "Parseval": "pliant.interventions",
     "SpectralRegularisation": "pliant.interventions",
