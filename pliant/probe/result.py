@@ -238,7 +238,7 @@ class ProbeResult:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         twins = len(self._of("fresh", self.seeds[0]))
         head = (
-            f"Probe: {self.config.get('task', 'a task')}, {found.budget} steps, {len(self.seeds)} seeds, "
+            f"Probe: {self.config['task']['name']}, {found.budget} steps, {len(self.seeds)} seeds, "
             f"{twins} fresh twin{'s' if twins > 1 else ''} each; means over seeds, 95 % intervals"
         )
         return "\n".join([head, *lines, self.verdict])

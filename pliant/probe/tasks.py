@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -26,6 +26,7 @@ __all__ = [
     "RandomTokens",
     "Task",
     "as_task",
+    "described_task",
     "moved",
 ]
 
@@ -41,11 +42,12 @@ class Task(Protocol):
 
 
 _EVALUATED = 1024  # examples per batch where nothing is trained
+_TOGETHER = 8
 
 
 def _generator(seed: int, purpose: int) -> torch.Generator:
     """Which examples, what is done to them, and their order do not depend on each other."""
-    return torch.Generator().manual_seed(stream_of(4 * seed + purpose))
+    return torch.Generator("cpu").manual_seed(stream_of(4 * seed + purpose))
 
 
 class _Gathered(Sequence[Any]):
@@ -62,6 +64,16 @@ class _Gathered(Sequence[Any]):
             return _Gathered(self.tree, self.order[key])
         chosen = self.order[key]
         return pytree.tree_map(lambda tensor: tensor[chosen], self.tree)
+
+    def __iter__(self) -> Iterator[Any]:
+        leaves, form = pytree.tree_flatten(self.tree)
+        for start in range(0, len(self.order), _TOGETHER):  # one access to memory for several batches
+            order = self.order[start : start + _TOGETHER]
+            sizes = [len(index) for index in order]
+            chosen = order[0] if len(order) == 1 else torch.cat(list(order))
+            pieces = [torch.split(leaf[chosen], sizes) for leaf in leaves]
+            for parts in zip(*pieces, strict=True):
+                yield pytree.tree_unflatten(parts, form)
 
     def to(self, device: torch.device) -> _Gathered:
         return _Gathered(_moved(self.tree, device), [index.to(device) for index in self.order])
@@ -92,12 +104,12 @@ class Data:
         (torch.Size([4, 2]), torch.Size([4]))
     """
 
-    inputs: Inputs
-    targets: Tensor | None = None
+    inputs: Inputs = field(repr=False)
+    targets: Tensor | None = field(default=None, repr=False)
     batch_size: int = 32
     num_examples: int | None = None
     loss: Loss = None
-    test: tuple[Any, Any] | None = None
+    test: tuple[Any, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Check that the pieces fit."""
@@ -123,14 +135,14 @@ class Data:
         size = min(self.batch_size, count)
         order: list[Tensor] = []
         while len(order) < steps:
-            order += torch.split(torch.randperm(count, generator=generator), size)[: count // size]
+            order += torch.split(torch.randperm(count, generator=generator, device="cpu"), size)[: count // size]
         return _Gathered(data, order[:steps])
 
     def evaluation(self, seed: int) -> Sequence[Any]:
         """All examples of the task, or its test data under the same change, in large batches."""
         data = self._examples(seed) if self.test is None else _joined(*self.drawn(self.test, _generator(seed, 1)))
         count = len(pytree.tree_leaves(data)[0])
-        return _Gathered(data, torch.split(torch.arange(count), _EVALUATED))
+        return _Gathered(data, torch.split(torch.arange(count, device="cpu"), _EVALUATED))
 
     def _examples(self, seed: int) -> Any:
         index = self.chosen(_generator(seed, 0))
@@ -141,8 +153,8 @@ class Data:
         """Which examples the task of this generator has, ``[M]``."""
         count = len(pytree.tree_leaves(self.inputs)[0])
         if self.num_examples is None:
-            return torch.arange(count)
-        return torch.randperm(count, generator=generator)[: self.num_examples]
+            return torch.arange(count, device="cpu")
+        return torch.randperm(count, generator=generator, device="cpu")[: self.num_examples]
 
     def drawn(self, data: tuple[Any, Any], generator: torch.Generator) -> tuple[Any, Any]:
         """Inputs and targets of the task of this generator, made of the chosen ones."""
@@ -184,7 +196,9 @@ class RandomLabels(Data):
         """New labels, whatever the targets were."""
         inputs, _ = data
         first = pytree.tree_leaves(inputs)[0]
-        return inputs, torch.randint(0, self.num_classes, (len(first),), generator=generator).to(first.device)
+        return inputs, torch.randint(0, self.num_classes, (len(first),), generator=generator, device="cpu").to(
+            first.device
+        )
 
 
 @final
@@ -206,7 +220,7 @@ class RandomTargets(Data):
         """New values, whatever the targets were."""
         inputs, _ = data
         first = pytree.tree_leaves(inputs)[0]
-        values = torch.randn(len(first), self.num_outputs, generator=generator)
+        values = torch.randn(len(first), self.num_outputs, generator=generator, device="cpu")
         return inputs, values.to(first.device)
 
 
@@ -239,11 +253,15 @@ class PermutedInputs(Data):
         key = "input_ids" if isinstance(inputs, Mapping) else 0 if isinstance(inputs, tuple) else None
         tensor: Tensor = inputs if key is None else inputs[key]
         if tensor.is_floating_point():
-            order = torch.randperm(tensor[0].numel(), generator=generator).to(tensor.device)
+            order = torch.randperm(tensor[0].numel(), generator=generator, device="cpu").to(tensor.device)
             new = tensor.flatten(1)[:, order].reshape(tensor.shape)
         else:
             size = self._vocabulary(key)
-            new = torch.randperm(size, generator=generator).to(tensor.device)[tensor.long()].to(tensor.dtype)
+            new = (
+                torch.randperm(size, generator=generator, device="cpu")
+                .to(tensor.device)[tensor.long()]
+                .to(tensor.dtype)
+            )
         if key is None:
             return new, targets
         if isinstance(inputs, Mapping):
@@ -286,7 +304,7 @@ class HeldOutClasses(Data):
         found = torch.isin(self.targets.cpu(), torch.tensor(self.classes)).nonzero()[:, 0]
         if self.num_examples is None:
             return found
-        return found[torch.randperm(len(found), generator=generator)[: self.num_examples]]
+        return found[torch.randperm(len(found), generator=generator, device="cpu")[: self.num_examples]]
 
 
 @final
@@ -318,7 +336,7 @@ class RandomTokens:
     def batches(self, seed: int, steps: int) -> Sequence[Any]:
         """See :class:`Task`."""
         generator = _generator(seed, 3)
-        tokens = torch.randint(0, self.vocabulary, (self.num_sequences, self.length), generator=generator)
+        tokens = torch.randint(0, self.vocabulary, (self.num_sequences, self.length), generator=generator, device="cpu")
         return Data(inputs=tokens, batch_size=self.batch_size).batches(seed, steps)
 
 
@@ -397,6 +415,22 @@ def as_task(task: Any) -> Task:
             "gives one, (inputs, targets), or a task such as RandomLabels(inputs=x, num_classes=10)."
         )
     return _Loaded(task)
+
+
+def described_task(task: Any) -> dict[str, Any]:
+    """What a task is, as JSON data: its name and plain options, and the shape of its inputs."""
+    source = getattr(task, "source", task)
+    found: dict[str, Any] = {"name": getattr(source, "__name__", None) or type(source).__name__}
+    if is_dataclass(task):
+        for item in fields(task):
+            value = getattr(task, item.name)
+            if value is None or isinstance(value, (bool, int, float, str)):
+                found[item.name] = value
+            elif isinstance(value, tuple) and all(isinstance(entry, int) for entry in value):
+                found[item.name] = list(value)
+            elif isinstance(value, Tensor):
+                found[item.name] = {"shape": list(value.shape)}
+    return found
 
 
 def moved(batches: Sequence[Any], device: torch.device) -> Sequence[Any]:
