@@ -19,10 +19,10 @@ from pliant.fresh import copy_of, fresh_twin
 from pliant.intervals import Estimate, estimate
 from pliant.probe.isolation import preserved_randomness, seed_everything
 from pliant.probe.learning import one_step
+from pliant.probe.loading import moved
 from pliant.probe.objective import Loss, Objective
 from pliant.probe.optimizers import MakeOptimizer, Moments, maker
 from pliant.probe.result import final_value, interval_text
-from pliant.probe.tasks import moved
 from pliant.units.init import InitSpec
 from pliant.write import stream_of
 

@@ -18,10 +18,11 @@ from pliant.interventions.base import Intervention
 from pliant.interventions.state import matches
 from pliant.probe.isolation import preserved_randomness, seed_everything
 from pliant.probe.learning import Network, Run, learn
+from pliant.probe.loading import as_task, described_task, moved
 from pliant.probe.objective import Loss, Objective, inputs_of
 from pliant.probe.optimizers import MakeOptimizer, Moments, described, maker
 from pliant.probe.result import ProbeResult
-from pliant.probe.tasks import Task, as_task, described_task, moved
+from pliant.probe.tasks import Task
 from pliant.units import UnitGraph, find_units
 from pliant.units.init import InitSpec
 

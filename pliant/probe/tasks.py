@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
 
 from pliant.errors import IllegalConfiguration
 from pliant.probe.objective import Loss
@@ -19,15 +16,14 @@ from pliant.write import stream_of
 
 __all__ = [
     "Data",
+    "Gathered",
     "HeldOutClasses",
     "PermutedInputs",
     "RandomLabels",
     "RandomTargets",
     "RandomTokens",
     "Task",
-    "as_task",
-    "described_task",
-    "moved",
+    "on_device",
 ]
 
 Inputs = Tensor | Mapping[str, Tensor] | tuple[Tensor, ...]
@@ -50,7 +46,7 @@ def _generator(seed: int, purpose: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(stream_of(4 * seed + purpose))
 
 
-class _Gathered(Sequence[Any]):
+class Gathered(Sequence[Any]):
     """Batches that are cut out of the data when they are asked for."""
 
     def __init__(self, tree: Any, order: Sequence[Tensor]) -> None:
@@ -61,7 +57,7 @@ class _Gathered(Sequence[Any]):
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
-            return _Gathered(self.tree, self.order[key])
+            return Gathered(self.tree, self.order[key])
         chosen = self.order[key]
         return pytree.tree_map(lambda tensor: tensor[chosen], self.tree)
 
@@ -75,8 +71,9 @@ class _Gathered(Sequence[Any]):
             for parts in zip(*pieces, strict=True):
                 yield pytree.tree_unflatten(parts, form)
 
-    def to(self, device: torch.device) -> _Gathered:
-        return _Gathered(_moved(self.tree, device), [index.to(device) for index in self.order])
+    def to(self, device: torch.device) -> Gathered:
+        """The same on a device."""
+        return Gathered(on_device(self.tree, device), [index.to(device) for index in self.order])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,13 +133,13 @@ class Data:
         order: list[Tensor] = []
         while len(order) < steps:
             order += torch.split(torch.randperm(count, generator=generator, device="cpu"), size)[: count // size]
-        return _Gathered(data, order[:steps])
+        return Gathered(data, order[:steps])
 
     def evaluation(self, seed: int) -> Sequence[Any]:
         """All examples of the task, or its test data under the same change, in large batches."""
         data = self._examples(seed) if self.test is None else _joined(*self.drawn(self.test, _generator(seed, 1)))
         count = len(pytree.tree_leaves(data)[0])
-        return _Gathered(data, torch.split(torch.arange(count, device="cpu"), _EVALUATED))
+        return Gathered(data, torch.split(torch.arange(count, device="cpu"), _EVALUATED))
 
     def _examples(self, seed: int) -> Any:
         index = self.chosen(_generator(seed, 0))
@@ -340,112 +337,13 @@ class RandomTokens:
         return Data(inputs=tokens, batch_size=self.batch_size).batches(seed, steps)
 
 
-@dataclass(frozen=True, eq=False)
-class _Loaded:
-    """The user's own loader, or a function of the seed that gives one, read once for every seed."""
-
-    source: Any
-
-    def batches(self, seed: int, steps: int) -> Sequence[Any]:
-        """The first batches, and those of further passes where it ends sooner."""
-        found: list[Any] = []
-        source = self.source
-        if callable(source) and not isinstance(source, Iterable):
-            source = source(seed)
-        if isinstance(source, Task):
-            return source.batches(seed, steps)
-        with _seeded(source, seed) as loader:
-            while len(found) < steps:
-                before = len(found)
-                for batch in loader:
-                    found.append(dict(batch) if isinstance(batch, Mapping) else batch)
-                    if len(found) == steps:
-                        return found
-                if len(found) == before:
-                    said = "is empty" if not found else f"gives only {before} batches and then no more"
-                    raise IllegalConfiguration(
-                        f"the task's {type(self.source).__name__} {said}, and steps={steps} are asked for: give data "
-                        "that can be read again (a list, a DataLoader), or fewer steps."
-                    )
-        return found
-
-
-@contextlib.contextmanager
-def _seeded(source: Any, seed: int) -> Iterator[Any]:
-    """A loader whose own generators start at the seed and are put back afterwards, with nobody else's workers."""
-    if not isinstance(source, DataLoader):
-        yield source
-        return
-    loader: Any = copy.copy(source)
-    loader._iterator = None  # persistent workers belong to the user's own pass over it
-    samplers = [source, source.sampler, source.batch_sampler, getattr(source.batch_sampler, "sampler", None)]
-    generators = {id(g): g for item in samplers if isinstance(g := getattr(item, "generator", None), torch.Generator)}
-    states = [(generator, generator.get_state()) for generator in generators.values()]
-    try:
-        for generator, _ in states:
-            generator.manual_seed(seed)
-        yield loader
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
-
-
-def as_task(task: Any) -> Task:
-    """What was given as a task.
-
-    Args:
-        task: A :class:`Task`; a loader, a list or any iterable of batches that can be read more than once; a function
-            of the seed that gives one; or a tuple of two tensors, inputs and targets.
-
-    Raises:
-        IllegalConfiguration: For anything else, and for iterators, which the probe would use up.
-    """
-    if isinstance(task, Task):
-        return task
-    if isinstance(task, tuple) and len(task) == 2 and all(isinstance(item, Tensor) for item in task):
-        return Data(inputs=task[0], targets=task[1])
-    if isinstance(task, Iterator):
-        raise IllegalConfiguration(
-            "the task is an iterator, which the probe would use up, and which gives each seed other data: pass the "
-            "loader or list itself, or a function of the seed that makes an iterator."
-        )
-    if isinstance(task, Mapping) or not (callable(task) or isinstance(task, Iterable)):
-        raise IllegalConfiguration(
-            f"a task cannot be a {type(task).__name__}: pass a loader or list of batches, a function of the seed that "
-            "gives one, (inputs, targets), or a task such as RandomLabels(inputs=x, num_classes=10)."
-        )
-    return _Loaded(task)
-
-
-def described_task(task: Any) -> dict[str, Any]:
-    """What a task is, as JSON data: its name and plain options, and the shape of its inputs."""
-    source = getattr(task, "source", task)
-    found: dict[str, Any] = {"name": getattr(source, "__name__", None) or type(source).__name__}
-    if is_dataclass(task):
-        for item in fields(task):
-            value = getattr(task, item.name)
-            if value is None or isinstance(value, (bool, int, float, str)):
-                found[item.name] = value
-            elif isinstance(value, tuple) and all(isinstance(entry, int) for entry in value):
-                found[item.name] = list(value)
-            elif isinstance(value, Tensor):
-                found[item.name] = {"shape": list(value.shape)}
-    return found
-
-
-def moved(batches: Sequence[Any], device: torch.device) -> Sequence[Any]:
-    """The batches on a device."""
-    if isinstance(batches, _Gathered):
-        return batches.to(device)
-    return [_moved(batch, device) for batch in batches]
-
-
-def _moved(tree: Any, device: torch.device) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
-
-
 def _joined(inputs: Any, targets: Any) -> Any:
     """Inputs and targets as a batch."""
     if targets is None:
         return inputs
     return (*inputs, targets) if isinstance(inputs, tuple) else (inputs, targets)
+
+
+def on_device(tree: Any, device: torch.device) -> Any:
+    """Nested data with every tensor on a device."""
+    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
