@@ -36,9 +36,9 @@ from benchmarks.comparison_settings import ENTRIES, NUM_TASKS, STREAMS, settings
 from benchmarks.speed.methods import between_markers  # noqa: E402
 from pliant.bench.runner import run_experiments  # noqa: E402
 from pliant.bench.tune import REPORTED_SEEDS, SUMMARY, TUNING_SEEDS, grid  # noqa: E402
+from pliant.intervals import Estimate, estimate, first_last, paired_difference  # noqa: E402
 from pliant.records import Record, read_record  # noqa: E402
 from pliant.report.metrics import METRICS, format_estimate  # noqa: E402
-from pliant.report.statistics import Estimate, estimate, first_last, paired_difference  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "comparison"
 PAGES = ROOT / "docs" / "methods"
