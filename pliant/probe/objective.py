@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration
+from pliant.units.export import training_mode
 
 __all__ = ["Loss", "Measured", "Objective", "accuracy_of", "inputs_of"]
 
@@ -109,9 +111,9 @@ class Objective:
         first = batches[0]
         if self.function is not None or callable(self.loss) or not isinstance(first, (tuple, list)) or len(first) < 2:
             return
-        if not isinstance(first[-1], Tensor) or first[-1].is_floating_point() or first[-1].device.type == "cpu":
+        if not isinstance(first[-1], Tensor) or first[-1].is_floating_point() or can_read(first[-1]):
             return
-        with torch.no_grad():
+        with torch.no_grad(), training_mode(model, False):
             *inputs, targets = first
             logits = _logits(model(**inputs[0]) if isinstance(inputs[0], Mapping) else model(*inputs))
             size = logits.shape[_class_dim(logits, targets)]

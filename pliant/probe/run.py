@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -110,6 +111,8 @@ def probe(
     for name, value in (("steps", steps), ("twins", twins), ("every", 1 if every is None else every)):
         if value < 1:
             raise IllegalConfiguration(f"{name} must be at least 1, not {value}.")
+    if threshold is not None and not math.isfinite(threshold):
+        raise IllegalConfiguration(f"threshold must be a finite loss, not {threshold}.")
     every = min(steps, every or max(1, steps // _POINTS))
     make = maker(model, optimizer, moments)
     plan = _Plan(model, chosen, measure, make, steps, every, _as_list(methods), example_inputs, evaluation)

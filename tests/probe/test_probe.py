@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo import ZOO, call, loss_of
 
 import pliant
-from pliant import records
+from pliant import devices, records
 from pliant.errors import IllegalConfiguration, NoEffect, PliantError
 from pliant.fresh import fresh_twin
 from pliant.probe import Data, PermutedInputs, RandomLabels, RandomTargets, probe
@@ -298,6 +298,7 @@ BAD = {
     "closures": ({"optimizer": lambda p: torch.optim.LBFGS(p)}, "closure"),
     "no steps": ({"steps": 0}, "steps must be at least 1"),
     "no twins": ({"twins": 0}, "twins must be at least 1"),
+    "no threshold": ({"threshold": math.nan}, "threshold must be"),
     "no seeds": ({"seeds": 0}, "seeds must be"),
     "a seed twice": ({"seeds": (1, 1)}, "seeds must be"),
     "two losses": ({"loss": "mse", "objective": lambda net, batch: net(batch[0]).sum()}, "not both"),
@@ -318,6 +319,15 @@ def test_bad_input_is_refused_with_a_reason(case):
     with pytest.raises(IllegalConfiguration, match=message):
         probe(model, arguments.pop("task"), **arguments)
     assert is_same(everything(model), before)
+
+
+def test_where_values_cannot_be_read_labels_are_checked_before(monkeypatch):
+    expected = probe(network(), TASK, optimizer=adam, steps=5, seeds=2)
+    monkeypatch.setattr(devices, "_as_accelerator", True)
+    assert probe(network(), TASK, optimizer=adam, steps=5, seeds=2).runs == expected.runs  # the check leaves no trace
+    later = [(inputs(8), torch.zeros(8).long())] * 4 + [(inputs(8), torch.full((8,), 9))]
+    with pytest.raises(IllegalConfiguration, match="label 9"):
+        probe(network(), later, optimizer=adam, steps=5)
 
 
 def test_a_model_that_is_not_trained_is_refused():
