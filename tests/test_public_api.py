@@ -16,7 +16,7 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor Alarm CSVWriter JSONLWriter MLflowWriter TensorBoardWriter WandbWriter",
-    "fresh_twin probe ProbeResult",
+    "fresh_twin probe ProbeResult live_twin LiveTwin",
     "attach Handle",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
     "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2EffectiveRank L2Init LayerReset",
