@@ -15,20 +15,18 @@ from torch.utils import _pytree as pytree
 
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect, NoEffectWarning, NotYetSupported
-from pliant.interventions.base import Context, Intervention, PerUnit, Tensors, require
+from pliant.interventions.base import Context, Host, Intervention, PerUnit, Tensors, require
 from pliant.interventions.l2 import L2
 from pliant.interventions.state import StateKind
 from pliant.interventions.weight_penalty import wide
 from pliant.sharded import is_sharded
-from pliant.stats.capture import listening
-from pliant.stats.reader import TapReader
 from pliant.units.group import UnitGroup
 from pliant.units.several import Several
 
 __all__ = ["L2EffectiveRank"]
 
 _SMALL = 1e-8
-_INPUTS = "inputs"
+_INPUTS, _FORM = "inputs", "form "
 
 
 @final
@@ -99,6 +97,7 @@ class L2EffectiveRank(Intervention):
 
     state: ClassVar[Mapping[str, StateKind]] = {
         _INPUTS: Tensors(),
+        "seen": Host(0),
         "dead": PerUnit(dtype="bool", per_group=True),
     }
     source: ClassVar[str] = "Prakash et al. 2025"
@@ -195,15 +194,16 @@ class L2EffectiveRank(Intervention):
                 "L2EffectiveRank: the batch holds something else than tensors, numbers and strings. Pass what the "
                 "model takes, in tuples, lists and dicts, through handle.batch(...)."
             )
-        kept = ctx.tensors(_INPUTS)  # of all optimizers, unlike numbers on the host
-        seen = int(kept.get("seen", torch.zeros(())))
-        place = seen % (self.keep or self.every)
+        kept = ctx.tensors(_INPUTS)  # one mapping for all optimizers, whose names say the form of the inputs, too
+        text = _FORM + json.dumps([pytree.treespec_dumps(form), others, tensors])
+        if text not in kept:
+            kept.clear()
+            kept[text] = torch.zeros(())
+        place = int(ctx.host["seen"]) % (self.keep or self.every)
         for index, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
                 kept[f"{place}:{index}"] = leaf.detach().clone()
-        kept["seen"] = torch.tensor(seen + 1)
-        text = json.dumps([pytree.treespec_dumps(form), others, tensors])
-        kept["form"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        ctx.host["seen"] = int(ctx.host["seen"]) + 1
         return batch
 
     def before_step(self, ctx: Context) -> None:
@@ -228,14 +228,11 @@ class L2EffectiveRank(Intervention):
         if not self.needs_batch or not ctx.clock.every(self.every) or not ctx.tensors(_INPUTS):
             return
         groups = self._groups(ctx)
-        root, tensors = ctx.modules[""], ctx.edit.tensors
-        readers = [TapReader(group, None, tensors, members=ctx.num_members is not None) for group in groups]
         inputs = self._kept(ctx)
         for _ in range(self.repeats):
             leaves = {name: item.detach().requires_grad_() for name, item in ctx.parameters().items()}
-            with torch.enable_grad(), listening(root, readers, with_graph=True) as heard:
-                ctx.call(inputs, leaves, training=True)
-                rank = self._mean_rank(ctx, groups, heard)
+            with torch.enable_grad():
+                rank = self._mean_rank(ctx, groups, ctx.hear(inputs, groups, leaves, training=True))
             if not rank.requires_grad:
                 return
             found = torch.autograd.grad(rank, list(leaves.values()), allow_unused=True)
@@ -254,11 +251,11 @@ class L2EffectiveRank(Intervention):
         return tuple(group for group in groups if group.tap is not None and group.name not in ctx.units.replays)
 
     def _kept(self, ctx: Context) -> Any:
-        """All minibatches as one, the oldest first."""
+        """All minibatches as one; their order is no matter to a rank."""
         kept, lead = ctx.tensors(_INPUTS), 0 if ctx.num_members is None else 1
-        form, leaves, tensors = json.loads(bytes(kept["form"].tolist()))
-        size, seen = self.keep or self.every, int(kept["seen"])
-        places = [place % size for place in range(max(0, seen - size), seen)]
+        text = next(name for name in kept if name.startswith(_FORM))
+        form, leaves, tensors = json.loads(text.removeprefix(_FORM))
+        places = sorted({int(name.partition(":")[0]) for name in kept if name != text})
         for index, is_tensor in enumerate(tensors):
             if is_tensor:
                 parts = [kept[f"{place}:{index}"] for place in places]
