@@ -1,6 +1,6 @@
 """What spectra cost on one thread: the exact Gauss-Newton spectrum, products with vectors, Lanczos.
 
-    python benchmarks/speed/spectrum.py            # a few minutes; writes benchmarks/results/speed/spectrum.json
+    python benchmarks/speed/spectrum.py            # a minute; writes benchmarks/results/speed/spectrum.json and the page
     python benchmarks/speed/spectrum.py --table    # the table of the last run, in Markdown
 
 The network is 784-100-100-100-10 (99,710 parameters) with cross-entropy on random inputs and labels, in float32. The
@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.speed.overhead import ENVIRONMENT  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "speed" / "spectrum.json"
+PAGE = ROOT / "docs" / "spectrum.md"
 REPEATS = 7
 SEED = 0
 
@@ -162,7 +163,12 @@ def main() -> None:
             raise SystemExit(f"failed:\n{done.stderr}")
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(json.loads(done.stdout.splitlines()[-1]), indent=1) + "\n", encoding="utf-8")
-    print(table(json.loads(RESULTS.read_text(encoding="utf-8"))))
+    text = table(json.loads(RESULTS.read_text(encoding="utf-8")))
+    print(text)
+    if not options.table:
+        from benchmarks.speed.methods import between_markers
+
+        PAGE.write_text(between_markers(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
 
 
 if __name__ == "__main__":
