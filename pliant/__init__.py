@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UnsupportedOp,
     )
+    from pliant.fresh import fresh_twin
     from pliant.handle import Handle
     from pliant.interventions import (
         FIRE,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
         WeightNoise,
     )
     from pliant.monitor import Monitor, monitor
+    from pliant.probe import ProbeResult, probe
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
     from pliant.units.verify import verify
@@ -64,6 +66,9 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     # measuring
     "monitor",
     "Monitor",
+    "fresh_twin",
+    "probe",
+    "ProbeResult",
     # acting
     "attach",
     "Handle",
@@ -107,8 +112,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
-    *("checkpoint", "errors", "insertion", "interventions", "metrics", "nn", "optim", "records", "report"),
-    *("spectrum", "stats", "surgery", "units"),
+    *("checkpoint", "errors", "insertion", "interventions", "metrics", "nn", "observation", "optim", "records"),
+    *("report", "spectrum", "stats", "surgery", "units"),
 )
 _SOURCES = {
     "Handle": "pliant.handle",
@@ -150,6 +155,9 @@ _SOURCES = {
     "ShrinkAndPerturb": "pliant.interventions",
     "Monitor": "pliant.monitor",
     "monitor": "pliant.monitor",
+    "fresh_twin": "pliant.fresh",
+    "ProbeResult": "pliant.probe",
+    "probe": "pliant.probe",
     "UnitGraph": "pliant.units",
     "UnitGroup": "pliant.units",
     "declare_units": "pliant.units.declare",

@@ -95,7 +95,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "collapsed_output",
             "Collapsed output",
             "The outputs are almost certain, or almost the same for every input, before anything has been learned.",
-            ("output_entropy", "output_diversity"),
+            ("entropy", "output_diversity"),
             ("layer_reset", "l2", "feature_norm", "fire"),
         ),
     )

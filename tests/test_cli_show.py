@@ -132,7 +132,7 @@ def test_a_method_from_elsewhere_is_shown(odd, capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("redu", "there is no method 'redu'; nearest: redo"),
+        ("redu", "there is no method or metric 'redu'; nearest: redo"),
         ("odd_methods:Od", "there is no method in module odd_methods 'Od'; nearest: Odd"),
         ("odd_methods:THING", "is not a class"),
         ("nowhere_at_all:Odd", "module 'nowhere_at_all' cannot be imported"),
@@ -206,3 +206,17 @@ def test_formulas_in_the_letters_of_a_terminal(latex, plain):
 
 def test_roles_lose_their_markup():
     assert plain_text("see :func:`pliant.attach`, ``x``, :class:`Memory`") == "see attach, x, Memory"
+
+
+def test_a_metric_is_shown_from_the_catalogue(capsys):
+    assert main(["show", "effective_rank"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("pliant.metrics.effective_rank", "exp", "centred", "Dohare et al. 2024", "srank", "docs/metrics.md"):
+        assert part in text, part
+
+
+def test_a_name_of_both_shows_both(capsys):
+    assert main(["show", "feature_norm"]) == 0
+    text = capsys.readouterr().out
+    assert "FeatureNorm" in text
+    assert "pliant.metrics.feature_norm" in text

@@ -16,16 +16,17 @@ PACKAGE = Path(pliant.__file__).parent
 # Lowest first. A module may import from its own layer's package and from every layer below; two packages of one
 # layer do not know each other.
 LAYERS: list[set[str]] = [
-    {"errors", "devices", "quiet"},
+    {"errors", "devices", "quiet", "intervals", "trainability"},
     {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn"},
     {"mechanisms", "metrics", "stats", "events", "write", "optim", "insertion"},
     {"edit_tensors", "forward"},
-    {"edit", "spectrum"},
+    {"edit", "fresh", "observation", "spectrum"},
     {"interventions"},
     {"reminders", "schedule", "wiring"},
     {"rounds"},
     {"handle"},
     {"attach", "monitor"},
+    {"probe"},
     {"bench", "report"},
     {"commands"},
     {"cli"},
@@ -106,7 +107,11 @@ def test_records_need_numpy_only():
 def test_metrics_need_torch_only():
     for path in (PACKAGE / "metrics").glob("*.py"):
         assert outside(path) <= {"torch"}, path
-        assert {part_of(name) for name in imports_of(path) if name.startswith("pliant.")} <= {"metrics", "errors"}, path
+        assert {part_of(name) for name in imports_of(path) if name.startswith("pliant.")} <= {
+            "metrics",
+            "errors",
+            "devices",
+        }, path
 
 
 def test_reports_read_records_and_nothing_else():

@@ -15,7 +15,7 @@ from pliant.commands import COMMANDS
 
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
-    "monitor Monitor",
+    "monitor Monitor fresh_twin probe ProbeResult",
     "attach Handle",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
     "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2EffectiveRank L2Init LayerReset",
@@ -30,7 +30,7 @@ OPTIONS = {
     "demo": "debug out quick seeds workers",
     "run": "data-dir debug lr method optimizer out preset seeds set stream tasks workers",
     "list": "debug kind",
-    "show": "debug method",
+    "show": "debug name",
     "report": "csv debug figure folder markdown metric out stream",
     "units": "debug input model verify",
 }
@@ -77,9 +77,17 @@ STREAM_OPTIONS = {
     "stationary_digits": "num_examples num_test num_epochs batch_size",
 }
 
-METRICS = (
-    "dead_fraction dead_mask dormancy_score dormant_fraction dormant_mask effective_rank stable_rank weight_magnitude"
-)
+METRICS = """
+    CATALOGUE MetricInfo
+    active_fraction dead_fraction dead_mask dormancy_score dormant_fraction dormant_mask feature_norm
+    saturated_fraction saturated_mask frozen_fraction frozen_mask
+    clone_labels cloned_fraction cloned_mask num_distinct_units
+    approximate_rank effective_rank numerical_rank participation_ratio srank stable_rank
+    weight_magnitude weight_growth distance_from_initialisation update_to_weight_ratio
+    gradient_norm gradient_dormancy_score gradient_dormant_fraction gradient_dormant_mask
+    gradient_covariance gradient_interference
+    churn entropy output_diversity non_finite_fraction
+"""
 
 SPECTRUM = """
     BudgetRank Estimate Linearised Operator Quadrature ResolutionWarning Spectrum Tridiagonal basis_bytes budget_eps
@@ -161,6 +169,6 @@ def test_the_command_line():
 
 
 def test_metrics_and_reports():
-    assert sorted(metrics.__all__) == METRICS.split()
+    assert sorted(metrics.__all__) == sorted(METRICS.split())
     assert sorted(report.__all__) == REPORT.split()
     assert sorted(spectrum.__all__) == SPECTRUM.split()

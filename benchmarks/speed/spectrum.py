@@ -1,6 +1,6 @@
 """What spectra cost on one thread: the exact Gauss-Newton spectrum, products with vectors, Lanczos.
 
-    python benchmarks/speed/spectrum.py            # a minute; writes benchmarks/results/speed/spectrum.json and the page
+    python benchmarks/speed/spectrum.py            # a minute; writes results/speed/spectrum.json and the page
     python benchmarks/speed/spectrum.py --table    # the table of the last run, in Markdown
 
 The network is 784-100-100-100-10 (99,710 parameters) with cross-entropy on random inputs and labels, in float32. The

@@ -1,12 +1,13 @@
-"""``pliant show``: one method: idea, formula, options and where their defaults come from, what it needs and costs."""
+"""``pliant show``: one method or metric: idea, formula, options, what it needs; costs, or whose number it is."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
@@ -17,6 +18,7 @@ from pliant.commands.formula import plain_formula, plain_text
 
 if TYPE_CHECKING:
     from pliant.bench.catalogue import About
+    from pliant.metrics import MetricInfo
 
 __all__ = ["Show"]
 
@@ -27,23 +29,35 @@ _INDENT = "  "
 @final
 @dataclass(frozen=True, kw_only=True)
 class Show(Command):
-    """Show one method: its idea and formula, its options and where their defaults come from, what it needs and costs.
+    """Show one method or metric: its idea and formula, its options, what it needs, and what is known of it.
 
-    METHOD is a name from `pliant list methods` or my.module:MyMethod.
+    NAME is from `pliant list methods`, a function of pliant.metrics, or my.module:MyMethod; both, if it is both.
     """
 
-    examples: ClassVar[tuple[str, ...]] = ("pliant show redo", "pliant show my.module:MyMethod")
-    positional: ClassVar[tuple[str, ...]] = ("method",)
+    examples: ClassVar[tuple[str, ...]] = (
+        "pliant show redo",
+        "pliant show effective_rank",
+        "pliant show my.module:MyMethod",
+    )
+    positional: ClassVar[tuple[str, ...]] = ("name",)
 
-    method: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="METHOD")]
-    """the method"""
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
+    """the method or metric"""
 
     def run(self) -> int:
         """Print it."""
-        from pliant.bench.catalogue import about
+        from pliant.bench.catalogue import about, catalogue
+        from pliant.bench.names import unknown
+        from pliant.metrics import CATALOGUE
 
+        methods = catalogue()
+        if ":" not in self.name and self.name not in methods and self.name not in CATALOGUE:
+            raise unknown("method or metric", self.name, [*methods, *CATALOGUE])
         width = min(shutil.get_terminal_size().columns, _MAX_WIDTH) if sys.stdout.isatty() else 80
-        text, encoding = page(about(self.method), width), sys.stdout.encoding or "utf-8"
+        pages = [page(about(self.name), width)] if ":" in self.name or self.name in methods else []
+        if self.name in CATALOGUE:
+            pages.append(metric_page(CATALOGUE[self.name], width))
+        text, encoding = "\n\n\n".join(pages), sys.stdout.encoding or "utf-8"
         print(text.encode(encoding, "replace").decode(encoding))  # Greek letters where the terminal has none
         return 0
 
@@ -67,9 +81,37 @@ def page(item: About, width: int) -> str:
         "source": item.section("Source") or item.source,
         "page": item.page,
     }
+    return "\n\n".join([*parts, _facts(facts, width)])
+
+
+def metric_page(info: MetricInfo, width: int) -> str:
+    """All that is known of a metric, in lines of at most so many columns."""
+    from pliant.bench.catalogue import sections
+
+    text, found = sections(inspect.getdoc(info.function) or "")
+    signature = inspect.signature(info.function)
+    parts = [f"{info.name}  (pliant.metrics.{info.function.__name__})", *_idea(text, width)]
+    arguments = [f"{_INDENT}{p.replace(annotation=p.empty)}" for p in signature.parameters.values()]
+    parts.append("takes\n" + "\n".join(arguments))
+    facts = {
+        "returns": found.get("Returns", ""),
+        "reads": info.needs,
+        "per": info.per,
+        "healthy": info.better or "neither high nor low",
+        "batch size": info.depends_on_batch,
+        "offset": info.depends_on_offset,
+        "scale": info.depends_on_scale,
+        "is": "; ".join(f"{source} ({how})" for source, how in info.compatible_with.items()),
+        "is not": "; ".join(f"{source} ({what})" for source, what in info.differs_from.items()),
+        "source": found.get("Source", ""),
+        "page": "docs/metrics.md",
+    }
+    return "\n\n".join([*parts, _facts(facts, width)])
+
+
+def _facts(facts: Mapping[str, str], width: int) -> str:
     column = max(len(name) for name in facts) + 2 + len(_INDENT)
-    parts.append("\n".join(_fact(name, text, column, width) for name, text in facts.items() if text))
-    return "\n\n".join(parts)
+    return "\n".join(_fact(name, text, column, width) for name, text in facts.items() if text)
 
 
 def _idea(text: str, width: int) -> Iterable[str]:

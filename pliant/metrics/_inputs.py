@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -48,3 +50,62 @@ def all_finite(tensor: Tensor, *, axes: int) -> Tensor:
 def nan_where_broken(value: Tensor, finite: Tensor) -> Tensor:
     """``value`` where ``finite``, NaN elsewhere; both of shape ``[...]``."""
     return value.masked_fill(~finite, float("nan"))
+
+
+def on_share_of_samples(condition_NU: Tensor, share: float) -> Tensor:
+    """Where a condition holds on more than this share of the samples, or on all of them: bool ``[..., U]``.
+
+    Raises:
+        ValueError: If ``share`` is not in ``[0, 1]``.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be in [0, 1], not {share}")
+    everywhere = condition_NU.all(-2)
+    # Counted as whole numbers, so that the share of a large batch is not rounded.
+    return everywhere if share == 1 else (condition_NU.sum(-2) > share * condition_NU.shape[-2]) | everywhere
+
+
+def same_members(tensors: Iterable[Tensor], *, members: bool, what: str) -> list[Tensor]:
+    """A collection of tensors as rows, one per member: ``[S, n]`` each, S = 1 without members.
+
+    Raises:
+        ValueError: If nothing is given, or a bare tensor, one is no tensor or empty, or leading axes differ.
+    """
+    if isinstance(tensors, Tensor):
+        raise ValueError(f"{what} must be a collection of tensors; wrap a single one in a list")
+    rows = [floating(tensor, axes=int(members), what=f"{what}[{i}]") for i, tensor in enumerate(tensors)]
+    if not rows:
+        raise ValueError(f"{what} holds no tensors: a measure of nothing is not defined")
+    if members and len({len(row) for row in rows}) > 1:
+        raise ValueError(f"{what} disagree on the number of members: {[len(row) for row in rows]}")
+    return [row.reshape(len(row) if members else 1, -1) for row in rows]
+
+
+def norm_of_rows(rows: list[Tensor]) -> Tensor:
+    """Euclidean norm over all entries of each member, ``[S]``; NaN where an entry is not finite.
+
+    Squares are taken relative to the largest entry, so that they stay in range whatever the scale.
+    """
+    largest = rows[0].abs().amax(-1)
+    for row in rows[1:]:
+        largest = torch.maximum(largest, row.abs().amax(-1))
+    divisor = torch.where(largest == 0, torch.ones_like(largest), largest)
+    total = torch.zeros_like(largest)
+    for row in rows:
+        total = total + (row / divisor.unsqueeze(-1)).square().sum(-1)
+    norm = total.sqrt() * divisor
+    return norm.masked_fill(~torch.isfinite(norm), float("nan"))
+
+
+def centre_columns(matrix: Tensor, precision: torch.dtype) -> Tensor:
+    """Every column minus its mean; exactly 0 where a column is constant up to the rounding of its first precision.
+
+    Args:
+        matrix: Finite, shape ``[..., N, U]``.
+        precision: The type that the data came in: what it rounded away is no variation.
+    """
+    shifted = matrix - matrix[..., :1, :]
+    eps = torch.finfo(precision).eps if precision.is_floating_point else 0.0
+    spread = matrix.amax(-2, keepdim=True) - matrix.amin(-2, keepdim=True)
+    constant = spread <= 4 * eps * matrix.abs().amax(-2, keepdim=True)
+    return (shifted - shifted.mean(-2, keepdim=True)).masked_fill(constant, 0.0)

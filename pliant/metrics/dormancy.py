@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pliant.metrics._inputs import all_finite, check_shape, floating, nan_where_broken
+from pliant.metrics._inputs import all_finite, check_shape, floating, nan_where_broken, on_share_of_samples
 
 __all__ = ["dead_fraction", "dead_mask", "dormancy_score", "dormant_fraction", "dormant_mask"]
 
@@ -126,26 +126,28 @@ def dormant_fraction(mean_abs_activation: Tensor, tau: float = 0.025) -> Tensor:
     return nan_where_broken(mask.to(mean_abs.dtype).mean(-1), valid)
 
 
-def dead_mask(act_NU: Tensor) -> Tensor:
+def dead_mask(act_NU: Tensor, tol: float = 0.0, share: float = 1.0) -> Tensor:
     r"""Which units are dead on a batch: :math:`h_i(x) = 0` exactly, for every example :math:`x`.
 
     A dead ReLU unit passes no gradient to its incoming weights on these examples: no step on them revives it.
 
     Args:
-        act_NU: Activations after the nonlinearity, shape ``[..., N, U]``: N examples (for convolutions,
-            examples times positions), U units.
+        act_NU: Activations after the nonlinearity, shape ``[..., N, U]``: N examples (for convolutions, examples times
+            positions), U units.
+        tol: ``>= 0``. Counts :math:`|h_i(x)| \le` ``tol`` as zero; for other people's definitions.
+        share: In ``[0, 1]``. A unit is dead that is zero on more than this share of the examples, or on all.
 
     Returns:
-        Bool, shape ``[..., U]``. ``False`` throughout a member whose data is not finite, see
-        :func:`dead_fraction` for a verdict.
+        Bool, shape ``[..., U]``. ``False`` throughout a member whose data is not finite, see :func:`dead_fraction` for
+        a verdict.
 
     Raises:
-        ValueError: If the input has fewer than two axes or is empty: no unit is dead, or alive, on no
-            example.
+        ValueError: If ``tol`` is negative or not finite, ``share`` is not in ``[0, 1]``, or the input has fewer than
+            two axes or is empty: no unit is dead, or alive, on no example.
 
     Source:
-        The published code of Dohare et al. (2024), *Loss of plasticity in deep continual learning*, Nature
-        632: units whose summed absolute activation over a sample of examples is exactly zero.
+        The published code of Dohare et al. (2024), *Loss of plasticity in deep continual learning*, Nature 632: units
+        whose summed absolute activation over a sample of examples is exactly zero.
 
     Cost: one pass over ``N * U`` entries per member, no host synchronisation.
 
@@ -156,22 +158,27 @@ def dead_mask(act_NU: Tensor) -> Tensor:
         >>> assert (dead_mask(act_NU) <= dead_mask(act_NU[:4])).all()
     """
     check_shape(act_NU, axes=2, what="act_NU")
+    if not (math.isfinite(tol) and tol >= 0):
+        raise ValueError(f"tol must be a finite number >= 0, not {tol}")
     act_NU = act_NU.detach()
-    return (act_NU == 0).all(-2) & all_finite(act_NU, axes=2).unsqueeze(-1)
+    silent = act_NU == 0 if tol == 0 else floating(act_NU, axes=2, what="act_NU").abs() <= tol
+    return on_share_of_samples(silent, share) & all_finite(act_NU, axes=2).unsqueeze(-1)
 
 
-def dead_fraction(act_NU: Tensor) -> Tensor:
+def dead_fraction(act_NU: Tensor, tol: float = 0.0, share: float = 1.0) -> Tensor:
     """Fraction of the units that are dead on a batch: the mean of :func:`dead_mask`.
 
     Args:
         act_NU: Activations after the nonlinearity, shape ``[..., N, U]``.
+        tol: ``>= 0``; what counts as zero.
+        share: Of the examples, in ``[0, 1]``.
 
     Returns:
-        Fraction in ``[0, 1]``, shape ``[...]``, NaN where a member's data is not finite. ``float64`` for
-        ``float64`` activations, ``float32`` otherwise.
+        Fraction in ``[0, 1]``, shape ``[...]``, NaN where a member's data is not finite. ``float64`` for ``float64``
+        activations, ``float32`` otherwise.
 
     Raises:
-        ValueError: If the input has fewer than two axes or is empty.
+        ValueError: As :func:`dead_mask`.
 
     Source:
         As :func:`dead_mask`.
@@ -186,5 +193,5 @@ def dead_fraction(act_NU: Tensor) -> Tensor:
         >>> assert dead_fraction(stack_SNU).tolist() == [0.25, 1.0]
     """
     dtype = torch.float64 if isinstance(act_NU, Tensor) and act_NU.dtype == torch.float64 else torch.float32
-    mask = dead_mask(act_NU)
+    mask = dead_mask(act_NU, tol, share)
     return nan_where_broken(mask.to(dtype).mean(-1), all_finite(act_NU.detach(), axes=2))

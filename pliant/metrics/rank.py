@@ -1,27 +1,35 @@
-r"""Ranks of a matrix that move smoothly: in how many directions a layer's activations really vary."""
+r"""Ranks of a matrix: in how many directions a layer's activations really vary.
+
+Six quantities, three of which are called "stable rank" somewhere; :data:`pliant.metrics.CATALOGUE` says by whom.
+"""
 
 from __future__ import annotations
+
+import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pliant.metrics._inputs import all_finite, floating, nan_where_broken
+from pliant.metrics._inputs import all_finite, centre_columns, floating, nan_where_broken
 
-__all__ = ["effective_rank", "stable_rank"]
+__all__ = ["approximate_rank", "effective_rank", "numerical_rank", "participation_ratio", "srank", "stable_rank"]
 
 
-def effective_rank(matrix: Tensor) -> Tensor:
+def effective_rank(matrix: Tensor, centred: bool = False) -> Tensor:
     r"""Effective rank: the exponential of the entropy of the normalised singular values.
 
     .. math:: \operatorname{erank}(A) = \exp\Bigl(-\sum_k p_k \ln p_k\Bigr), \qquad
         p_k = \frac{\sigma_k}{\sum_j \sigma_j}, \qquad 0 \ln 0 = 0
 
-    It is :math:`r` when :math:`A` has :math:`r` equal singular values and no others, and falls towards 1 as
-    one of them outgrows the rest. The matrix is taken as it is: columns are not centred.
+    It is :math:`r` when :math:`A` has :math:`r` equal singular values and no others, and falls towards 1 as one of them
+    outgrows the rest. By default the matrix is taken as it is: an offset that all examples share is then one
+    large direction, which hides the others.
 
     Args:
         matrix: Shape ``[..., N, U]``, usually the activations of U units on N examples. N should be several
             times U, since the value cannot exceed ``min(N, U)``.
+        centred: Subtract each column's mean first.
 
     Returns:
         Shape ``[...]``, in ``[1, min(N, U)]``. 0 for an all-zero matrix, where the formula is 0/0: it spans
@@ -49,14 +57,14 @@ def effective_rank(matrix: Tensor) -> Tensor:
         >>> act_NU = torch.randn(20, 8)                          # scale is no matter, nor a rotation
         >>> assert torch.isclose(effective_rank(act_NU), effective_rank(100 * act_NU.mT), rtol=1e-4)
     """
-    sigma, finite = _singular_values(matrix)
+    sigma, _, finite = _singular_values(matrix, centred)
     total = sigma.sum(-1, keepdim=True)
     p = sigma / torch.where(total == 0, torch.ones_like(total), total)
     rank = torch.special.entr(p).sum(-1).exp()
     return nan_where_broken(rank.masked_fill(total.squeeze(-1) == 0, 0.0), finite)
 
 
-def stable_rank(matrix: Tensor) -> Tensor:
+def stable_rank(matrix: Tensor, centred: bool = False) -> Tensor:
     r"""Stable rank: the squared Frobenius norm over the squared spectral norm.
 
     .. math:: \operatorname{srank}(A) = \frac{\lVert A \rVert_F^2}{\lVert A \rVert_2^2}
@@ -67,6 +75,7 @@ def stable_rank(matrix: Tensor) -> Tensor:
 
     Args:
         matrix: Shape ``[..., N, U]``, usually the activations of U units on N examples, or a weight.
+        centred: Subtract each column's mean first.
 
     Returns:
         Shape ``[...]``, in ``[1, min(N, U)]``; 0 for an all-zero matrix, where the formula is 0/0. NaN where
@@ -77,8 +86,9 @@ def stable_rank(matrix: Tensor) -> Tensor:
 
     Source:
         Rudelson and Vershynin (2007), *Sampling from large matrices*, Journal of the ACM 54, under the name
-        "numerical rank". Deviation from the field: the "stable rank" of Dohare et al. (2024) is the number of
-        singular values that make up 99 % of their sum, another quantity.
+        "numerical rank". Deviation from the field: the "stable rank" of Dohare et al. (2024) is the number of singular
+        values that make up 99 % of their sum, which is :func:`srank`; that of Joudaki et al. (2025) is
+        :func:`participation_ratio`.
 
     Cost: one singular value decomposition, as :func:`effective_rank`.
 
@@ -88,22 +98,201 @@ def stable_rank(matrix: Tensor) -> Tensor:
         >>> act_NU = torch.randn(20, 8)
         >>> assert 1 <= stable_rank(act_NU) <= torch.linalg.matrix_rank(act_NU)
     """
-    sigma, finite = _singular_values(matrix)
-    largest = sigma.amax(-1, keepdim=True)
-    # Relative to the largest, so that the squares stay in range whatever the scale.
-    relative = sigma / torch.where(largest == 0, torch.ones_like(largest), largest)
-    return nan_where_broken(relative.square().sum(-1), finite)
+    sigma, _, finite = _singular_values(matrix, centred)
+    return nan_where_broken(_relative_to_largest(sigma).square().sum(-1), finite)
 
 
-def _singular_values(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values ``[..., min(N, U)]`` of each member, and whether its data is finite, bool ``[...]``.
+def srank(matrix: Tensor, delta: float = 0.01, centred: bool = False) -> Tensor:
+    r"""How many of the largest singular values make up all but a share :math:`\delta` of their sum.
 
-    Members that are not finite get those of the zero matrix, because the decomposition may raise on NaN. Each
-    matrix is scaled to a largest entry of 1 first, so that no norm overflows; both ranks ignore the scale.
+    .. math:: \min \Bigl\{ k : \frac{\sum_{i \le k} \sigma_i}{\sum_i \sigma_i} \ge 1 - \delta \Bigr\}
+
+    Args:
+        matrix: Shape ``[..., N, U]``, usually the activations of U units on N examples.
+        delta: In ``[0, 1)``.
+        centred: Subtract each column's mean first.
+
+    Returns:
+        A whole number as a float, shape ``[...]``, in ``[1, min(N, U)]``; 0 for an all-zero matrix, NaN where a
+        member's data is not finite. A sum that reaches the share up to rounding has reached it.
+
+    Raises:
+        ValueError: If ``delta`` is not in ``[0, 1)``, or the input has fewer than two axes or is empty.
+
+    Source:
+        Kumar, Agarwal, Ghosh and Levine (2021), *Implicit under-parameterization inhibits data-efficient deep
+        reinforcement learning*, arXiv 2010.14498, with :math:`\delta = 0.01`.
+
+    Cost: one singular value decomposition, as :func:`effective_rank`.
+
+    Example:
+        >>> srank(torch.diag(torch.tensor([98.0, 1.0, 0.6, 0.4])))
+        tensor(2.)
+        >>> act_NU = torch.randn(40, 8)                          # leaving out more never needs more directions
+        >>> assert srank(act_NU, delta=0.1) <= srank(act_NU, delta=0.01) <= 8
     """
+    if not 0 <= delta < 1:
+        raise ValueError(f"delta must be in [0, 1), not {delta}")
+    sigma, _, finite = _singular_values(matrix, centred)
+    return nan_where_broken(_count_for_share(sigma, 1 - delta), finite)
+
+
+def approximate_rank(matrix: Tensor, share: float = 0.99, centred: bool = False) -> Tensor:
+    r"""How many of the largest singular values make up a share of the sum of their squares.
+
+    .. math:: \min \Bigl\{ k : \frac{\sum_{i \le k} \sigma_i^2}{\sum_i \sigma_i^2} \ge \text{share} \Bigr\}
+
+    The number of principal components that explain the share of the variance, if ``centred``; of the energy, if not.
+
+    Args:
+        matrix: Shape ``[..., N, U]``, usually the activations of U units on N examples.
+        share: In ``(0, 1]``.
+        centred: Subtract each column's mean first.
+
+    Returns:
+        A whole number as a float, shape ``[...]``, in ``[1, min(N, U)]``; 0 for an all-zero matrix, NaN where a
+        member's data is not finite.
+
+    Raises:
+        ValueError: If ``share`` is not in ``(0, 1]``, or the input has fewer than two axes or is empty.
+
+    Source:
+        Yang et al. (2020), *Harnessing structures for value-based planning and reinforcement learning*, arXiv
+        1909.12255; logged under this name by the published code of Dohare et al. (2024).
+
+    Cost: one singular value decomposition, as :func:`effective_rank`.
+
+    Example:
+        >>> approximate_rank(torch.diag(torch.tensor([10.0, 1.0, 0.9, 0.1])))
+        tensor(2.)
+        >>> act_NU = torch.randn(40, 8)                          # squares favour the large ones
+        >>> assert approximate_rank(act_NU, share=0.99) <= srank(act_NU, delta=0.01)
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], not {share}")
+    sigma, _, finite = _singular_values(matrix, centred)
+    return nan_where_broken(_count_for_share(_relative_to_largest(sigma).square(), share), finite)
+
+
+def participation_ratio(matrix: Tensor, centred: bool = True) -> Tensor:
+    r"""Participation ratio of the covariance's eigenvalues: how many directions share the variance.
+
+    .. math:: \frac{\bigl(\sum_k \lambda_k\bigr)^2}{\sum_k \lambda_k^2}
+        = \frac{\lVert A \rVert_F^4}{\lVert A^\top A \rVert_F^2}, \qquad \lambda_k = \sigma_k^2
+
+    Args:
+        matrix: Shape ``[..., N, U]``, usually the activations of U units on N examples.
+        centred: Subtract each column's mean first, which makes the eigenvalues those of the covariance.
+
+    Returns:
+        Shape ``[...]``, in ``[1, min(N, U)]``; 0 where nothing varies (all-zero, if not ``centred``), NaN where a
+        member's data is not finite.
+
+    Raises:
+        ValueError: If the input has fewer than two axes or is empty, or is one sample that should be centred.
+
+    Source:
+        Gao et al. (2017), *A theory of multineuronal dimensionality, dynamics and measurement*, bioRxiv 214262.
+
+    Cost: one Gram matrix of the smaller side, ``O(N U min(N, U))`` without a decomposition, much below
+    :func:`effective_rank`; the small eigenvalues, for which that would not do, hardly count here.
+
+    Example:
+        >>> act_NU = torch.cat([torch.eye(4), -torch.eye(4)])    # four directions alike, mean zero
+        >>> participation_ratio(act_NU).round(decimals=4)
+        tensor(4.)
+        >>> assert torch.isclose(participation_ratio(act_NU + 5), participation_ratio(act_NU), rtol=1e-3)
+    """
+    matrix, _, finite = _prepared(matrix, centred)
+    gram = matrix.mT @ matrix if matrix.shape[-1] <= matrix.shape[-2] else matrix @ matrix.mT
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    squares = gram.square().sum((-2, -1))
+    ratio = trace.square() / torch.where(squares == 0, torch.ones_like(squares), squares)
+    return nan_where_broken(ratio.clamp(max=float(min(matrix.shape[-2:]))), finite)
+
+
+def numerical_rank(
+    matrix: Tensor,
+    tol: float = 0.01,
+    relative_to: Literal["samples", "largest", "nothing"] = "samples",
+    centred: bool = False,
+) -> Tensor:
+    r"""How many singular values are above a tolerance.
+
+    .. math:: \Bigl|\{\, k : \sigma_k / c > \text{tol} \,\}\Bigr|, \qquad
+        c = \sqrt N \text{ (samples)}, \; \sigma_1 \text{ (largest)}, \; 1 \text{ (nothing)}
+
+    Args:
+        matrix: Shape ``[..., N, U]``, usually the activations of U units on N examples.
+        tol: ``>= 0``, in units of the matrix, or dimensionless relative to the largest.
+        relative_to: What singular values are measured by. ``"samples"`` keeps their size as the batch grows.
+        centred: Subtract each column's mean first.
+
+    Returns:
+        A whole number as a float, shape ``[...]``, in ``[0, min(N, U)]``; NaN where a member's data is not finite.
+
+    Raises:
+        ValueError: If ``tol`` is negative or not finite, ``relative_to`` is unknown, or the input has fewer than two
+            axes or is empty.
+
+    Source:
+        Lyle, Rowland and Dabney (2022), *Understanding and preventing capacity loss in reinforcement learning*, arXiv
+        2204.09560: the feature rank, relative to samples with tolerance 0.01.
+
+    Cost: one singular value decomposition, as :func:`effective_rank`.
+
+    Example:
+        >>> numerical_rank(torch.diag(torch.tensor([2.0, 1.0, 1e-3])))
+        tensor(2.)
+        >>> act_NU = torch.randn(40, 8)                          # with tolerance 0 the rank of linear algebra
+        >>> assert numerical_rank(act_NU, tol=1e-5, relative_to="largest") == torch.linalg.matrix_rank(act_NU)
+    """
+    if not (math.isfinite(tol) and tol >= 0):
+        raise ValueError(f"tol must be a finite number >= 0, not {tol}")
+    if relative_to not in ("samples", "largest", "nothing"):
+        raise ValueError(f"relative_to must be 'samples', 'largest' or 'nothing', not {relative_to!r}")
+    sigma, scale, finite = _singular_values(matrix, centred)
+    if relative_to == "largest":
+        above = _relative_to_largest(sigma) > tol
+    else:
+        # The scale stands apart, so that a sum of squares cannot leave the range of the type.
+        above = sigma * scale / (math.sqrt(matrix.shape[-2]) if relative_to == "samples" else 1.0) > tol
+    return nan_where_broken(above.to(sigma.dtype).sum(-1), finite)
+
+
+def _relative_to_largest(sigma: Tensor) -> Tensor:
+    """Singular values over the largest of them, so that their squares stay in range whatever the scale."""
+    largest = sigma.amax(-1, keepdim=True)
+    return sigma / torch.where(largest == 0, torch.ones_like(largest), largest)
+
+
+def _count_for_share(values: Tensor, share: float) -> Tensor:
+    """The smallest number of leading values whose sum reaches this share of the whole, up to rounding."""
+    total = values.sum(-1, keepdim=True)
+    reached = values.cumsum(-1) >= share * total * (1 - 8 * torch.finfo(values.dtype).eps)
+    count = (~reached).to(values.dtype).sum(-1) + 1
+    return count.clamp(max=float(values.shape[-1])).masked_fill(total.squeeze(-1) == 0, 0.0)
+
+
+def _prepared(matrix: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices with a largest entry of 1, what they were divided by ``[..., 1]``, and which are finite ``[...]``.
+
+    Members that are not finite become zero, because a decomposition may raise on NaN.
+    """
+    precision = matrix.dtype if isinstance(matrix, Tensor) else torch.float32
     matrix = floating(matrix, axes=2, what="matrix")
+    if centred and matrix.shape[-2] == 1:
+        raise ValueError("one sample minus its mean is nothing; pass two samples or more, or centred=False")
     finite = all_finite(matrix, axes=2)
     matrix = matrix.masked_fill(~finite[..., None, None], 0.0)
+    if centred:
+        matrix = centre_columns(matrix, precision)
     largest = matrix.abs().amax((-2, -1), keepdim=True)
-    matrix = matrix / torch.where(largest == 0, torch.ones_like(largest), largest)
-    return torch.linalg.svdvals(matrix), finite
+    scale = torch.where(largest == 0, torch.ones_like(largest), largest)
+    return matrix / scale, scale.squeeze(-1), finite
+
+
+def _singular_values(matrix: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular values ``[..., min(N, U)]`` of the scaled matrices, their scale, and which are finite."""
+    prepared, scale, finite = _prepared(matrix, centred)
+    return torch.linalg.svdvals(prepared), scale, finite
