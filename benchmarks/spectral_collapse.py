@@ -5,10 +5,10 @@
     python benchmarks/spectral_collapse.py table           # the page's tables, from the records
 
 What is looked at was fixed before the first run: the share of the Gauss-Newton matrix's possible rank above
-``eps* = 1 / (2 lr T)`` on 32 samples of a new task, before it is learned (``lr`` is the nominal step size of Adam, which
-has no other), with multiples of it beside; a task *fails* where the final accuracy is below half of the mean of the
-run's first three tasks; a measure *has collapsed* where it is below half of its mean before tasks 2 to 4 (before task 1
-the network is fresh). Records go to ``benchmarks/results/spectral_collapse``, one line for each run.
+``eps* = 1 / (2 lr T)`` on 32 samples of a new task, before it is learned (``lr`` is the nominal step size of Adam,
+which has no other), with multiples of it beside. A task *fails* where the final accuracy is below half of the mean of
+the run's first three tasks. A measure *has collapsed* where it is below half of its mean before tasks 2 to 4 (before
+task 1 the network is fresh). Records go to ``benchmarks/results/spectral_collapse``, one line for each run.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def measured(model: Any, x: Any, y: Any, *, spectrum: bool) -> dict[str, Any]:
 
 
 def published_recipe(model: Any, batch: Any) -> list[float]:
-    """The published estimate of the share above an eps, of the same matrix: one Gaussian probe, 100 steps, a density."""
+    """The published estimate of the share above an eps, of the same matrix: one probe, 100 steps, a density."""
     import torch
 
     from pliant.spectrum import ggn_operator, lanczos
@@ -208,84 +208,111 @@ def at_risk(run: dict[str, Any], measure: str, horizon: int) -> list[tuple[float
     return [(run["tasks"][t][measure] / reference, fails is not None and fails <= t + horizon) for t in cases]
 
 
-def tables(runs: list[dict[str, Any]]) -> str:
-    """Markdown."""
+def mean(values: list[float], digits: int = 2) -> str:
+    """With its interval, and how many runs it speaks for where these are not all."""
     from pliant.intervals import estimate
 
-    def mean(values: list[float], digits: int = 2) -> str:
-        found = estimate(values)
-        left = f", {found.num} runs" if found.num_excluded else ""
-        return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f}{left})"
+    found = estimate(values)
+    if found.num < 2:
+        return f"{found.mean:.{digits}f} ({found.num} run)" if found.num else "none"
+    left = f"; {found.num} runs" if found.num_excluded else ""
+    return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f}{left})"
 
-    of = {name: [run for run in runs if run["method"] == name] for name in METHODS}
-    of = {name: found for name, found in of.items() if found}
-    lines = [
-        "| method | accuracy, first 3 | accuracy, last 5 | share above eps*, tasks 2 to 4 | last 5 | runs that fail |"
-    ]
-    lines.append("|---|---|---|---|---|---|")
-    for name, found in of.items():
-        columns = []
-        for key, places in (("accuracy", slice(0, 3)), ("accuracy", slice(-5, None)), ("share", slice(1, 4)), ("share", slice(-5, None))):  # fmt: skip
-            columns.append(mean([float(np.mean([t[key] for t in run["tasks"][places]])) for run in found]))
-        fails = sum(failure(np.array([t["accuracy"] for t in run["tasks"]])) is not None for run in found)
-        lines.append(f"| `{name}` | {' | '.join(columns)} | {fails} of {len(found)} |")
-    plain = of.get("backprop", [])
-    generator = np.random.default_rng(0)
-    lines += ["", "| measure before a task | rank correlation with its accuracy | AUROC, failure now | within 3 tasks | lead in tasks |", "|---|---|---|---|---|"]  # fmt: skip
+
+def series(run: dict[str, Any], key: str, place: int | None = None) -> np.ndarray[Any, Any]:
+    """One measure before each task of a run, or the accuracies after them."""
+    return np.array([task[key] if place is None else task[key][place] for task in run["tasks"]])
+
+
+def rows(heads: str, body: list[list[str]]) -> list[str]:
+    """A table in Markdown, and an empty line."""
+    width = heads.count("|") + 1
+    return [f"| {heads} |", "|" + "---|" * width, *(f"| {' | '.join(cells)} |" for cells in body), ""]
+
+
+FIRST, EARLY, LATE = slice(0, 3), slice(1, 4), slice(-5, None)
+
+
+def by_method(runs: list[dict[str, Any]]) -> list[str]:
+    """Accuracy and the share, early and late."""
+    body = []
+    for name in METHODS:
+        found = [run for run in runs if run["method"] == name]
+        if found:
+            parts = (("accuracy", FIRST), ("accuracy", LATE), ("share", EARLY), ("share", LATE))
+            cells = [mean([float(series(run, key)[part].mean()) for run in found]) for key, part in parts]
+            fails = sum(failure(series(run, "accuracy")) is not None for run in found)
+            body.append([f"`{name}`", *cells, f"{fails} of {len(found)}"])
+    heads = "method | accuracy, tasks 1 to 3 | last 5 | share above eps*, before tasks 2 to 4 | last 5 | runs that fail"
+    return rows(heads, body)
+
+
+def by_measure(runs: list[dict[str, Any]], plain: list[dict[str, Any]]) -> list[str]:
+    """What each measure says of the task that comes, and of failure."""
+    body = []
     for key, title in MEASURES.items():
-        correlations = [
-            spearman(*(np.array([t[k] for t in run["tasks"][1:]]) for k in (key, "accuracy"))) for run in plain
-        ]
-        columns = [mean(correlations)]
+        cells = [mean([spearman(series(run, key)[1:], series(run, "accuracy")[1:]) for run in plain])]
         for horizon in (0, 3):
             cases = [at_risk(run, key, horizon) for run in runs]
-            draws = [range(len(cases)), *(generator.integers(0, len(cases), len(cases)) for _ in range(1000))]
-            values = []
-            for draw in draws:
-                flat = [case for index in draw for case in cases[index]]
-                values.append(auroc(np.array([c[0] for c in flat]), np.array([c[1] for c in flat], dtype=bool)))
-            low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-            columns.append(f"{values[0]:.2f} ({low:.2f} to {high:.2f})")
-        leads: list[float] = []
-        for run in plain:
-            fails = failure(np.array([t["accuracy"] for t in run["tasks"]]))
-            falls = collapse(np.array([t[key] for t in run["tasks"]]))
-            leads.append(math.nan if fails is None or falls is None else float(fails - falls))
-        columns.append(mean(leads, 1))
-        lines.append(f"| {title} | {' | '.join(columns)} |")
-    lines += [
-        "",
-        "| eps / eps* | share, tasks 2 to 4 | share, last 5 | rank correlation with accuracy |",
-        "|---|---|---|---|",
-    ]
+            generator = np.random.default_rng(0)
+            draws = [generator.integers(0, len(cases), len(cases)) for _ in range(1000)]
+            value, *others = [pooled_auroc(cases, draw) for draw in [range(len(cases)), *draws]]
+            low, high = np.nanpercentile(others, [2.5, 97.5])
+            cells.append(f"{value:.2f} ({low:.2f} to {high:.2f})")
+        leads = [lead(run, key) for run in plain]
+        body.append([title, *cells, mean(leads, 1)])
+    heads = "measure before a task | rank correlation with its accuracy | AUROC, fails now | within 3 more tasks | lead"
+    return rows(heads, body)
+
+
+def pooled_auroc(cases: list[list[tuple[float, bool]]], chosen: Any) -> float:
+    """Over the cases of some runs."""
+    flat = [case for index in chosen for case in cases[index]]
+    return auroc(np.array([case[0] for case in flat]), np.array([case[1] for case in flat], dtype=bool))
+
+
+def lead(run: dict[str, Any], key: str) -> float:
+    """Tasks from the collapse of a measure to the first failure; NaN without one of them."""
+    fails, falls = failure(series(run, "accuracy")), collapse(series(run, key))
+    return math.nan if fails is None or falls is None else float(fails - falls)
+
+
+def by_eps(plain: list[dict[str, Any]]) -> list[str]:
+    """The sensitivity curve."""
+    body = []
     for place, factor in enumerate(FACTORS):
-        early, late = (
-            [float(np.mean([t["shares"][place] for t in run["tasks"][part]])) for run in plain]
-            for part in (slice(1, 4), slice(-5, None))
-        )
+        shares = [series(run, "shares", place) for run in plain]
         correlations = [
-            spearman(np.array([t["shares"][place] for t in run["tasks"][1:]]), np.array([t["accuracy"] for t in run["tasks"][1:]]))
-            for run in plain
-        ]  # fmt: skip
-        lines.append(f"| {factor:g} | {mean(early)} | {mean(late)} | {mean(correlations)} |")
-    lines += [
-        "",
-        "| eps | before | exact share of all parameters | published recipe, the same matrix |",
-        "|---|---|---|---|",
-    ]
+            spearman(item[1:], series(run, "accuracy")[1:]) for item, run in zip(shares, plain, strict=True)
+        ]
+        cells = [mean([float(item[part].mean()) for item in shares]) for part in (EARLY, LATE)]
+        body.append([f"{factor:g}", *cells, mean(correlations)])
+    return rows("eps / eps* | share, before tasks 2 to 4 | last 5 | rank correlation with accuracy", body)
+
+
+def by_estimator(plain: list[dict[str, Any]]) -> list[str]:
+    """The published recipe beside the truth."""
+    body = []
     for place, eps in enumerate(PUBLISHED):
-        for title, index in (("task 2", 1), ("the last task", -1)):
-            both = [[run["tasks"][index][key][place] for run in plain] for key in ("exact", "published")]
-            lines.append(f"| {eps} | {title} | {mean(both[0], 4)} | {mean(both[1], 4)} |")
-    commits = sorted({(run["meta"]["git_commit"] or "unknown")[:9] for run in runs})
+        for title, index in (("task 2", 1), ("the last", -1)):
+            cells = [mean([run["tasks"][index][key][place] for run in plain], 4) for key in ("exact", "published")]
+            body.append([f"{eps}", title, *cells])
+    return rows("eps | before task | exact share of all parameters | published recipe on the same matrix", body)
+
+
+def tables(runs: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    plain = [run for run in runs if run["method"] == "backprop"]
+    commits = ", ".join(sorted({(run["meta"]["git_commit"] or "unknown")[:9] for run in runs}))
     spent = [sum(run[key] for run in plain) for key in ("measuring_seconds", "learning_seconds")]
-    lines += [
-        "",
-        f"{len(runs)} runs; 64-{WIDTH}-{WIDTH}-10, Adam, step size {LR:g}, {TASKS} tasks of {EXAMPLES} digits with random "
-        f"labels, {STEPS} steps each in batches of {BATCH}; eps* = {EPS:.3g}, {SAMPLES} samples. Means with 95 % intervals "
-        "over seeds; intervals of AUROC by bootstrap over runs, of all methods. Correlations and leads are those of "
-        f"`backprop`. Measuring took {100 * spent[0] / max(sum(spent), 1e-9):.0f} % of the time. Commit {', '.join(commits)}.",
-    ]
+    share = 100 * spent[0] / max(sum(spent), 1e-9)
+    note = (
+        f"{len(runs)} runs; 64-{WIDTH}-{WIDTH}-10, Adam, step size {LR:g}, {TASKS} tasks of {EXAMPLES} digits with "
+        f"random labels, {STEPS} steps each in batches of {BATCH}; eps* = {EPS:.3g}, {SAMPLES} samples. Means with "
+        "95 % intervals over seeds; those of AUROC by bootstrap over the runs of all methods. Correlations, leads (in "
+        f"tasks) and the last two tables are of `backprop`. Measuring took {share:.0f} % of the time. Commit {commits}."
+    )
+    lines = [*by_method(runs), *by_measure(runs, plain), *by_eps(plain), *by_estimator(plain), note]
     return "\n".join(lines)
 
 
@@ -307,14 +334,12 @@ def main() -> None:
                 runs.append(run)
                 accuracy = [task["accuracy"] for task in run["tasks"]]
                 print(f"{run['method']} {run['seed']}: {accuracy[0]:.2f} to {accuracy[-1]:.2f}", flush=True)
-    from benchmarks.speed.methods import between_markers
-
     text = tables(runs)
     print(text)
     if PAGE.exists():
-        page = PAGE.read_text(encoding="utf-8").replace("<!-- tables -->", "<!-- cost -->").replace("<!-- /tables -->", "<!-- /cost -->")  # fmt: skip
-        page = between_markers(page, text)
-        PAGE.write_text(page.replace("<!-- cost -->", "<!-- tables -->").replace("<!-- /cost -->", "<!-- /tables -->"))
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition("<!-- tables -->\n")
+        after = rest.partition("<!-- /tables -->")[2]
+        PAGE.write_text(f"{before}<!-- tables -->\n{text}\n<!-- /tables -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -90,10 +90,10 @@ METRICS = """
 """
 
 SPECTRUM = """
-    BudgetRank Estimate Linearised Operator Quadrature ResolutionWarning Spectrum Tridiagonal basis_bytes budget_eps
-    budget_rank condition_number density effective_rank eps_rank ggn_operator ggn_spectrum gram_bytes hessian_operator
-    hessian_spectrum lanczos largest_eigenvalue linearise negative_mass ntk_spectrum quadrature smallest_eigenvalue
-    trace
+    BudgetRank Estimate Linearised Operator Quadrature ResolutionWarning Spectrum StepGain Tridiagonal basis_bytes
+    budget_eps budget_rank condition_number density effective_rank eps_rank expected_one_step_gain ggn_operator
+    ggn_spectrum gram_bytes hessian_operator hessian_spectrum lanczos largest_eigenvalue linearise negative_mass
+    ntk_spectrum quadrature smallest_eigenvalue trace
 """
 
 REPORT = "csv_text figure_svg html_text markdown_text summarise terminal_tables write_csv write_markdown write_report"
