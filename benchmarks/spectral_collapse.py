@@ -203,8 +203,8 @@ def at_risk(run: dict[str, Any], measure: str, horizon: int) -> list[tuple[float
     accuracy = np.array([task["accuracy"] for task in run["tasks"]])
     fails = failure(accuracy)
     last = len(accuracy) - 1 - horizon if fails is None else fails
-    reference = np.mean([run["tasks"][index][measure] for index in (1, 2, 3)])
-    cases = range(3, last + 1)
+    reference = float(np.mean([run["tasks"][index][measure] for index in (1, 2, 3)]))
+    cases = range(3, last + 1) if reference > 0 else range(0)  # what is zero from the start cannot collapse
     return [(run["tasks"][t][measure] / reference, fails is not None and fails <= t + horizon) for t in cases]
 
 
@@ -214,7 +214,7 @@ def mean(values: list[float], digits: int = 2) -> str:
 
     found = estimate(values)
     if found.num < 2:
-        return f"{found.mean:.{digits}f} ({found.num} run)" if found.num else "none"
+        return f"{found.mean:.{digits}f} ({found.num} run)" if found.num else "not known"
     left = f"; {found.num} runs" if found.num_excluded else ""
     return f"{found.mean:.{digits}f} ({found.low:.{digits}f} to {found.high:.{digits}f}{left})"
 

@@ -10,7 +10,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "spectrum.md"
 
 def test_the_examples_run(capsys):
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     space = {"__name__": "__main__"}
     for block in blocks:
         exec(compile(block, PAGE.name, "exec"), space)
