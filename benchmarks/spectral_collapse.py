@@ -119,12 +119,16 @@ def measured(model: Any, x: Any, y: Any, *, spectrum: bool) -> dict[str, Any]:
     import torch
     from torch.nn import functional
 
-    from pliant import metrics
+    from pliant import IllegalConfiguration, metrics
     from pliant.spectrum import effective_rank, eps_rank, ggn_spectrum, largest_eigenvalue, ntk_spectrum
 
     few = x[:SAMPLES], y[:SAMPLES]
-    ggn, kernel = ggn_spectrum(model, few), ntk_spectrum(model, few[0])
     warnings.simplefilter("ignore")
+    try:
+        ggn, kernel = ggn_spectrum(model, few), ntk_spectrum(model, few[0])
+    except IllegalConfiguration:  # a network that diverges: its numbers overflow in float32
+        ggn = ggn_spectrum(model, few, dtype=torch.float64)
+        kernel = ntk_spectrum(model, few[0], dtype=torch.float64)
     shares = [eps_rank(ggn, EPS * factor, normalised=True).value for factor in FACTORS]
     with torch.no_grad():
         hidden = [model[:2](x), model[:4](x)]
@@ -157,6 +161,8 @@ def published_recipe(model: Any, batch: Any) -> list[float]:
 
     operator = ggn_operator(model, batch)
     probe = torch.randn(operator.dimension, generator=torch.Generator().manual_seed(0))
+    if not bool(torch.isfinite(operator(probe)).all()):
+        return [math.nan] * len(PUBLISHED)
     nodes, weights, _ = lanczos(operator, probe, 100).nodes()
     low, high = float(nodes.min()) - 0.01, float(nodes.max()) + 0.01
     grid = torch.linspace(low, high, 10_000, dtype=torch.float64)
