@@ -51,7 +51,7 @@ METHODS = {
     "insert_dropout": "p where",
     "insert_normalization": "kind gate where",
     "l2": "strength where apply",
-    "l2_effective_rank": "strength l2 every repeats apply rank project keep where inputs",
+    "l2_effective_rank": "strength l2 every repeats apply rank project keep max_norm where inputs",
     "l2_init": "strength where apply norm",
     "layer_reset": "layers every",
     "normalize_and_project": "every affine decay unnormalised where",

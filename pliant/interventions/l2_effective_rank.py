@@ -55,6 +55,9 @@ class L2EffectiveRank(Intervention):
             matrix alone and no decomposition.
         project: ``None``, or a number of random mixtures of the samples that stand for all of them.
         keep: ``None``: the minibatches of all ``every`` steps, or only so many of the last ones.
+        max_norm: ``None``, or the largest length of the gradient of a step; a longer one is shortened to it. A rank
+            does not change with the features' scale, so its gradient grows as they shrink: without a limit, a step on
+            a layer that is almost silent can be of any size.
         where: Which unit groups are features, a pattern of names.
         inputs: How many leading parts of a batch ``(x, ..., y)`` the model takes; ``None``: as many as its ``forward``
             has parameters without a default.
@@ -92,6 +95,7 @@ class L2EffectiveRank(Intervention):
     rank: str = "singular"
     project: int | None = None
     keep: int | None = None
+    max_norm: float | None = None
     where: str = "*"
     inputs: int | None = None
 
@@ -110,6 +114,7 @@ class L2EffectiveRank(Intervention):
         "rank": "authors' code",
         "project": "authors' code: all samples",
         "keep": "authors' code: all minibatches since the last such step",
+        "max_norm": "authors' code: no limit",
         "where": "authors' code, Permuted MNIST: all hidden layers (the last two for ImageNet and CIFAR)",
         "inputs": "a choice of this library",
     }
@@ -160,6 +165,7 @@ class L2EffectiveRank(Intervention):
         require(self.rank in ("singular", "gram"), self, "rank", "'singular' or 'gram'")
         require(self.project is None or self.project >= 1, self, "project", "None or >= 1")
         require(self.keep is None or self.keep >= 1, self, "keep", "None or >= 1")
+        require(self.max_norm is None or self.max_norm > 0, self, "max_norm", "None or > 0")
         require(self.inputs is None or self.inputs >= 1, self, "inputs", "None or >= 1")
 
     def prepare(self, ctx: Context) -> None:
@@ -237,7 +243,8 @@ class L2EffectiveRank(Intervention):
                 return
             found = torch.autograd.grad(rank, list(leaves.values()), allow_unused=True)
             moved = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
-            ctx.edit.add(list(moved), [grad * self.strength for grad in moved.values()], reason="effective rank")
+            size = self._step_size(ctx, list(moved.values()))
+            ctx.edit.add(list(moved), [grad * _beside(size, grad) for grad in moved.values()], reason="effective rank")
 
     def on_record(self, ctx: Context) -> Mapping[str, float]:
         """How many groups gave zeros alone when last looked at, the mean over members."""
@@ -295,6 +302,14 @@ class L2EffectiveRank(Intervention):
         rank: Tensor = (-(p * (p + _SMALL).log()).sum(-1)).exp()
         return rank
 
+    def _step_size(self, ctx: Context, gradients: list[Tensor]) -> float | Tensor:
+        """What the gradients are multiplied by: a number, or ``[]`` or ``[S]``."""
+        if self.max_norm is None:
+            return self.strength
+        lead = 0 if ctx.num_members is None else 1
+        squares = torch.stack([wide(grad).square().flatten(lead).sum(-1) for grad in gradients]).sum(0)
+        return self.strength * (self.max_norm / squares.sqrt()).clamp(max=1.0)
+
     def _note(self, ctx: Context, group: UnitGroup, dead: Tensor) -> None:
         """Remember a group of zeros; say it once, where reading is free."""
         noted = ctx.state(group)["dead"]
@@ -306,6 +321,13 @@ class L2EffectiveRank(Intervention):
                 stacklevel=2,
             )
         noted.copy_(dead if ctx.live is None else torch.where(ctx.live > 0, dead, noted))
+
+
+def _beside(size: float | Tensor, gradient: Tensor) -> float | Tensor:
+    """A factor in the gradient's type, in a shape that broadcasts to it."""
+    if isinstance(size, float):
+        return size
+    return size.to(gradient.dtype).reshape(*size.shape, *[1] * (gradient.ndim - size.ndim))
 
 
 def _alive(features: Tensor, dead: Tensor) -> Tensor:
