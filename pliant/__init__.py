@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         HareAndTortoise,
         InsertDropout,
         InsertNormalization,
+        L2EffectiveRank,
         L2Init,
         LayerReset,
         NormalizeAndProject,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
         WandbWriter,
         monitor,
     )
-    from pliant.probe import ProbeResult, probe
+    from pliant.probe import LiveTwin, ProbeResult, live_twin, probe
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
     from pliant.units.verify import verify
@@ -83,6 +84,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "fresh_twin",
     "probe",
     "ProbeResult",
+    "live_twin",
+    "LiveTwin",
     # acting
     "attach",
     "Handle",
@@ -95,6 +98,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "HareAndTortoise",
     "InsertDropout",
     "InsertNormalization",
+    "L2EffectiveRank",
     "L2Init",
     "LayerReset",
     "NormalizeAndProject",
@@ -125,9 +129,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
-    *("checkpoint", "errors", "insertion", "interventions", "metrics", "nn", "observation", "optim", "records"),
-    "report",
-    *("stats", "surgery", "units"),
+    *("checkpoint", "errors", "insertion", "interventions", "manifolds", "metrics", "nn", "observation", "optim"),
+    *("records", "report", "spectrum", "stats", "surgery", "units"),
 )
 _SOURCES = {
     "Handle": "pliant.handle",
@@ -146,6 +149,7 @@ _SOURCES = {
     "CChain": "pliant.interventions",
     "FeatureNorm": "pliant.interventions",
     "GradientNoise": "pliant.interventions",
+    "L2EffectiveRank": "pliant.interventions",
     "L2Init": "pliant.interventions",
     "Parseval": "pliant.interventions",
     "SpectralRegularisation": "pliant.interventions",
@@ -175,6 +179,8 @@ _SOURCES = {
     "WandbWriter": "pliant.monitor",
     "monitor": "pliant.monitor",
     "fresh_twin": "pliant.fresh",
+    "LiveTwin": "pliant.probe",
+    "live_twin": "pliant.probe",
     "ProbeResult": "pliant.probe",
     "probe": "pliant.probe",
     "UnitGraph": "pliant.units",

@@ -30,7 +30,7 @@ from pliant.units.several import Models, joined
 if TYPE_CHECKING:
     from pliant.units.graph import UnitGraph
 
-__all__ = ["GroupCheck", "Probe", "Verification", "moved", "permute", "relative_difference", "verify"]
+__all__ = ["GroupCheck", "Probe", "Verification", "moved", "permute", "random_rates", "relative_difference", "verify"]
 
 
 @dataclass(frozen=True)
@@ -312,6 +312,24 @@ def _is_rate(module: nn.Module, key: str) -> bool:
     if key == "p" and not isinstance(module, nn.modules.dropout._DropoutNd):
         return False
     return isinstance(getattr(module, key, None), float)
+
+
+def random_rates(model: nn.Module) -> list[tuple[str, str, float]]:
+    """The rates of dropout that are in effect: of modules in training mode, above zero.
+
+    Returns:
+        Name of the module, name of the attribute, rate.
+
+    Example:
+        >>> random_rates(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
+        [('1', 'p', 0.5)]
+    """
+    return [
+        (path, key, getattr(module, key))
+        for path, module in model.named_modules()
+        for key in _DROPOUT_RATES
+        if module.training and _is_rate(module, key) and getattr(module, key) > 0
+    ]
 
 
 class _NoFunctionalDropout(torch.overrides.TorchFunctionMode):
