@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pliant.records import read_records
-from pliant.report.statistics import estimate
+from pliant.intervals import estimate
 
 EARLY, LATE = slice(1, 4), slice(-3, None)  # tasks 2 to 4, and the last three
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         UnsupportedOp,
     )
+    from pliant.fresh import fresh_twin
     from pliant.handle import Handle
     from pliant.interventions import (
         FIRE,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         WeightNoise,
     )
     from pliant.monitor import Monitor, monitor
+    from pliant.probe import ProbeResult, probe
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
     from pliant.units.verify import verify
@@ -63,6 +65,9 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     # measuring
     "monitor",
     "Monitor",
+    "fresh_twin",
+    "probe",
+    "ProbeResult",
     # acting
     "attach",
     "Handle",
@@ -147,6 +152,9 @@ _SOURCES = {
     "ShrinkAndPerturb": "pliant.interventions",
     "Monitor": "pliant.monitor",
     "monitor": "pliant.monitor",
+    "fresh_twin": "pliant.fresh",
+    "ProbeResult": "pliant.probe",
+    "probe": "pliant.probe",
     "UnitGraph": "pliant.units",
     "UnitGroup": "pliant.units",
     "declare_units": "pliant.units.declare",

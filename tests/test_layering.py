@@ -16,16 +16,17 @@ PACKAGE = Path(pliant.__file__).parent
 # Lowest first. A module may import from its own layer's package and from every layer below; two packages of one
 # layer do not know each other.
 LAYERS: list[set[str]] = [
-    {"errors", "devices", "quiet"},
+    {"errors", "devices", "quiet", "intervals", "trainability"},
     {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn"},
     {"mechanisms", "metrics", "stats", "events", "write", "optim", "insertion"},
     {"edit_tensors", "forward"},
-    {"edit"},
+    {"edit", "fresh"},
     {"interventions"},
     {"reminders", "schedule", "wiring"},
     {"rounds"},
     {"handle"},
     {"attach", "monitor"},
+    {"probe"},
     {"bench", "report"},
     {"commands"},
     {"cli"},

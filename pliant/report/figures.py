@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from pliant.errors import RecordError
+from pliant.intervals import Estimate, band
 from pliant.report.metrics import Metric, format_estimate, metric_info
 from pliant.report.scales import spread, task_ticks, value_ticks
-from pliant.report.statistics import Estimate, band
 from pliant.report.style import CHART_STYLE, COLOUR_STYLE, Style, escape, styles_of
 from pliant.report.summary import Stream
 

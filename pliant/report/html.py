@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pliant.intervals import Estimate
 from pliant.records import Record
 from pliant.report._configuration import configuration_section, failures, provenance
 from pliant.report._page import PAGE_SCRIPT, PAGE_STYLE
 from pliant.report._write import write_text
 from pliant.report.figures import Chart, chart_data, chart_svg, stream_curves
 from pliant.report.metrics import Metric, format_estimate, format_value
-from pliant.report.statistics import Estimate
 from pliant.report.style import Style, escape, styles_of, swatch
 from pliant.report.summary import Row, Stream, headline, headline_metrics, summarise
 from pliant.report.tables import cells, columns, seeds_text

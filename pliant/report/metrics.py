@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from pliant.report.statistics import Estimate
+from pliant.intervals import Estimate
 
 __all__ = ["METRICS", "Metric", "format_estimate", "format_value", "metric_info"]
 
@@ -130,7 +130,7 @@ def format_estimate(value: Estimate, metric: Metric, *, signed: bool = False) ->
     """``mean ± half width``; a mean of one seed says that it has no interval.
 
     Example:
-        >>> from pliant.report.statistics import estimate
+        >>> from pliant.intervals import estimate
         >>> format_estimate(estimate([0.5, 0.6]), metric_info("online_accuracy"))
         '55.0 ± 63.5'
         >>> format_estimate(estimate([0.5]), metric_info("online_accuracy"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from pliant.intervals import Estimate
 from pliant.report.metrics import Metric
-from pliant.report.statistics import Estimate
 
 __all__ = ["nice_ticks", "spread", "task_ticks", "value_ticks"]
 

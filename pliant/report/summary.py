@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pliant.errors import RecordError
+from pliant.intervals import Estimate, FirstLast, estimate, first_last, paired_difference
 from pliant.records import Record
 from pliant.report.metrics import Metric, metric_info
-from pliant.report.statistics import Estimate, FirstLast, estimate, first_last, paired_difference
 
 __all__ = ["Method", "Row", "Stream", "flatten", "headline", "headline_metrics", "summarise"]
 

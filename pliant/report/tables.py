@@ -13,10 +13,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pliant.intervals import Estimate
 from pliant.records import Record
 from pliant.report._write import write_text
 from pliant.report.metrics import Metric, format_estimate
-from pliant.report.statistics import Estimate
 from pliant.report.summary import Row, Stream, headline, headline_metrics, summarise
 
 __all__ = ["cells", "columns", "csv_text", "markdown_text", "terminal_tables", "write_csv", "write_markdown"]

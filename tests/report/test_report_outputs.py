@@ -20,6 +20,7 @@ from rich.console import Console
 
 import pliant.report
 from pliant.errors import RecordError
+from pliant.intervals import band
 from pliant.report import (
     csv_text,
     figure_svg,
@@ -34,7 +35,6 @@ from pliant.report import (
 from pliant.report.figures import Chart, Curve, chart_data, chart_svg
 from pliant.report.metrics import metric_info
 from pliant.report.scales import nice_ticks, spread, task_ticks
-from pliant.report.statistics import band
 from pliant.report.style import Style, escape
 
 ROOT = str(Path(pliant.report.__file__).resolve().parents[2])

@@ -4,8 +4,8 @@ import pytest
 from report_records import ABOUT, STREAM, run
 
 from pliant.errors import RecordError
+from pliant.intervals import estimate
 from pliant.report.metrics import format_estimate, format_value, metric_info
-from pliant.report.statistics import estimate
 from pliant.report.style import styles_of
 from pliant.report.summary import headline, headline_metrics, summarise
 

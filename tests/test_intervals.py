@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pliant.report.statistics import band, estimate, first_last, paired_difference, t_quantile
+from pliant.intervals import band, estimate, first_last, paired_difference, t_quantile
 
 FINITE = st.floats(-1e3, 1e3)
 
