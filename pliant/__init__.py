@@ -110,7 +110,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
-    *("checkpoint", "errors", "insertion", "interventions", "metrics", "nn", "optim", "records", "report"),
+    *("checkpoint", "errors", "insertion", "interventions", "metrics", "nn", "observation", "optim", "records"),
+    "report",
     *("stats", "surgery", "units"),
 )
 _SOURCES = {

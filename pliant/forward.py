@@ -17,7 +17,7 @@ from pliant.units.call import call_with
 from pliant.units.export import Inputs, as_call, canonical_names, model_outputs, plain_attention, training_mode
 from pliant.units.several import joined
 
-__all__ = ["call", "outputs", "relative_change"]
+__all__ = ["call", "outputs", "relative_change", "untouched"]
 
 
 def call(
@@ -56,20 +56,35 @@ def call(
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     model, inputs = joined(model, inputs)
     args, kwargs = as_call(inputs)
-    devices = {tensor.device for tensor in model.parameters() if tensor.device.type != "cpu"}
-    kind = next(iter(devices)).type if devices else "cuda"
-    with (
-        unrecorded(),
-        training_mode(model, training),
-        plain_attention(),
-        torch.random.fork_rng(devices, device_type=kind),
-        _uncompiled(),
-    ):
+    with untouched(model, training):
         try:
             return call_with(model, {**buffers, **chosen}, args, kwargs)
         finally:
             if not torch.is_grad_enabled():  # no backward pass will free what the forward has gathered
                 reshard(sharded_modules(model))
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module, training: bool | None) -> Iterator[None]:
+    """Forward passes inside are not recorded; modes and the random state are restored after them.
+
+    Parameters and buffers are not: what runs inside uses other ones, see :func:`pliant.units.call.call_with`.
+
+    Args:
+        model: The model that runs.
+        training: The mode in which it runs; ``None`` leaves every module in its own.
+    """
+    devices = {tensor.device for tensor in model.parameters() if tensor.device.type != "cpu"}
+    kind = next(iter(devices)).type if devices else "cuda"
+    mode = contextlib.nullcontext() if training is None else training_mode(model, training)
+    with (
+        unrecorded(),
+        mode,
+        plain_attention(),
+        torch.random.fork_rng(devices, device_type=kind),
+        _uncompiled(),
+    ):
+        yield
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:

@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn"},
     {"mechanisms", "metrics", "stats", "events", "write", "optim", "insertion"},
     {"edit_tensors", "forward"},
-    {"edit", "fresh"},
+    {"edit", "fresh", "observation"},
     {"interventions"},
     {"reminders", "schedule", "wiring"},
     {"rounds"},
