@@ -171,7 +171,7 @@ class Found:
 
 
 def mean_over(intervals: Sequence[Interval]) -> Interval:
-    """The mean over the streams with a value; they are fixed and their seeds independent: half widths add in squares."""
+    """The mean over the streams with a value; their seeds are independent, so half widths add in squares."""
     intervals = [interval for interval in intervals if not math.isnan(interval.mean)]
     mean = sum(i.mean for i in intervals) / len(intervals)
     low = math.sqrt(sum((i.mean - i.low) ** 2 for i in intervals)) / len(intervals)
