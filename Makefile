@@ -16,12 +16,13 @@ SOURCES := pyproject.toml constraints.txt
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test lint types tests test-matrix test-lower readme-picture clean
+.PHONY: help demo test lint types tests test-wide test-matrix test-lower readme-picture clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo            watch a network lose and keep its ability to learn; ends with demo/report.html"
-	@echo "make test            ruff, mypy, all tests and doctests"
+	@echo "make test            ruff, mypy, tests and doctests"
+	@echo "make test-wide       the tests that make test leaves out: more architectures for each method"
 	@echo "make lint types tests   one of them at a time"
 	@echo "make test-matrix     every method with every architecture and every optimizer (make test covers pairs)"
 	@echo "make test-lower      the tests with the oldest PyTorch that is supported ($(LOWEST)), in its own venv"
@@ -42,7 +43,10 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 tests: $(VENV)/.installed-dev
-	$(BIN)/pytest -n $(WORKERS)
+	$(BIN)/pytest -n $(WORKERS) -m "not wide"
+
+test-wide: $(VENV)/.installed-dev
+	$(BIN)/pytest -n $(WORKERS) -m wide tests
 
 test-matrix: $(VENV)/.installed-dev
 	PLIANT_FULL_MATRIX=1 $(BIN)/pytest -n $(WORKERS) tests/contracts

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         WeightNoise,
     )
     from pliant.monitor import Monitor, monitor
-    from pliant.probe import ProbeResult, probe
+    from pliant.probe import LiveTwin, ProbeResult, live_twin, probe
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
     from pliant.units.verify import verify
@@ -68,6 +68,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "fresh_twin",
     "probe",
     "ProbeResult",
+    "live_twin",
+    "LiveTwin",
     # acting
     "attach",
     "Handle",
@@ -154,6 +156,8 @@ _SOURCES = {
     "Monitor": "pliant.monitor",
     "monitor": "pliant.monitor",
     "fresh_twin": "pliant.fresh",
+    "LiveTwin": "pliant.probe",
+    "live_twin": "pliant.probe",
     "ProbeResult": "pliant.probe",
     "probe": "pliant.probe",
     "UnitGraph": "pliant.units",

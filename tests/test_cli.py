@@ -338,7 +338,14 @@ class Slow:
 """
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, "0"), (signal.SIGINT, "2"), (signal.SIGTERM, "2")])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        (signal.SIGINT, "2"),
+        pytest.param(signal.SIGINT, "0", marks=pytest.mark.wide),
+        pytest.param(signal.SIGTERM, "2", marks=pytest.mark.wide),
+    ],
+)
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(tmp_path, number, workers):
     (tmp_path / "cli_slow.py").write_text(SLOW)
     arguments = f"run cli_slow:Slow --seeds 2 --tasks 25 --workers {workers}".split()

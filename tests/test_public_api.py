@@ -15,7 +15,7 @@ from pliant.commands import COMMANDS
 
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
-    "monitor Monitor fresh_twin probe ProbeResult",
+    "monitor Monitor fresh_twin probe ProbeResult live_twin LiveTwin",
     "attach Handle",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
     "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2Init LayerReset",

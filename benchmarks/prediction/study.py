@@ -37,7 +37,7 @@ from benchmarks.prediction.problems import PROBLEMS, Problem  # noqa: E402
 from pliant import metrics  # noqa: E402
 from pliant.bench.streams.base import generator  # noqa: E402
 from pliant.observation import MEASURABLE, measure, observe  # noqa: E402
-from pliant.probe import Data, probe  # noqa: E402
+from pliant.probe import Data, LiveTwin, probe  # noqa: E402
 from pliant.units import UnitGraph, find_units  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "prediction"
@@ -93,9 +93,15 @@ def single_gradients(model: nn.Module, problem: Problem, inputs: Tensor, targets
 
 
 def train(
-    model: nn.Module, optimizer: torch.optim.Optimizer, problem: Problem, x: Tensor, y: Tensor, *key: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    problem: Problem,
+    x: Tensor,
+    y: Tensor,
+    *key: int,
+    live: LiveTwin | None = None,
 ) -> float:
-    """All steps of a task; the mean loss over the last tenth of them."""
+    """All steps of a task, seen by a live twin if there is one; the mean loss over the last tenth of them."""
     losses: list[Tensor] = []
     draws = generator("prediction order", *key)
     while len(losses) < problem.steps:
@@ -106,6 +112,8 @@ def train(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.detach())
+            if live is not None:
+                live.step((x[index], y[index]))
     return float(torch.stack(losses[-max(1, problem.steps // 10) :]).mean())
 
 

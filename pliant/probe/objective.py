@@ -54,7 +54,7 @@ class Objective:
         >>> model = nn.Linear(2, 3)
         >>> measured = Objective()(model, (torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])))
         >>> measured.loss.shape, measured.num
-        (torch.Size([]), 4)
+        (torch.Size([]), tensor(4))
     """
 
     def __init__(self, loss: Loss = None, function: Callable[[nn.Module, Any], Tensor] | None = None) -> None:
@@ -234,7 +234,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Measured:
 
 def _right(logits: Tensor, targets: Tensor, dim: int) -> tuple[Tensor, int | Tensor]:
     hits = (logits.detach().argmax(dim) == targets).sum()
-    return hits, targets.numel() if targets.ndim == 1 and logits.ndim == 2 and dim == -1 else (targets >= 0).sum()
+    return hits, (targets >= 0).sum()
 
 
 def _out_of_range(logits: Tensor, targets: Tensor, size: int) -> IllegalConfiguration:

@@ -19,7 +19,7 @@ from pliant.interventions.state import matches
 from pliant.probe.isolation import preserved_randomness, seed_everything
 from pliant.probe.learning import Network, Run, learn
 from pliant.probe.objective import Loss, Objective, inputs_of
-from pliant.probe.optimizers import MakeOptimizer, Moments, check_steps, like, optimizers_for, owned
+from pliant.probe.optimizers import MakeOptimizer, Moments, maker
 from pliant.probe.result import ProbeResult
 from pliant.probe.tasks import Task, as_task, moved
 from pliant.units import UnitGraph, find_units
@@ -110,7 +110,7 @@ def probe(
         if value < 1:
             raise IllegalConfiguration(f"{name} must be at least 1, not {value}.")
     every = min(steps, every or max(1, steps // _POINTS))
-    make = _maker(model, optimizer, moments)
+    make = maker(model, optimizer, moments)
     plan = _Plan(model, chosen, measure, make, steps, every, _as_list(methods), example_inputs, evaluation)
     runs: list[Run] = []
     with preserved_randomness(model), torch.inference_mode(False), torch.enable_grad():
@@ -224,37 +224,6 @@ class _Plan:
         if self.units is None:
             self.units = find_units(net, inputs)
         return attach(net, optimizers, self.methods, units=self.units, seed=seed)
-
-
-def _maker(
-    model: nn.Module, optimizer: Any, moments: Moments | None
-) -> Callable[[nn.Module, Network], list[Optimizer]]:
-    live = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
-    if not callable(live):
-        if not isinstance(live, (list, tuple)) or not all(isinstance(item, Optimizer) for item in live) or not live:
-            raise IllegalConfiguration(
-                f"optimizer=... is a {type(optimizer).__name__}: give a function such as "
-                "lambda parameters: torch.optim.Adam(parameters), or the live optimizer."
-            )
-        if moments not in ("fresh", "carried"):
-            raise IllegalConfiguration(
-                'with a live optimizer, say moments="fresh" (everybody starts without them) or moments="carried" (the '
-                "aged network keeps its own): the two can differ a lot."
-            )
-        check_steps(live)
-        known = {id(parameter) for parameter in model.parameters()}
-        mine = [item for item in live if any(id(parameter) in known for parameter in owned([item]))]
-        if not mine:
-            raise IllegalConfiguration("the live optimizer owns no parameter of the model.")
-
-        def made(net: nn.Module, network: Network) -> list[Optimizer]:
-            kept: Moments = "carried" if moments == "carried" and network == "aged" else "fresh"
-            return [like(item, model, net, moments=kept) for item in mine]
-
-        return made
-    if moments is not None:
-        raise IllegalConfiguration("moments=... is for a live optimizer; what a function makes has none yet.")
-    return lambda net, _: optimizers_for(net, live)
 
 
 def _take_over(aged: nn.Module, fresh: nn.Module, pattern: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import pytest
 import settings_networks
 import settings_normalisation
 import settings_others
@@ -59,7 +60,8 @@ def suited(method: str, optimizer: str) -> str:
 
 
 WHOLE_ZOO = ("continual_backprop", "redo", "several")
-"""The methods that meet every architecture in the fast suite; the others meet a third each, in rotation."""
+"""The methods that meet every architecture in the fast suite; the others meet a sixth each, in rotation, and a third
+together with the wide suite."""
 
 
 def pairs() -> list[tuple[str, str, str]]:
@@ -73,6 +75,15 @@ def pairs() -> list[tuple[str, str, str]]:
             if method in WHOLE_ZOO or (i + j) % 3 == 0:
                 chosen.append((method, name, suited(method, optimizers[(5 * i + j) % len(optimizers)])))
     return chosen
+
+
+def params(chosen: list[tuple[str, str, str]]) -> list[Any]:
+    """Pairs for ``parametrize``; of the methods that do not meet every architecture, half wait for the wide suite."""
+
+    def is_wide(method: str, name: str) -> bool:
+        return not FULL and method not in WHOLE_ZOO and (list(METHODS).index(method) + NAMES.index(name)) % 6 == 3
+
+    return [pytest.param(*pair, marks=pytest.mark.wide) if is_wide(*pair[:2]) else pair for pair in chosen]
 
 
 def fast_pairs(num: int) -> list[tuple[str, str, str]]:

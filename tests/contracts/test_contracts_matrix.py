@@ -1,7 +1,7 @@
 """Contracts that hold for every intervention on every architecture with every optimizer.
 
-The fast suite meets some methods with every architecture and each with a third, optimizers in rotation;
-``PLIANT_FULL_MATRIX=1`` runs all combinations.
+Some methods meet every architecture and each meets a third (half of these in the fast suite, the rest in the wide one),
+optimizers in rotation; ``PLIANT_FULL_MATRIX=1`` runs all combinations.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contract_tools import (
     fast_pairs,
     num_hooks,
     pairs,
+    params,
     supported,
     units_of,
 )
@@ -26,7 +27,7 @@ import pliant
 from pliant import interventions
 from pliant.interventions import ReDo
 
-PAIRS = [pair for pair in pairs() if supported(pair[0], pair[1])]
+PAIRS = params([pair for pair in pairs() if supported(pair[0], pair[1])])
 
 
 def nulls(methods):
@@ -61,7 +62,7 @@ def test_a_method_acts_repeatably_and_leaves_nothing_behind(method, name, optimi
     assert_same_bits(again.train(8, 10).bits(), run.train(8, 10).bits())
 
 
-@pytest.mark.parametrize(("method", "name", "optimizer"), [p for p in fast_pairs(2) if supported(*p[:2])])
+@pytest.mark.parametrize(("method", "name", "optimizer"), params([p for p in fast_pairs(2) if supported(*p[:2])]))
 def test_null_is_a_bitwise_no_op(method, name, optimizer):
     plain = Run(name, optimizer).train().bits()
     run = Run(name, optimizer, nulls(METHODS[method])).train()

@@ -37,6 +37,10 @@ def parameters() -> list[Tensor]:
     return [p.detach() for p in MODEL.parameters()]
 
 
+def changes() -> Tensor:
+    return torch.cat([(p - q).flatten() for p, q in zip(parameters(), INITIAL, strict=True)])
+
+
 def matrices() -> list[Tensor]:
     return [p for p in parameters() if p.ndim == 2]
 
@@ -191,11 +195,11 @@ CASES: dict[tuple[str, str], Callable[[], tuple[object, object]]] = {
     ),
     ("distance_from_initialisation", "Lyle et al. 2023, distance from initialisation"): lambda: (
         metrics.distance_from_initialisation(parameters(), INITIAL),
-        float(torch.cat([(p - q).flatten() for p, q in zip(parameters(), INITIAL, strict=True)]).norm()),
+        float(changes().norm()),
     ),
     ("distance_from_initialisation", "Plasticine, weight difference"): lambda: (
         metrics.distance_from_initialisation(parameters(), INITIAL) / math.sqrt(sum(p.numel() for p in INITIAL)),
-        float(torch.cat([(p - q).flatten() for p, q in zip(parameters(), INITIAL, strict=True)]).square().mean() ** 0.5),
+        float(changes().square().mean().sqrt()),
     ),
     ("distance_from_initialisation", "Kumar et al. 2023, L2 Init"): lambda: (
         metrics.distance_from_initialisation(parameters(), INITIAL) ** 2,
