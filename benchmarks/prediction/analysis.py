@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.prediction.page import figure, page  # noqa: E402
+from benchmarks.prediction.problems import PLAIN  # noqa: E402
 from benchmarks.prediction.scores import (  # noqa: E402
     Interval,
     Lead,
@@ -36,6 +37,9 @@ EXPECTATIONS = Path(__file__).with_name("expectations.json")
 PAGE = ROOT / "docs" / "results" / "prediction.md"
 FIGURE = ROOT / "docs" / "images" / "prediction.svg"
 EVIDENCE = ROOT / "pliant" / "diagnosis" / "evidence.json"
+LIVE = RECORDS / "live"
+MILDER_FROM = 10_000
+"""Added to the seeds of milder runs, so that they are seeds of their own."""
 BASELINES = ("task", "loss", "end_loss", "previous_gap")
 """What needs no metric: the number of the task, the loss on the task to come, that at the end of the last one, and what
 the last probe found."""
@@ -59,6 +63,11 @@ class Runs:
     def seeds(self) -> list[int]:
         """The seeds."""
         return sorted(self.records)
+
+    @cached_property
+    def milder(self) -> list[int]:
+        """Those whose networks were trained so that less is lost."""
+        return [seed for seed in self.seeds if seed >= MILDER_FROM]
 
     def boundaries(self, seed: int) -> Sequence[Mapping[str, Any]]:
         """Those before which something had been learnt."""
@@ -163,6 +172,12 @@ class Found:
     area: Mapping[str, Interval]
     lead: Mapping[str, Lead]
     overall: Interval
+    both: Mapping[str, Interval]
+
+    @property
+    def together(self) -> Interval:
+        """The mean over streams of the AUROC over plain and milder runs together."""
+        return mean_over(list(self.both.values()))
 
     @property
     def worst(self) -> float:
@@ -179,21 +194,29 @@ def mean_over(intervals: Sequence[Interval]) -> Interval:
     return Interval(mean, mean - low, mean + high)
 
 
-def read(folder: Path, expected: Mapping[str, Any]) -> dict[str, Runs]:
-    """All records by stream."""
+def read(folder: Path, expected: Mapping[str, Any]) -> tuple[dict[str, Runs], dict[str, Runs]]:
+    """All records by stream: those of plain training, and these together with the milder ones."""
     found: dict[str, dict[int, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         found.setdefault(record["stream"], {})[record["seed"]] = record
-    if not found:
+    if not any(name in found for name in PLAIN):
         raise SystemExit(f"no record in {folder}: python benchmarks/prediction/study.py")
     for name, records in found.items():
         if len({json.dumps(record["settings"], sort_keys=True) for record in records.values()}) > 1:
             raise SystemExit(f"the records of {name} in {folder} are of different settings")
-    return {name: Runs(name, records, expected) for name, records in found.items()}
+    plain = {name: Runs(name, found[name], expected) for name in PLAIN if name in found}
+    together = {
+        name: Runs(
+            name, {**found[name], **{MILDER_FROM + seed: r for seed, r in found[name + "_milder"].items()}}, expected
+        )
+        for name in plain
+        if name + "_milder" in found
+    }
+    return plain, together
 
 
-def judge(streams: Mapping[str, Runs], name: str) -> Found:
+def judge(streams: Mapping[str, Runs], together: Mapping[str, Runs], name: str) -> Found:
     """One metric on all streams."""
     of_auroc = {key: runs.event_auroc(name) for key, runs in streams.items()}
     has_trained = name not in BASELINES or name == "loss"
@@ -206,6 +229,7 @@ def judge(streams: Mapping[str, Runs], name: str) -> Found:
         {key: runs.event_auroc(name, gaps=runs.areas) for key, runs in streams.items()},
         {key: runs.lead(name) for key, runs in streams.items()},
         mean_over(list(of_auroc.values())),
+        {key: runs.event_auroc(name) for key, runs in together.items()},
     )
 
 
@@ -213,7 +237,13 @@ def claims(found: Mapping[str, Found]) -> dict[str, bool]:
     """Whether what was expected came true."""
     real = [name for name in found if name not in BASELINES]
     overall = {name: item.overall.mean for name, item in found.items()}
-    return {
+    found_both = {name: item.together.mean for name, item in found.items() if item.both}
+    later = {
+        "clock_fails": found_both["task"] < 0.75,
+        "rank_holds": found_both["effective_rank"] >= 0.75,
+        "weights_lead": found_both["weight_magnitude"] > found_both["dead_fraction"],
+    } if found_both else {}  # fmt: skip
+    return later | {
         "no_oracle": all(found[name].worst < 0.9 for name in real),
         "units": found["dead_fraction"].worst >= 0.7,
         "rank": found["effective_rank"].worst >= 0.7,
@@ -225,30 +255,43 @@ def claims(found: Mapping[str, Found]) -> dict[str, bool]:
     }
 
 
-def evidence(streams: Mapping[str, Runs], found: Mapping[str, Found]) -> dict[str, Any]:
-    """What the diagnosis weighs its findings by; see ``pliant/diagnosis`` for how it is read."""
+def evidence(streams: Mapping[str, Runs], together: Mapping[str, Runs], found: Mapping[str, Found]) -> dict[str, Any]:
+    """What the diagnosis weighs its findings by: metric to what the study says of it.
+
+    Over plain and milder runs together where there are both: among plain ones alone, age tells as much as most
+    metrics.
+    """
+    commits = {r["environment"]["commit"] for runs in (together or streams).values() for r in runs.records.values()}
 
     def entry(item: Found) -> dict[str, Any]:
-        low, high = item.overall.low, item.overall.high
+        by_stream = {key: i for key, i in (item.both or item.auroc).items() if not math.isnan(i.mean)}
+        overall = mean_over(list(by_stream.values()))
         return {
-            "auroc": round(item.overall.mean, 3),
-            "interval": [round(low, 3), round(high, 3)],
-            "worst": round(item.worst, 3),
-            "streams": {
-                key: round(interval.mean, 3) for key, interval in item.auroc.items() if not math.isnan(interval.mean)
-            },
+            "auroc": round(overall.mean, 3),
+            "interval": [round(overall.low, 3), round(overall.high, 3)],
+            "streams": {key: round(interval.mean, 3) for key, interval in by_stream.items()},
+            "seeds": min(len(runs.seeds) - len(runs.milder) for runs in (together or streams).values()),
+            "commit": " ".join(sorted(commits)),
         }
 
-    records = [record for runs in streams.values() for record in runs.records.values()]
-    return {
-        "about": "AUROC of each metric, in its unhealthy direction, for a relative gap of the probe above the "
-        "threshold: the mean over streams, its 95 % interval over seeds, the lowest of a stream. 0.5 is chance, "
-        "below it the metric pointed the wrong way. Written by python benchmarks/prediction/analysis.py.",
+    about = {
+        "text": "AUROC of each metric, in its unhealthy direction, for a relative gap of the probe above the "
+        "threshold: mean over streams, 95 % interval over seeds, and each stream. 0.5 is chance; below, it pointed the "
+        "wrong way. Written by python benchmarks/prediction/analysis.py.",
         "threshold": next(iter(streams.values())).expected["threshold"],
-        "seeds": {key: len(runs.seeds) for key, runs in streams.items()},
-        "commits": sorted({record["environment"]["commit"] for record in records}),
-        "metrics": {name: entry(item) for name, item in found.items() if name not in BASELINES},
+        "milder_seeds": {key: len(runs.milder) for key, runs in together.items()},
     }
+    return {"about": about, **{name: entry(item) for name, item in found.items() if name not in BASELINES}}
+
+
+def live_agreement(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Gaps of the live twin and of the probe at the same boundaries, and their rank correlation, by stream."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        pairs = [(a, b) for a, b in zip(record["live"], record["probe"], strict=False) if None not in (a, b)]
+        found.setdefault(record["stream"], []).append({"seed": record["seed"], "pairs": pairs})
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -258,12 +301,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--show", action="store_true", help="print the page and write nothing")
     options = parser.parse_args(arguments)
     expected = json.loads(EXPECTATIONS.read_text(encoding="utf-8"))
-    streams = read(options.records, expected)
-    found = {name: judge(streams, name) for name in expected["direction"]}
+    streams, together = read(options.records, expected)
+    found = {name: judge(streams, together, name) for name in expected["direction"]}
+    live = live_agreement(options.records / LIVE.name)
     texts = {
-        PAGE: page(streams, found, claims(found), expected, BASELINES),
+        PAGE: page(streams, together, found, claims(found), expected, BASELINES, live),
         FIGURE: figure(streams, found, BASELINES),
-        EVIDENCE: json.dumps(evidence(streams, found), indent=1) + "\n",
+        EVIDENCE: json.dumps(evidence(streams, together, found), indent=1) + "\n",
     }
     if options.show:
         print(texts[PAGE])

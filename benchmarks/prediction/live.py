@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.prediction.problems import PROBLEMS  # noqa: E402
+from benchmarks.prediction.problems import PLAIN, PROBLEMS  # noqa: E402
 from benchmarks.prediction.study import OUT, environment, path_of, rounded, settings, train  # noqa: E402
 from pliant.probe import live_twin  # noqa: E402
 
@@ -67,7 +67,7 @@ def run(name: str, seed: int, record: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
+    parser.add_argument("--streams", nargs="+", choices=list(PROBLEMS), default=list(PLAIN))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     parser.add_argument("--records", type=Path, default=OUT)
     options = parser.parse_args(arguments)

@@ -15,7 +15,7 @@ from pliant.bench.models.mlp import MLP
 from pliant.bench.streams import STREAMS
 from pliant.bench.streams.base import generator
 
-__all__ = ["PROBLEMS", "BitFlips", "Problem"]
+__all__ = ["PLAIN", "PROBLEMS", "MILDER", "BitFlips", "Problem"]
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,21 @@ class Problem:
     init: str | None = None
 
 
+def _optimizer(name: str, **options: float) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
+    make: Any = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    return lambda parameters: make(parameters, **options)
+
+
 def _digits(
-    name: str, title: str, optimizer: str, lr: float, num_tasks: int, steps: int, probe_steps: int, **options: int
+    name: str,
+    title: str,
+    optimizer: tuple[str, dict[str, float]],
+    num_tasks: int,
+    steps: int,
+    probe_steps: int,
+    **options: int,
 ) -> Problem:
     stream = STREAMS[name](**options)
-    make = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]
 
     def task(index: int, seed: int) -> tuple[Tensor, Tensor]:
         found = stream.task(index, seed)
@@ -107,17 +117,20 @@ def _digits(
         task,
         F.cross_entropy,
         lambda: MLP(64, 10, hidden),
-        lambda parameters: make(parameters, lr=lr),
-        {"stream": name, **options, "hidden": list(hidden), "activation": "relu", "optimizer": optimizer, "lr": lr},
+        _optimizer(optimizer[0], **optimizer[1]),
+        {"stream": name, **options, "hidden": list(hidden), "activation": "relu", "optimizer": optimizer[0],
+         **optimizer[1]},
         num_tasks,
         steps,
         probe_steps,
         16,
         MLP.init,
-    )
+    )  # fmt: skip
 
 
-def _bit_flips(lr: float, num_tasks: int, steps: int, probe_steps: int, width: int) -> Problem:
+def _bit_flips(
+    optimizer: tuple[str, dict[str, float]], num_tasks: int, steps: int, probe_steps: int, width: int
+) -> Problem:
     stream = BitFlips(num_examples=8 * steps)
 
     def model() -> nn.Module:
@@ -128,9 +141,9 @@ def _bit_flips(lr: float, num_tasks: int, steps: int, probe_steps: int, width: i
         stream.task,
         F.mse_loss,
         model,
-        lambda parameters: torch.optim.Adam(parameters, lr=lr),
+        _optimizer(optimizer[0], **optimizer[1]),
         {"stream": "bit_flips", "num_examples": 8 * steps, "hidden": [width, width], "activation": "relu",
-         "optimizer": "adam", "lr": lr},
+         "optimizer": optimizer[0], **optimizer[1]},
         num_tasks,
         steps,
         probe_steps,
@@ -138,8 +151,26 @@ def _bit_flips(lr: float, num_tasks: int, steps: int, probe_steps: int, width: i
     )  # fmt: skip
 
 
-PROBLEMS: Mapping[str, Problem] = {
-    "random_label_digits": _digits("random_label_digits", "Random labels", "sgd", 0.1, 34, 320, 160, num_examples=128),
-    "permuted_digits": _digits("permuted_digits", "Permuted inputs", "adam", 0.01, 30, 160, 80, num_examples=512),
-    "bit_flips": _bit_flips(0.02, 30, 300, 150, 20),
+def _random_labels(name: str, **options: float) -> Problem:
+    return _digits("random_label_digits", "Random labels", (name, options), 34, 320, 160, num_examples=128)
+
+
+def _permuted(name: str, **options: float) -> Problem:
+    return _digits("permuted_digits", "Permuted inputs", (name, options), 30, 160, 80, num_examples=512)
+
+
+PLAIN: Mapping[str, Problem] = {
+    "random_label_digits": _random_labels("sgd", lr=0.1),
+    "permuted_digits": _permuted("adam", lr=0.01),
+    "bit_flips": _bit_flips(("adam", {"lr": 0.02}), 30, 300, 150, 20),
 }
+
+MILDER: Mapping[str, Problem] = {
+    "random_label_digits_milder": _random_labels("sgd", lr=0.1, weight_decay=0.002),
+    "permuted_digits_milder": _permuted("sgd", lr=0.1),
+    "bit_flips_milder": _bit_flips(("adam", {"lr": 0.005}), 30, 300, 150, 20),
+}
+"""The same tasks for networks that grow as old and lose less: with weight decay, with SGD in the place of Adam, and with
+a quarter of the step size."""
+
+PROBLEMS: Mapping[str, Problem] = {**PLAIN, **MILDER}
