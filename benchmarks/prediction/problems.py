@@ -15,7 +15,7 @@ from pliant.bench.models.mlp import MLP
 from pliant.bench.streams import STREAMS
 from pliant.bench.streams.base import generator
 
-__all__ = ["PLAIN", "PROBLEMS", "MILDER", "BitFlips", "Problem"]
+__all__ = ["MILDER", "PLAIN", "PROBLEMS", "BitFlips", "Problem"]
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ MILDER: Mapping[str, Problem] = {
     "permuted_digits_milder": _permuted("sgd", lr=0.1),
     "bit_flips_milder": _bit_flips(("adam", {"lr": 0.005}), 30, 300, 150, 20),
 }
-"""The same tasks for networks that grow as old and lose less: with weight decay, with SGD in the place of Adam, and with
-a quarter of the step size."""
+"""The same tasks for networks that grow as old and lose less: with weight decay, with SGD in the place of Adam, with a
+quarter of the step size."""
 
 PROBLEMS: Mapping[str, Problem] = {**PLAIN, **MILDER}

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from benchmarks.prediction.problems import PLAIN, PROBLEMS, MILDER, Problem  # noqa: E402
+from benchmarks.prediction.problems import MILDER, PLAIN, PROBLEMS, Problem  # noqa: E402
 from pliant import metrics  # noqa: E402
 from pliant.bench.streams.base import generator  # noqa: E402
 from pliant.observation import MEASURABLE, measure, observe  # noqa: E402
