@@ -24,9 +24,9 @@ from benchmarks.prediction.problems import PLAIN  # noqa: E402
 from benchmarks.prediction.scores import (  # noqa: E402
     Interval,
     Lead,
-    auroc,
-    bootstrap,
+    auroc_over_seeds,
     lead_times,
+    mean_over_seeds,
     onset_of,
     partial_rank_correlation,
     rank_correlation,
@@ -95,8 +95,7 @@ class Runs:
     def within(self, name: str, correlation: Callable[..., float] = rank_correlation) -> Interval:
         """Mean over runs of the rank correlation with the gap within a run."""
         scores = self.scores(name)
-        each = {seed: correlation(*paired(scores[seed], self.gaps[seed])) for seed in self.seeds}
-        return bootstrap(self.seeds, lambda seeds: sum(each[seed] for seed in seeds) / len(seeds))
+        return mean_over_seeds([correlation(*paired(scores[seed], self.gaps[seed])) for seed in self.seeds])
 
     def beyond_the_clock(self, name: str) -> Interval:
         """The same, given the number of the task."""
@@ -108,14 +107,8 @@ class Runs:
         """Chance that a boundary with a gap above the threshold scores higher than one without, whatever their runs."""
         scores, gaps = self.scores(name, where), self.gaps if gaps is None else gaps
         level = self.expected["threshold"]
-        both = {seed: paired(scores[seed], gaps[seed]) for seed in self.seeds}
-
-        def statistic(seeds: list[int]) -> float:
-            values = [value for seed in seeds for value in both[seed][0]]
-            events = [gap > level for seed in seeds for gap in both[seed][1]]
-            return auroc(values, events)
-
-        return bootstrap(self.seeds, statistic)
+        both = [paired(scores[seed], gaps[seed]) for seed in self.seeds]
+        return auroc_over_seeds([pair[0] for pair in both], [[gap > level for gap in pair[1]] for pair in both])
 
     def lead(self, name: str) -> Lead:
         """How many tasks before the onset an alarm comes."""

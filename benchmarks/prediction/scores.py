@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +11,9 @@ import numpy as np
 __all__ = [
     "Interval",
     "Lead",
-    "auroc",
-    "bootstrap",
+    "auroc_over_seeds",
     "lead_times",
+    "mean_over_seeds",
     "partial_rank_correlation",
     "rank_correlation",
     "ranks",
@@ -92,26 +92,51 @@ def partial_rank_correlation(a: Sequence[float], b: Sequence[float], given: Sequ
     return _correlation(*left)
 
 
-def auroc(scores: Sequence[float], events: Sequence[bool]) -> float:
-    """Chance that a boundary with the event has the higher score; ties count half; NaN without both kinds.
+def _draws(num_seeds: int, num: int = 2000) -> np.ndarray:
+    """How often each seed is drawn, ``[num, seeds]``: always the same draws, with replacement."""
+    chosen = np.random.default_rng(0).integers(0, num_seeds, (num, num_seeds))
+    return (chosen[:, :, None] == np.arange(num_seeds)).sum(1).astype(float)
 
-    >>> auroc([0.1, 0.4, 0.35, 0.8], [False, False, True, True])
+
+def _interval(value: float, values: np.ndarray) -> Interval:
+    finite = values[np.isfinite(values)]
+    low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (math.nan, math.nan)
+    return Interval(float(value), float(low), float(high))
+
+
+def mean_over_seeds(values: Sequence[float]) -> Interval:
+    """Mean of one value per seed, and the 95 % bootstrap interval.
+
+    >>> mean_over_seeds([1.0, 1.0])
+    Interval(mean=1.0, low=1.0, high=1.0)
+    """
+    array = np.asarray(values, dtype=float)
+    return _interval(array.mean(), _draws(len(array)) @ array / len(array))
+
+
+def auroc_over_seeds(scores: Sequence[Sequence[float]], events: Sequence[Sequence[bool]]) -> Interval:
+    """AUROC over the boundaries of all seeds together, and its 95 % bootstrap interval over seeds.
+
+    Pairs of boundaries are counted once, by the seeds that they belong to; a draw of seeds only weighs the counts.
+
+    >>> auroc_over_seeds([[0.1, 0.4], [0.35, 0.8]], [[False, False], [True, True]]).mean
     0.75
     """
-    event = np.asarray(events, dtype=bool)
-    num_yes, num_no = int(event.sum()), int((~event).sum())
-    if not num_yes or not num_no:
-        return math.nan
-    rank = ranks(scores)
-    return float((rank[event].sum() - num_yes * (num_yes - 1) / 2) / (num_yes * num_no))
+    yes, no = (
+        [
+            np.asarray([s for s, e in zip(*pair, strict=True) if e is kind], dtype=float)
+            for pair in zip(scores, events, strict=True)
+        ]
+        for kind in (True, False)
+    )
+    wins = np.array([[float((a[:, None] > b).sum() + 0.5 * (a[:, None] == b).sum()) for b in no] for a in yes])
+    num_yes, num_no = (np.array([len(part) for part in side], dtype=float) for side in (yes, no))
 
+    def of(counts: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return ((counts @ wins) * counts).sum(-1) / ((counts @ num_yes) * (counts @ num_no))
 
-def bootstrap(seeds: Sequence[int], statistic: Callable[[list[int]], float], num: int = 1000) -> Interval:
-    """The statistic of all seeds, and the 95 % interval of it over draws of as many seeds with replacement."""
-    draws = np.random.default_rng(0).choice(np.asarray(seeds), (num, len(seeds)))
-    values = [value for draw in draws if math.isfinite(value := statistic(draw.tolist()))]
-    low, high = np.quantile(values, [0.025, 0.975]) if values else (math.nan, math.nan)
-    return Interval(statistic(list(seeds)), float(low), float(high))
+    return _interval(float(of(np.ones(len(wins)))), of(_draws(len(wins))))
 
 
 def onset_of(gaps: Sequence[float], threshold: float) -> int | None:

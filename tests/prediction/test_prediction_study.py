@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from benchmarks.prediction import analysis, problems, study
 from benchmarks.prediction.scores import (
-    auroc,
-    bootstrap,
+    auroc_over_seeds,
     lead_times,
+    mean_over_seeds,
     onset_of,
     partial_rank_correlation,
     rank_correlation,
@@ -26,12 +26,20 @@ VALUES = st.lists(st.tuples(st.sampled_from([0.0, 1.0, 2.0, 2.5]), st.booleans()
 
 
 @settings(max_examples=60, deadline=None)
-@given(VALUES)
-def test_auroc_counts_pairs(pairs: list[tuple[float, bool]]) -> None:
-    yes, no = ([value for value, event in pairs if event is kind] for kind in (True, False))
+@given(st.lists(VALUES, min_size=1, max_size=3))
+def test_auroc_counts_pairs_over_all_seeds(seeds: list[list[tuple[float, bool]]]) -> None:
+    yes, no = ([value for pairs in seeds for value, event in pairs if event is kind] for kind in (True, False))
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a in yes for b in no]
-    found = auroc([value for value, _ in pairs], [event for _, event in pairs])
-    assert found == pytest.approx(sum(wins) / len(wins)) if wins else math.isnan(found)
+    columns = [[[pair[i] for pair in pairs] for pairs in seeds] for i in (0, 1)]
+    found = auroc_over_seeds(*columns)
+    if not wins:
+        assert math.isnan(found.mean)
+        return
+    assert found.mean == pytest.approx(sum(wins) / len(wins))
+    # A draw that holds one seed three times is that seed alone: the interval holds such draws.
+    alone = [auroc_over_seeds([scores], [events]).mean for scores, events in zip(*columns, strict=True)]
+    if len(seeds) == 1:
+        assert found.low == pytest.approx(alone[0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -70,10 +78,14 @@ def test_onset_and_lead() -> None:
 
 
 def test_the_interval_is_over_seeds() -> None:
-    values = {seed: float(seed % 2) for seed in range(10)}
-    found = bootstrap(range(10), lambda seeds: sum(values[seed] for seed in seeds) / len(seeds))
+    found = mean_over_seeds([float(seed % 2) for seed in range(10)])
     assert found.mean == 0.5
     assert 0.1 <= found.low < 0.5 < found.high <= 0.9
+    # Ten boundaries of one seed are one seed: the interval does not shrink.
+    events = [[True, False]] * 2
+    wide = auroc_over_seeds([[1.0, 0.0], [0.0, 1.0]], events)
+    many = auroc_over_seeds([[1.0, 0.0] * 10, [0.0, 1.0] * 10], [pair * 10 for pair in events])
+    assert wide == many == (0.5, 0.0, 1.0)
 
 
 def test_bit_flips_are_random_access_and_change_one_bit() -> None:
