@@ -179,6 +179,23 @@ def answer(
         f"{interval(found['previous_gap'].overall)}, the loss at the end of the last task "
         f"{interval(found['end_loss'].overall)}.",
     ]
+    if found[best].both:
+        real = sorted((n for n in found if n not in baselines), key=lambda n: -found[n].together.mean)
+        clock = found["task"].together
+        better = [n for n in real if found[n].together.mean > clock.mean]
+        lines.append(
+            f"- With milder runs added, which grow as old and lose less, the task's number falls to {interval(clock)} and "
+            f"{len(better)} metrics are above it; the best are "
+            + ", ".join(f"`{n}` {interval(found[n].together)}" for n in real[:3])
+            + "."
+        )
+    reversed_ = [f"`{n}`" for n in ("gradient_norm", "entropy") if found[n].overall.high < 0.5]
+    if reversed_:
+        lines.append(
+            f"- {' and '.join(reversed_)} point the other way from what is usually said: a network that still learns is sure "
+            "of the last task, so the next one gives it a large loss, large gradients and low entropy; one that has collapsed "
+            "gives every input nearly the same unsure answer."
+        )
     return ["\n".join(lines)]
 
 
