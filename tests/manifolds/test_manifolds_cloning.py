@@ -243,7 +243,7 @@ def test_a_model_that_fixes_its_width_can_be_filled_by_hand():
 
 REFUSED = {
     "weight_standardised": "computes something else",
-    "channel_shuffle": "does not run",
+    "channel_shuffle": "fixes how they are grouped",
     "tied_autoencoder": "tied weights",
     "tied_autoencoder_deep": "tied weights",
     "tied_language_model": "tied weights",
