@@ -248,9 +248,11 @@ REFUSED = {
     "tied_autoencoder_deep": "tied weights",
     "tied_language_model": "tied weights",
     "hf_mixtral": "Double",
+    "recommender_dot": "computes something else",
     "lstm_projected": "does not run",
     "convolutional_lstm": "does not run",
     "tcn_weight_norm": "computes something else",
+    "rotary_complex": "does not run",
     "parameter_slices": "does not run",
     "parameter_views": "does not run",
 }
