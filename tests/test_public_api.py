@@ -94,8 +94,8 @@ MANIFOLDS = """
     Audit Certificate Clone Collapsed Condition Confinement Distance DropoutBurst Escape FoundPartition FrozenGroup
     FrozenUnits NoiseBurst NormalShare Partition Setting Stability TrapTest UnitSpread audit certificate clone
     collapse confinement dimension distance drift_after_freezing escape escape_rate find_partition frozen_units
-    kicked matching_optimizer normal_part partition project redistributed reset_clones residual stability trap_test
-    variance_ratio
+    kicked matching_optimizer normal_part partition project redistributed reset_clones residual stability
+    transformed_tensors trap_test variance_ratio
 """
 
 SPECTRUM = """
