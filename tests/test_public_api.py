@@ -8,14 +8,15 @@ import re
 from pathlib import Path
 
 import pliant
-from pliant import interventions, metrics, report, spectrum
+from pliant import interventions, manifolds, metrics, report, spectrum
 from pliant.bench.experiment import method_table
 from pliant.bench.streams import STREAMS
 from pliant.commands import COMMANDS
 
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
-    "monitor Monitor fresh_twin probe ProbeResult",
+    "monitor Monitor Alarm CSVWriter JSONLWriter MLflowWriter TensorBoardWriter WandbWriter",
+    "fresh_twin probe ProbeResult",
     "attach Handle",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
     "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2EffectiveRank L2Init LayerReset",
@@ -87,6 +88,14 @@ METRICS = """
     gradient_norm gradient_dormancy_score gradient_dormant_fraction gradient_dormant_mask
     gradient_covariance gradient_interference
     churn entropy output_diversity non_finite_fraction
+"""
+
+MANIFOLDS = """
+    Audit Certificate Clone Collapsed Condition Confinement Distance DropoutBurst Escape FoundPartition FrozenGroup
+    FrozenUnits NoiseBurst NormalShare Partition Setting Stability TrapTest UnitSpread audit certificate clone
+    collapse confinement dimension distance drift_after_freezing escape escape_rate find_partition frozen_units
+    kicked matching_optimizer normal_part partition project redistributed reset_clones residual stability trap_test
+    variance_ratio
 """
 
 SPECTRUM = """
@@ -172,3 +181,4 @@ def test_metrics_and_reports():
     assert sorted(metrics.__all__) == sorted(METRICS.split())
     assert sorted(report.__all__) == REPORT.split()
     assert sorted(spectrum.__all__) == SPECTRUM.split()
+    assert sorted(manifolds.__all__) == MANIFOLDS.split()

@@ -318,10 +318,10 @@ class Context:
             role: Or that of the incoming weights, without biases.
         """
         total: Tensor | None = None
-        lead = 0 if self.num_members is None else 1
+        is_stack = self.num_members is not None
         with torch.no_grad():
             for piece in group.role(role):
-                if role == "incoming" and self.edit.tensors[piece.name].ndim - lead == 1:
+                if role == "incoming" and piece.rank(self.edit.tensors[piece.name], is_stack=is_stack) == 1:
                     continue
                 sums = self.edit.writer.sum_abs(piece)
                 total = sums if total is None else total + sums
@@ -337,9 +337,9 @@ class Context:
         Returns:
             The sums, or ``None`` if none of these weights has a gradient.
         """
-        lead = 0 if self.num_members is None else 1
+        is_stack = self.num_members is not None
         mine = [piece for piece in group.role("incoming") if piece.name in self._parameters]
-        matrices = [piece for piece in mine if self._parameters[piece.name].ndim - lead >= 2]
+        matrices = [piece for piece in mine if piece.rank(self._parameters[piece.name], is_stack=is_stack) >= 2]
         total: Tensor | None = None
         for piece in matrices or mine:
             gradient = self._parameters[piece.name].grad
