@@ -8,6 +8,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 LOWEST ?= 2.6.0
 WORKERS ?= 2
+SHARD ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet \
@@ -24,7 +25,8 @@ help:
 	@echo "make test            ruff, mypy, tests and doctests"
 	@echo "make test-wide       the tests that make test leaves out: more architectures for each method"
 	@echo "make lint types tests   one of them at a time"
-	@echo "make test-matrix     every method with every architecture and every optimizer (make test covers pairs)"
+	@echo "make test-matrix     every method with every architecture and every optimizer (make test covers pairs);"
+	@echo "                     SHARD=3/40: the third of forty parts, for several nights"
 	@echo "make test-lower      the tests with the oldest PyTorch that is supported ($(LOWEST)), in its own venv"
 	@echo "make readme-picture  docs/images/demo.svg from the records of the last demo"
 	@echo "make clean           remove the venvs and all caches (never results)"
@@ -49,7 +51,7 @@ test-wide: $(VENV)/.installed-dev
 	$(BIN)/pytest -n $(WORKERS) -m wide tests
 
 test-matrix: $(VENV)/.installed-dev
-	PLIANT_FULL_MATRIX=1 $(BIN)/pytest -n $(WORKERS) tests/contracts
+	PLIANT_FULL_MATRIX=1 $(if $(SHARD),PLIANT_SHARD=$(SHARD)) $(BIN)/pytest -n $(WORKERS) tests/contracts
 
 test-lower: $(VENV)-lower/.installed
 	$(VENV)-lower/bin/pytest -n $(WORKERS)

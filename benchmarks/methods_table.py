@@ -22,7 +22,7 @@ from pliant.commands.formula import plain_text  # noqa: E402
 PAGE = ROOT / "docs" / "methods" / "README.md"
 INTRODUCTION = """# Methods
 
-Written by `python benchmarks/methods_table.py` from the methods themselves; `pliant show METHOD` says more about each. *Acts* is when the default does something. *Needs a boundary*: without `handle.task_boundary()` the default does nothing. *Cost* is the time of a training step over that of a plain one, for a network of 784-512-512-512-10 at batch 128 with Adam on one thread of a CPU; a dash says that it has not been measured.
+Written by `python benchmarks/methods_table.py` from the methods themselves; `pliant show METHOD` says more about each. *Acts* is when the default does something. *Needs a boundary*: without `handle.task_boundary()` the default does nothing. *Cost* is the time of a training step over that of a plain one, for a network of 784-512-512-512-10 at batch 128 with Adam on one thread of a CPU; for layers and optimizers, over the step of what they stand in for (the same network with ReLU, SGD or Adam); a dash says that it has not been measured.
 
 | method | source | acts | needs a boundary | changes | cost |
 |:--|:--|:--|:--|:--|--:|

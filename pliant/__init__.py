@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         HareAndTortoise,
         InsertDropout,
         InsertNormalization,
+        L2EffectiveRank,
         L2Init,
         LayerReset,
         NormalizeAndProject,
@@ -48,7 +49,16 @@ if TYPE_CHECKING:
         WeightClipping,
         WeightNoise,
     )
-    from pliant.monitor import Monitor, monitor
+    from pliant.monitor import (
+        Alarm,
+        CSVWriter,
+        JSONLWriter,
+        MLflowWriter,
+        Monitor,
+        TensorBoardWriter,
+        WandbWriter,
+        monitor,
+    )
     from pliant.probe import LiveTwin, ProbeResult, live_twin, probe
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
@@ -66,6 +76,12 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     # measuring
     "monitor",
     "Monitor",
+    "Alarm",
+    "CSVWriter",
+    "JSONLWriter",
+    "MLflowWriter",
+    "TensorBoardWriter",
+    "WandbWriter",
     "fresh_twin",
     "probe",
     "diagnose",
@@ -85,6 +101,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "HareAndTortoise",
     "InsertDropout",
     "InsertNormalization",
+    "L2EffectiveRank",
     "L2Init",
     "LayerReset",
     "NormalizeAndProject",
@@ -115,9 +132,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
-    *("checkpoint", "errors", "insertion", "interventions", "metrics", "nn", "observation", "optim", "records"),
-    "report",
-    *("stats", "surgery", "units"),
+    *("checkpoint", "errors", "insertion", "interventions", "manifolds", "metrics", "nn", "observation", "optim"),
+    *("records", "report", "spectrum", "stats", "surgery", "units"),
 )
 _SOURCES = {
     "Handle": "pliant.handle",
@@ -136,6 +152,7 @@ _SOURCES = {
     "CChain": "pliant.interventions",
     "FeatureNorm": "pliant.interventions",
     "GradientNoise": "pliant.interventions",
+    "L2EffectiveRank": "pliant.interventions",
     "L2Init": "pliant.interventions",
     "Parseval": "pliant.interventions",
     "SpectralRegularisation": "pliant.interventions",
@@ -156,7 +173,13 @@ _SOURCES = {
     "SelectiveWeightReset": "pliant.interventions",
     "SelfNormalizedReset": "pliant.interventions",
     "ShrinkAndPerturb": "pliant.interventions",
+    "Alarm": "pliant.monitor",
+    "CSVWriter": "pliant.monitor",
+    "JSONLWriter": "pliant.monitor",
+    "MLflowWriter": "pliant.monitor",
     "Monitor": "pliant.monitor",
+    "TensorBoardWriter": "pliant.monitor",
+    "WandbWriter": "pliant.monitor",
     "monitor": "pliant.monitor",
     "fresh_twin": "pliant.fresh",
     "diagnose": "pliant.diagnosis",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 from torch.optim import Optimizer
@@ -19,9 +20,12 @@ from pliant.units import UnitGraph
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
 from pliant.units.several import Models, as_module
-from pliant.wiring import check_batch, check_conflicts, units_of
+from pliant.wiring import as_optimizers, check_batch, check_conflicts, parts_of, units_of, unwrapped, wrappers_of
 
 __all__ = ["attach"]
+
+_HANDLES: WeakKeyDictionary[nn.Module, WeakSet[Handle]] = WeakKeyDictionary()
+"""What is attached to which module."""
 
 
 def attach(
@@ -46,7 +50,9 @@ def attach(
             optimizer trains, such as target networks.
         optimizer: The optimizer (or several) that updates it. Each unit group follows the clock of the optimizer that
             owns its incoming weights. Optimizers may own other parameters too, such as a temperature.
-        methods: One intervention or an ordered list; they act in this order.
+        methods: One intervention or an ordered list; they act in this order. One that is listed twice acts twice, and
+            an empty list changes nothing (training without protection, with the same clock and checkpoints). What
+            another handle does to the same units is refused, and so is what would undo it: detach that handle first.
         example_inputs: One small batch as the loop passes it, to find the unit groups; for several modules, a
             mapping from their names to the inputs of each. See :func:`~pliant.units.discover.find_units`.
         units: Or the unit groups, found before.
@@ -108,13 +114,13 @@ def attach(
         >>> handle.detach()
     """
     given = model
-    plain, process_group = _unwrapped(model, units)
+    plain, process_group = unwrapped(model, units)
     model = as_module(plain)
     refuse_wrapped(model, sharded=units is not None)
     process_group = process_group or process_group_of(model)
     if process_group is not None and not isinstance(seed, int):
         raise IllegalConfiguration("a stack of members cannot be spread over processes; train each member in one.")
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else _as_list(optimizer)
+    optimizers = as_optimizers(optimizer)
     for item in optimizers:
         check_optimizer(item)
     chosen: list[Any] = list(methods) if isinstance(methods, (list, tuple)) else [methods]
@@ -126,6 +132,9 @@ def attach(
     for method in chosen:
         method.check()
     check_conflicts(chosen)
+    modules = parts_of(plain).values()
+    if not dry_run:
+        _check_others(modules, chosen)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     too_late = units is not None or process_group is not None or not isinstance(seed, int)
     operations = _operate(model, optimizers, chosen, seeds[0], example_inputs, too_late=too_late, dry_run=dry_run)
@@ -146,13 +155,36 @@ def attach(
         moments=moments,
         measure_change=measure_change,
     )
-    wrappers = [part for part in _parts(given).values() if isinstance(part, nn.parallel.DistributedDataParallel)]
+    wrappers = wrappers_of(given)
     if wrappers:
         handle.also_remove([item.register_step_pre_hook(refuse_join(wrappers)) for item in optimizers])
+    for module in modules:
+        _HANDLES.setdefault(module, WeakSet()).add(handle)
     for name, tensors in operations:
         handle.events.intervention = name
         handle.events.add_tensors("surgery", tensors)
     return handle
+
+
+def _check_others(modules: Iterable[nn.Module], methods: Sequence[Intervention]) -> None:
+    """Refuse methods that a handle on the same modules has already, or that undo what it does."""
+    others = {handle for module in modules for handle in _HANDLES.get(module, ())}
+    for other in others:
+        if not other.is_attached or other.events.dry_run:
+            continue
+        for method in methods:
+            if any(type(method) is type(old) and _may_overlap(method, old) for old in other.methods):
+                raise IllegalConfiguration(
+                    f"{type(method).__name__} is attached to this model already ({other!r}), and would act twice. Call "
+                    "detach() on that handle first; if it is meant to act twice, list both in one call of attach."
+                )
+        check_conflicts([*other.methods, *methods])
+
+
+def _may_overlap(method: Intervention, other: Intervention) -> bool:
+    """Whether two of a kind act on the same; patterns that differ are taken for different parts of the model."""
+    mine, its = (item.unit_pattern() or item.parameter_pattern() for item in (method, other))
+    return mine == its or "*" in (mine, its)
 
 
 def _operate(
@@ -192,32 +224,6 @@ def _operate(
     return done
 
 
-def _parts(model: Models) -> dict[str, nn.Module]:
-    return dict(model) if isinstance(model, Mapping) else {"": model}
-
-
-def _unwrapped(model: Models, units: UnitGraph | None) -> tuple[Models, Any]:
-    """The plain module or modules, and the process group of their DistributedDataParallel wrappers."""
-    several = isinstance(model, Mapping)
-    parts = _parts(model)
-    wrapped = {name: part for name, part in parts.items() if isinstance(part, nn.parallel.DistributedDataParallel)}
-    if not wrapped:
-        return model, None
-    if units is None or len(wrapped) < len(parts):
-        which = ", ".join(map(repr, wrapped)) if several else "the model"
-        raise IllegalConfiguration(
-            f"{which} is wrapped in DistributedDataParallel: "
-            + (
-                "find the units of the plain model before wrapping it, and pass units=..."
-                if units is None
-                else "wrap all of the models in it, or none, so that all ranks decide on the same statistics."
-            )
-        )
-    process_group = next(iter(wrapped.values())).process_group
-    plain = {name: part.module for name, part in wrapped.items()}
-    return (plain if several else plain[""]), process_group
-
-
 def _check_one_owner(
     model: nn.Module, optimizers: Sequence[Optimizer], methods: Sequence[Intervention], units: UnitGraph
 ) -> None:
@@ -237,12 +243,3 @@ def _check_one_owner(
                     "edits tensors that one optimizer owns. Give it to one of them, or leave the group out with "
                     "where=..."
                 )
-
-
-def _as_list(optimizer: Any) -> list[Optimizer]:
-    if isinstance(optimizer, (list, tuple)):
-        return list(optimizer)
-    inner = getattr(optimizer, "optimizer", None)  # Accelerate's wrapper holds the real one
-    if isinstance(inner, Optimizer):
-        return [inner]
-    return [optimizer]  # check_optimizer says what is wrong with it

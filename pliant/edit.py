@@ -242,8 +242,8 @@ class Editor(TensorEditor):
             return "init" if outgoing == "zero" and piece.name in self._directions else outgoing
         if piece.role == "carried":
             return carried
-        lead = 0 if self.num_members is None else 1
-        return bias if self.tensors[piece.name].ndim - lead == 1 else incoming
+        rank = piece.rank(self.tensors[piece.name], is_stack=self.num_members is not None)
+        return bias if rank == 1 else incoming
 
     def _write(self, piece: TensorSlice, selection: Selection, action: str, share: Tensor | None) -> None:
         if piece.role == "carried" and self.inits.get(piece.name) is None:

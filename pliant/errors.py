@@ -9,6 +9,7 @@ __all__ = [
     "NotYetSupported",
     "PliantError",
     "RecordError",
+    "ResolutionWarning",
     "UnsupportedError",
     "UnsupportedOp",
 ]
@@ -44,3 +45,7 @@ class RecordError(PliantError):
 
 class NoEffectWarning(UserWarning):
     """A method waits for a call that has not come, so that it has done nothing so far."""
+
+
+class ResolutionWarning(UserWarning):
+    """What was asked for is finer than what the computation can tell apart, so that no number is given."""

@@ -336,9 +336,16 @@ class Handle:
         self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items() if v.any()})
         self._rounds.plan()
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether its hooks are on: from ``attach`` to ``detach()``."""
+        return bool(self._hooks)
+
     def __repr__(self) -> str:
-        attached = "attached" if self._hooks else "detached"
-        return f"Handle({', '.join(map(repr, self.methods))}; {attached}, step {self.num_steps}, {self.events!r})"
+        attached = "attached" if self.is_attached else "detached"
+        names = ", ".join(labels(self.methods)) or "no method"
+        events = f"{len(self.events)} events" + (" (dry run)" if self.events.dry_run else "")
+        return f"<Handle: {names}; {attached}, step {self.num_steps}, {events}>"
 
     # ---- hooks ----
     def _pre_hook(self, index: int) -> Any:

@@ -41,6 +41,9 @@ _BETWEEN = frozenset({
     "to", "_to_copy", "alias", "detach", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "cat",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "unsqueeze", "squeeze", *_DROPOUT,
 })  # fmt: skip
+_POOLED = frozenset({"mean", "sum", "amax", "select", "slice"})
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})  # what they put out are activations
+_POINTWISE = frozenset({"add", "sub", "rsub", "mul", "div", "pow"})
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYER_OPS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "addmm"})
@@ -54,6 +57,7 @@ class _Call:
 
     node: Node
     source: Node
+    weight: Node
     path: str
     layers: frozenset[Node]  # all layer operations of the graph
 
@@ -165,10 +169,10 @@ def _calls(model: nn.Module, exported: Exported) -> dict[str, list[_Call]]:
     layers = [node for node in exported.nodes if node.op == "call_function" and op_name(node) in _LAYER_OPS]
     found: dict[str, list[_Call]] = {}
     for node in layers:
-        source, given = node.args[:2]
+        source, given = node.args[1:3] if op_name(node) == "addmm" else node.args[:2]  # b + x W, or x W' + b
         weight = exported.parameters.get(given, "") if isinstance(given, Node) else ""
-        if isinstance(source, Node) and weight.endswith(".weight"):
-            call = _Call(node, source, weight.removesuffix(".weight"), frozenset(layers))
+        if isinstance(source, Node) and isinstance(given, Node) and weight.endswith(".weight"):
+            call = _Call(node, source, given, weight.removesuffix(".weight"), frozenset(layers))
             found.setdefault(weight, []).append(call)
     return found
 
@@ -205,16 +209,21 @@ def _unfit(call: _Call, model: nn.Module) -> str:
     if not call.path:
         return "the model is that layer itself, which the user's own loop calls"
     layer, parent = (model.get_submodule(path) for path in (call.path, call.path.rpartition(".")[0]))
-    if not isinstance(layer, _LAYERS):
+    if not isinstance(layer, _LAYERS) and not _is_conv1d(layer):
         return f"{call.path!r} is a {type(layer).__name__}, not a linear or convolutional layer"
     if isinstance(parent, _FUSED):
         return f"the fused inference path of {type(parent).__name__} reads the weights of {call.path!r} by itself"
-    if any(user not in call.layers for user in call.node.args[1].users):  # type: ignore[union-attr]
+    if any(user not in call.layers for user in call.weight.users):
         return f"the weight of {call.path!r} is used by other code, too"
     stack = call.node.meta.get("nn_module_stack") or {}
     if stack and list(stack.values())[-1][0].replace("L['self'].", "") != call.path:
         return f"{call.path!r} is not called as a module: its weight is used by other code"
     return ""
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    """Hugging Face's linear layer of GPT-2, whose weight is inputs x outputs."""
+    return type(layer).__name__ == "Conv1D" and isinstance(getattr(layer, "nf", None), int)
 
 
 def _before_activation(call: _Call, model: nn.Module) -> str:
@@ -229,7 +238,7 @@ def _before_activation(call: _Call, model: nn.Module) -> str:
                 return f"{call.path!r} has a norm behind it already"
             if name in _ACTIVATIONS or _is_gated_by_itself(user, call.node):
                 reached = True
-            elif name in _BETWEEN or name in ("mul", "getitem"):
+            elif name in _BETWEEN or name in ("mul", "getitem") or (name in _POINTWISE and _of(call.node, user)[0]):
                 pending += [user] if user not in seen else []
                 seen.add(user)
             else:
@@ -238,17 +247,27 @@ def _before_activation(call: _Call, model: nn.Module) -> str:
 
 
 def _is_gated_by_itself(node: Node, start: Node) -> bool:
-    """Whether a product is that of a tensor and an activation of it, as SiLU written out."""
+    """Whether a product is that of a tensor and an activation of it, as SiLU or GELU written out."""
     if node.op != "call_function" or op_name(node) != "mul" or len(node.all_input_nodes) < 2:
         return False
-    for item in node.all_input_nodes:
-        met = False
-        while item is not start and len(item.all_input_nodes) == 1:
-            met |= item.op == "call_function" and op_name(item) in _ACTIVATIONS
-            item = item.all_input_nodes[0]
-        if met and item is start:
-            return True
-    return False
+    return any(all(_of(start, item)) for item in node.all_input_nodes)
+
+
+def _of(start: Node, node: Node) -> tuple[bool, bool]:
+    """Whether a node is computed from ``start`` alone, element by element; and whether an activation is on the way."""
+    met, pending, seen = False, [node], {start}
+    while pending:
+        item = pending.pop()
+        if item in seen:
+            continue
+        seen.add(item)
+        inputs = [each for each in item.all_input_nodes if isinstance(each.meta.get("val"), Tensor)]  # no sizes
+        name = op_name(item) if item.op == "call_function" else ""
+        if not inputs or (len(inputs) > 1 and name not in _POINTWISE):
+            return False, met
+        met |= name in _ACTIVATIONS
+        pending += inputs
+    return True, met
 
 
 def _after(call: _Call, model: nn.Module) -> str:
@@ -256,11 +275,11 @@ def _after(call: _Call, model: nn.Module) -> str:
     if why := _unfit(call, model):
         return why
     node = call.source
-    while node.op == "call_function" and op_name(node) not in _ACTIVATIONS | {"mul"}:
+    while node.op == "call_function" and op_name(node) not in _ACTIVATIONS | _RECURRENT | {"mul"}:
         if op_name(node) in _DROPOUT:
             return f"{call.path!r} has dropout before it already"
         inputs = node.all_input_nodes
-        if op_name(node) not in _BETWEEN or not inputs:
+        if op_name(node) not in _BETWEEN | _POOLED | {"getitem"} or not inputs:
             return f"{call.path!r} reads the output of {op_name(node)!r}, which is no activation"
         node = inputs[0]
     return "" if node.op == "call_function" else f"{call.path!r} reads no activation"
@@ -269,6 +288,8 @@ def _after(call: _Call, model: nn.Module) -> str:
 # ---- what ----
 def _norm_of(kind: str, layer: nn.Module, calls: Sequence[_Call]) -> nn.Module:
     rank = calls[0].node.meta["val"].ndim
+    if _is_conv1d(layer) and kind == "layer":
+        return nn.LayerNorm(layer.nf)
     if isinstance(layer, nn.Linear):
         if kind == "layer":
             return nn.LayerNorm(layer.out_features)

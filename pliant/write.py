@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,8 +172,7 @@ class Writer:
             piece: Which positions belong to each unit.
             tensor: Where they lie: the slice's tensor, unless another of its shape is given (its gradient).
         """
-        tensor = self.tensors[piece.name] if tensor is None else tensor
-        part = part_of(tensor)
+        tensor, part, others = _within(self.tensors[piece.name] if tensor is None else tensor, piece)
         local = tensor if part is None else part.local
         keep = tensor.ndim + piece.dim
         dims = [dim for dim in range(0 if self.num_members is None else 1, tensor.ndim) if dim != keep]
@@ -183,6 +183,8 @@ class Writer:
                 here, sums = sums, sums.new_zeros(tensor.shape[keep])
                 part.cut(sums, 0).copy_(here)
             sums = part.total(sums)
+        if others is not None:
+            torch.distributed.all_reduce(sums, group=others)
         return sums[..., self.table(piece, sums.device)].sum(-1)
 
     def sent(self, piece: TensorSlice, activation: Tensor, out: int) -> Tensor:
@@ -227,6 +229,7 @@ class Writer:
             amount: ``None``, or how far each selected unit ``[n]`` goes from its old values to the fresh ones.
             add: Add the fresh values, times the amount, to the old ones instead.
         """
+        tensor, part, _ = _within(tensor, piece)
         table = self.table(piece, selection.units.device)
         width, lead = table.shape[1], 0 if selection.members is None else 1
         positions = selection.positions(piece, table)
@@ -238,7 +241,6 @@ class Writer:
         dim = tensor.ndim + piece.dim
         rest = tuple(size for other, size in enumerate(tensor.shape) if other >= lead and other != dim)
         new = self._draw_units(tensor, selection, width, rest, source) if isinstance(source, Init) else None
-        part = part_of(tensor)
         if not lead and part is None and shares is None and active is None and not isinstance(source, Tensor):
             _fill_along(tensor, dim, positions, new)
             return
@@ -248,7 +250,7 @@ class Writer:
             target = Entries.in_part(part, dim, index[0], active)
             new, shares = target.cut(new, values_have_rest=True), target.cut(shares)
         if isinstance(source, Tensor):
-            new = target.read(part_like(source, part).movedim(dim, lead))
+            new = target.read(_source_within(source, piece, part).movedim(dim, lead))
         target.write(new, shares, add)
 
     def multiply(self, piece: TensorSlice, factor: Tensor, live: Tensor | None) -> None:
@@ -259,12 +261,11 @@ class Writer:
             factor: ``[U]`` or ``[S, U]``.
             live: ``None``, or a device scalar: nothing changes where it is 0.
         """
-        tensor = self.tensors[piece.name]
+        tensor, part, _ = _within(self.tensors[piece.name], piece)
         along = torch.ones((*factor.shape[:-1], tensor.shape[piece.dim]), dtype=factor.dtype, device=factor.device)
         table = self.table(piece, factor.device)
         along[..., table] = factor.unsqueeze(-1).expand(*factor.shape, table.shape[1])
         along = along if live is None else 1 + (along - 1) * live
-        part = part_of(tensor)
         if part is not None:
             along = part.cut(along, -1) if part.dim == tensor.ndim + piece.dim else along
             tensor = part.local
@@ -381,6 +382,33 @@ class Writer:
         if init.padding is not None:  # the units lie along the other dimension of an embedding
             values[..., init.padding] = 0
         return values.to(tensor.dtype)
+
+
+def _within(tensor: Tensor, piece: TensorSlice) -> tuple[Tensor, Part | None, Any]:
+    """The part of a tensor in which a slice lies, what of it is in this process, and who may have it otherwise.
+
+    Returns:
+        A tensor of the part's whole shape (its values, unless it is sharded); the local part of a sharded tensor;
+        and, where one process holds all of it, the processes that have to be asked for sums.
+    """
+    part = part_of(tensor)
+    if piece.at is None or part is None:
+        return piece.within(tensor), part, None
+    dim, index = tensor.ndim + piece.at[0], piece.at[1]
+    shape = [size for other, size in enumerate(tensor.shape) if other != dim]
+    like = part.local.new_empty(()).expand(shape)
+    if part.dim != dim:
+        moved = part.dim if part.dim is None or part.dim < dim else part.dim - 1
+        return like, Part(part.local.select(dim, index), moved, part.start, part.size, part.group), None
+    is_here = part.start <= index < part.start + part.size
+    values = part.local.select(dim, index - part.start) if is_here else part.local.new_zeros(shape)  # written to nobody
+    return like, Part(values, None, 0, 0, None), part.group
+
+
+def _source_within(source: Tensor, piece: TensorSlice, part: Part | None) -> Tensor:
+    """What belongs in this process of a slice's part of another tensor of its shape."""
+    tensor, own, _ = _within(source, piece)
+    return part_like(tensor, part) if own is None else own.local
 
 
 def _fill_along(tensor: Tensor, dim: int, positions: Tensor, new: Tensor | None) -> None:

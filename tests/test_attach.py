@@ -73,6 +73,19 @@ def test_no_protection_is_an_empty_list():
     assert float(handle.penalty()) == 0
 
 
+def test_the_same_method_is_not_attached_twice():
+    model, optimizer, handle = attached(ReDo(where="0"))
+    with pytest.raises(IllegalConfiguration, match=r"ReDo is attached to this model already \(<Handle: ReDo; attached"):
+        pliant.attach(model, optimizer, [L2(0.1), ReDo(every=7)], units=units())
+    other = pliant.attach(model, optimizer, ReDo(where="2"), units=units())  # another part of the model
+    look = pliant.attach(model, optimizer, ReDo(), units=units(), dry_run=True)
+    for item in (handle, other, look):
+        assert len(repr(item)) < 80
+        item.detach()
+    twice = pliant.attach(model, optimizer, [ReDo(), ReDo()], units=units())  # in one list it is meant
+    assert repr(twice) == "<Handle: ReDo, ReDo#2; attached, step 0, 0 events>"
+
+
 def test_methods_act_in_the_order_of_the_list():
     ends = []
     for methods in ([FreshStart()], [L2(50.0), FreshStart()], [FreshStart(), ShrinkAndPerturb(0.5, 0.0)]):

@@ -8,17 +8,18 @@ import re
 from pathlib import Path
 
 import pliant
-from pliant import interventions, metrics, report
+from pliant import interventions, manifolds, metrics, report, spectrum
 from pliant.bench.experiment import method_table
 from pliant.bench.streams import STREAMS
 from pliant.commands import COMMANDS
 
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
-    "monitor Monitor fresh_twin probe ProbeResult live_twin LiveTwin diagnose Diagnosis",
+    "monitor Monitor Alarm CSVWriter JSONLWriter MLflowWriter TensorBoardWriter WandbWriter",
+    "fresh_twin probe ProbeResult live_twin LiveTwin diagnose Diagnosis",
     "attach Handle",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
-    "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2Init LayerReset",
+    "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2EffectiveRank L2Init LayerReset",
     "NormalizeAndProject OptimizerReset Parseval PlasticityInjection ReDo ReGraMa",
     "SelectiveWeightReset SelfNormalizedReset ShrinkAndPerturb SpectralRegularisation WeightClipping",
     "WeightNoise",
@@ -52,6 +53,7 @@ METHODS = {
     "insert_dropout": "p where",
     "insert_normalization": "kind gate where",
     "l2": "strength where apply",
+    "l2_effective_rank": "strength l2 every repeats apply rank project keep max_norm where inputs",
     "l2_init": "strength where apply norm",
     "layer_reset": "layers every",
     "normalize_and_project": "every affine decay unnormalised where",
@@ -87,6 +89,21 @@ METRICS = """
     gradient_norm gradient_dormancy_score gradient_dormant_fraction gradient_dormant_mask
     gradient_covariance gradient_interference
     churn entropy output_diversity non_finite_fraction
+"""
+
+MANIFOLDS = """
+    Audit Certificate Clone Collapsed Condition Confinement Distance DropoutBurst Escape FoundPartition FrozenGroup
+    FrozenUnits NoiseBurst NormalShare Partition Setting Stability TrapTest UnitSpread audit certificate clone
+    collapse confinement dimension distance drift_after_freezing escape escape_rate find_partition frozen_units
+    kicked matching_optimizer normal_part partition project redistributed reset_clones residual stability
+    transformed_tensors trap_test variance_ratio
+"""
+
+SPECTRUM = """
+    BudgetRank Estimate Linearised Operator Quadrature ResolutionWarning Spectrum StepGain Tridiagonal basis_bytes
+    budget_eps budget_rank condition_number density effective_rank eps_rank expected_one_step_gain ggn_operator
+    ggn_spectrum gram_bytes hessian_operator hessian_spectrum lanczos largest_eigenvalue linearise negative_mass
+    ntk_spectrum quadrature smallest_eigenvalue trace
 """
 
 REPORT = "csv_text figure_svg html_text markdown_text summarise terminal_tables write_csv write_markdown write_report"
@@ -127,6 +144,7 @@ def test_the_methods_and_their_options():
         InsertDropout
         InsertNormalization
         L2
+        L2EffectiveRank
         L2Init
         LayerReset
         NormalizeAndProject
@@ -163,3 +181,5 @@ def test_the_command_line():
 def test_metrics_and_reports():
     assert sorted(metrics.__all__) == sorted(METRICS.split())
     assert sorted(report.__all__) == REPORT.split()
+    assert sorted(spectrum.__all__) == SPECTRUM.split()
+    assert sorted(manifolds.__all__) == MANIFOLDS.split()

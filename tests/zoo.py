@@ -1,7 +1,7 @@
 """The zoo: one small network per architecture, with the unit groups that must be found in it.
 
-The networks are in ``zoo_dense.py``, ``zoo_conv.py``, ``zoo_recurrent.py``, ``zoo_tokens.py``, ``zoo_layers.py`` and,
-those of Hugging Face, ``zoo_hf*.py``.
+The networks are in ``zoo_dense.py``, ``zoo_conv.py``, ``zoo_recurrent.py``, ``zoo_tokens.py``, ``zoo_mixing.py``,
+``zoo_layers.py`` and, those of Hugging Face, ``zoo_hf*.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import zoo_dense  # noqa: F401
 import zoo_hf  # noqa: F401
 import zoo_hf_more  # noqa: F401
 import zoo_layers  # noqa: F401
+import zoo_mixing  # noqa: F401
 import zoo_recurrent  # noqa: F401
 import zoo_tokens  # noqa: F401
 import zoo_views  # noqa: F401

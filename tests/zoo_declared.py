@@ -126,7 +126,7 @@ def made(cls: type[nn.Module]) -> nn.Module:
 
 
 def members(units: pliant.UnitGraph) -> dict[str, str]:
-    return {group.name: " ".join(f"{piece.name}[{piece.dim}]" for piece in group.slices) for group in units}
+    return {group.name: " ".join(piece.label for piece in group.slices) for group in units}
 
 
 def batch(size: int = 5) -> Tensor:

@@ -180,7 +180,7 @@ if hf is not None:
     )  # fmt: skip
 
 
-# ---- Mixtral: stacked experts [experts, 2 x hidden, width]; unit u is hidden unit u of all experts, its gate and value
+# ---- Mixtral: stacked experts [experts, 2 x hidden, width]; unit u is the hidden units of each expert, gate and value
 MIX = "model.layers.0"
 MIXTRAL = {
     "model.embed_tokens:residual": Group(
@@ -194,9 +194,12 @@ MIXTRAL = {
         tap="any",  # the experts see each token more than once
     ),
     **llama_attention(f"{MIX}.self_attn", 2, 2, 4),
-    f"{MIX}.mlp.experts.gate_up_proj": Group(
-        12, ends(f"{MIX}.mlp.experts", "gate_up_proj[-2]", "down_proj[-1]"), tap="replay"
-    ),
+    **{
+        f"{MIX}.mlp.experts.gate_up_proj.{e}": Group(
+            12, ends(f"{MIX}.mlp.experts", f"gate_up_proj[{e}][-2]", f"down_proj[{e}][-1]"), tap="replay"
+        )
+        for e in range(3)
+    },
 }
 
 

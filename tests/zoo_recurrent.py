@@ -335,11 +335,10 @@ class DotRecommender(nn.Module):
     tokens(7, 9),
     {
         "dense.0": Group(6, "dense.0.weight[-2] dense.0.bias[-1] dense.2.weight[-1]"),
-        # one coordinate of every vector: products pair them up, as queries and keys are
-        "bags.0:head_dims": Group(
+        # one coordinate of every vector: products pair them up, and a layer reads it besides
+        "bags.0": Group(
             4,
             "bags.0.weight[-1] bags.1.weight[-1] dense.2.weight[-2] dense.2.bias[-1] top.0.weight[-1]",
-            site="head_dims",
             preserves=False,
             tap="any",
         ),

@@ -7,10 +7,11 @@
     python benchmarks/speed/methods.py --spread         # measure nothing; only write what the records say elsewhere
 
 Every file of ``benchmarks/speed/minimal`` is one method, timed on the network of its ``base.py`` with Adam, on one
-thread, in a process of its own. Four copies take turns on the same batches, a block of steps each: plain, plain
-again, the method, and the method by hand. A round gives one ratio of times per copy; medians are reported. A method
-counts only if the two plain copies agree within one per cent, by the wall clock or else by processor time, and is
-otherwise measured again. Blocks are short, so that the median does not see what happens once in a thousand steps:
+thread, in a process of its own; ``parts.py`` has those that are layers or optimizers, and what a plain step is there.
+Four copies take turns on the same batches, a block of steps each: plain, plain again, the method, and the method by
+hand. A round gives one ratio of times per copy; medians are reported. A method counts only if the two plain copies
+agree within one per cent, by the wall clock or else by processor time, and is otherwise measured again. Blocks are
+short, so that the median does not see what happens once in a thousand steps:
 the share of time inside the method is measured by itself, over whole periods.
 
 Results with configuration, versions and commit go to ``benchmarks/results/speed/methods.json``; what counts goes into
@@ -53,13 +54,25 @@ LONGEST_PERIOD = 200
 
 
 def names() -> list[str]:
-    """The methods that are written by hand, by name."""
+    """The interventions that are written by hand, by name."""
     return sorted(path.stem for path in (Path(__file__).parent / "minimal").glob("[!_]*.py") if path.stem != "base")
 
 
 def minimal(name: str) -> Any:
     """The module with ``METHOD`` and ``ByHand``."""
     return importlib.import_module(f"benchmarks.speed.minimal.{name}")
+
+
+def parts() -> Mapping[str, Any]:
+    """The layers and optimizers, by name."""
+    from benchmarks.speed.parts import PARTS
+
+    return PARTS
+
+
+def described(name: str) -> str:
+    """The method as it is timed."""
+    return parts()[name].text if name in parts() else repr(minimal(name).METHOD)
 
 
 class Arm:
@@ -72,8 +85,11 @@ class Arm:
         from benchmarks.speed.minimal.base import BATCH_SIZE, NUM_CLASSES, NUM_INPUTS, Minimal, network
         from pliant.interventions.base import Intervention
 
-        self.model = network()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=OPTIMIZER["lr"])
+        if name in parts():
+            self.model, self.optimizer = parts()[name].build(kind)
+        else:
+            self.model = network()
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=OPTIMIZER["lr"])
         generator = torch.Generator().manual_seed(0)
         self.batches = [
             (
@@ -84,7 +100,9 @@ class Arm:
         ]
         self.done, self.handle, self.by_hand = 0, None, Minimal(self.model, self.optimizer)
         self.calls: dict[str, bool] = {}
-        if kind == "method":
+        if name in parts():
+            pass  # nothing is attached, and nothing is done by hand between the parts of a step
+        elif kind == "method":
             method = minimal(name).METHOD if method is None else method
             self.handle = pliant.attach(self.model, self.optimizer, method, example_inputs=self.batches[0][0])
             overridden = {call: getattr(type(method), call) is not getattr(Intervention, call) for call in EVENTS}
@@ -137,7 +155,6 @@ def measure(name: str, rounds: int, quick: bool) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    method = minimal(name).METHOD
     arms = {kind: Arm(kind, name) for kind in ARMS}
     warm_up = 4 if quick else WARM_UP
     step = min(arm.run(warm_up)[0] for arm in arms.values()) / warm_up
@@ -148,12 +165,17 @@ def measure(name: str, rounds: int, quick: bool) -> dict[str, Any]:
     plain = statistics.median(t[0] for t in times["plain"]) / block
     parameters = num_bytes(dict(arms["plain"].model.named_parameters()))
     added = num_bytes(dict(arms["method"].model.named_parameters())) - parameters
-    share, boundary = inside(name, method, plain, quick)
+    if name in parts():
+        added += num_bytes(arms["method"].optimizer.state_dict()) - num_bytes(arms["plain"].optimizer.state_dict())
+        share, boundary, kept = 0.0, 0.0, 0
+    else:
+        share, boundary = inside(name, minimal(name).METHOD, plain, quick)
+        kept = num_bytes(arms["method"].handle.state_dict())
     return {
-        "method": repr(method),
+        "method": described(name),
         "step": clocks[clock or "wall"]["method"]["median"],
         "by_hand": over_hand[clock or "wall"]["method"]["median"],
-        "memory": (added + num_bytes(arms["method"].handle.state_dict())) / parameters,
+        "memory": (added + kept) / parameters,
         "acting": share,
         "boundary": boundary,
         "clock": clock,
@@ -161,7 +183,7 @@ def measure(name: str, rounds: int, quick: bool) -> dict[str, Any]:
         "microseconds_per_step": plain * 1e6,
         "block": block,
         "rounds": rounds,
-        "optimizer": OPTIMIZER,
+        **({"against": parts()[name].against} if name in parts() else {"optimizer": OPTIMIZER}),
     }
 
 
@@ -256,11 +278,15 @@ def spread(results: Mapping[str, Any], costs: Path = COSTS, pages: Path = PAGES)
     """Write what counts into the package's data file and the pages; returns the names."""
     from pliant.bench.catalogue import Cost
 
-    fields = [field.name for field in dataclasses.fields(Cost)]
+    fields = [field.name for field in dataclasses.fields(Cost) if field.name != "against"]
     counted = {name: item for name, item in sorted(results.items()) if item["clock"] is not None}
     data = {
         "about": "written by benchmarks/speed/methods.py",
-        "methods": {name: {key: round(item[key], 4) for key in fields} for name, item in counted.items()},
+        "methods": {
+            name: {key: round(item[key], 4) for key in fields}
+            | ({"against": item["against"]} if "against" in item else {})
+            for name, item in counted.items()
+        },
     }
     costs.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     for name, item in counted.items():
@@ -268,27 +294,29 @@ def spread(results: Mapping[str, Any], costs: Path = COSTS, pages: Path = PAGES)
         if page.exists():
             meta = item["meta"]
             where = f"{meta['processor']}, PyTorch {meta['torch']}, commit {(meta['git_commit'] or 'unknown')[:9]}"
-            setting = f"784-512-512-512-10, batch 128, Adam, one thread; {where}"
+            with_adam = "" if "against" in item else " Adam,"
+            setting = f"784-512-512-512-10, batch 128,{with_adam} one thread; {where}"
             text = f"Measured with `{item['method']}`: {Cost.of(item).sentence()}. {setting}."
             page.write_text(between_markers(page.read_text(encoding="utf-8"), text), encoding="utf-8")
     return list(counted)
 
 
-def between_markers(page: str, text: str) -> str:
+def between_markers(page: str, text: str, mark: str = "cost") -> str:
     """The page with this text between its markers."""
-    before, _, rest = page.partition("<!-- cost -->\n")
-    _, _, after = rest.partition("<!-- /cost -->")
-    return f"{before}<!-- cost -->\n{text}\n<!-- /cost -->{after}"
+    before, _, rest = page.partition(f"<!-- {mark} -->\n")
+    _, _, after = rest.partition(f"<!-- /{mark} -->")
+    return f"{before}<!-- {mark} -->\n{text}\n<!-- /{mark} -->{after}"
 
 
 def chosen(options: argparse.Namespace, known: Mapping[str, Any]) -> Iterator[str]:
     """What is to be measured: named or all, without what was measured in the same way."""
-    wrong = set(options.only) - set(names())
+    all_names = [*names(), *parts()]
+    wrong = set(options.only) - set(all_names)
     if wrong:
-        raise SystemExit(f"no such method: {', '.join(sorted(wrong))}; there are {', '.join(names())}")
-    for name in options.only or names():
+        raise SystemExit(f"no such method: {', '.join(sorted(wrong))}; there are {', '.join(all_names)}")
+    for name in options.only or all_names:
         item = known.get(name)
-        same = item is not None and item["method"] == repr(minimal(name).METHOD) and item["rounds"] == options.rounds
+        same = item is not None and item["method"] == described(name) and item["rounds"] == options.rounds
         if options.again or not same:
             yield name
 

@@ -67,6 +67,7 @@ class Cost:
         memory: Bytes of the method's state over the bytes of the parameters.
         acting: Share of training time spent inside the method (decisions, resets, penalties), its rare steps included.
         boundary: What a task boundary costs, in plain steps.
+        against: What the plain step is for a layer or an optimizer; empty for what is attached to a plain loop.
     """
 
     step: float
@@ -74,15 +75,23 @@ class Cost:
     memory: float
     acting: float
     boundary: float = 0.0
+    against: str = ""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Cost:
         """From the data file, which may say more than is shown."""
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: float(value) for key, value in values.items() if key in known})
+        numbers: dict[str, Any] = {key: float(value) for key, value in values.items() if key in known - {"against"}}
+        return cls(**numbers, against=str(values.get("against", "")))
 
     def sentence(self) -> str:
         """All of it in words."""
+        if self.against:
+            less = "parameters and state together smaller by" if self.memory < 0 else "parameters and state larger by"
+            return (
+                f"{self.step:.2f} times a step with {self.against}, {self.by_hand:.2f} times the step written by hand; "
+                f"{less} {abs(self.memory):.2g} times the parameters' size"
+            )
         boundary = f"; a task boundary costs {self.boundary:.1f} plain steps" if self.boundary else ""
         return (
             f"{self.step:.2f} times a plain step, {self.by_hand:.2f} times the step written by hand; state of "

@@ -319,6 +319,7 @@ class Members:
         penalty = self.handle.penalty if self.handle is not None and self._has_penalty else None
         extends = self.handle is not None and self._changes_batches
         weight_S = self._weights()
+        previous: Tensor | None = None  # the inputs of the step before: what methods that compare outputs look at
         for chunk in data.chunks(weight_S):
             kept = []
             for batch in zip(chunk.inputs.unbind(0), chunk.targets.unbind(0), chunk.gradients.unbind(0), strict=True):
@@ -329,7 +330,10 @@ class Members:
                 detached = logits.detach()
                 for parameter in parameters:  # what zero_grad does, without its 20 us of bookkeeping
                     parameter.grad = None
-                extra = None if penalty is None else penalty()
+                extra = None
+                if penalty is not None:
+                    extra = penalty(**self._for_penalty(detached, gradients, inputs if previous is None else previous))
+                    previous = inputs
                 if isinstance(extra, Tensor) and extra.requires_grad:
                     torch.autograd.backward([logits, extra], [_logit_gradient(detached, gradients), None])
                 else:
@@ -342,6 +346,16 @@ class Members:
             losses_S -= picked.sum((0, 2, 3))
             num_seen += chunk.targets.shape[0] * chunk.targets.shape[2]
         return hits_S, losses_S, num_seen
+
+    def _for_penalty(self, logits: Tensor, gradients: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        """What ``handle.penalty`` is given: the loss, of each member in a stack, and inputs ``[S, B, F]`` seen before.
+
+        The first step of a task has no step before it and is given its own batch.
+        """
+        loss_S = (gradients * torch.log_softmax(logits, -1)).sum((1, 2))
+        return (
+            {"loss": loss_S, "reference": reference} if self.stacked else {"loss": loss_S[0], "reference": reference[0]}
+        )
 
     def _extended(self, inputs: Tensor, targets: Tensor, weight_S: Tensor | None) -> tuple[Tensor, Tensor]:
         """A batch after the methods that act on batches, ``[S, B, F]``, and the constant part of its gradient."""

@@ -107,7 +107,8 @@ def _methods() -> str:
     for item, cells in zip(items, rows, strict=True):
         options = ", ".join(f"{option.name}={option.default}" for option in item.options)
         lines += [line(cells), *_indented([_plain(item.title), options])]
-    lines += ["", *_indented(["cost: a training step over a plain one; see pliant show METHOD"], "  ")]
+    about_cost = "cost: a training step over a plain one (for layers and optimizers, with what they replace)"
+    lines += ["", *_indented([f"{about_cost}; see pliant show METHOD"], "  ")]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from pliant.interventions.hare_and_tortoise import HareAndTortoise
 from pliant.interventions.insert_dropout import InsertDropout
 from pliant.interventions.insert_normalization import InsertNormalization
 from pliant.interventions.l2 import L2
+from pliant.interventions.l2_effective_rank import L2EffectiveRank
 from pliant.interventions.l2_init import L2Init
 from pliant.interventions.layer_reset import LayerReset
 from pliant.interventions.normalize_and_project import NormalizeAndProject
@@ -40,6 +41,7 @@ __all__ = [
     "HareAndTortoise",
     "InsertDropout",
     "InsertNormalization",
+    "L2EffectiveRank",
     "L2Init",
     "LayerReset",
     "NormalizeAndProject",

@@ -18,10 +18,10 @@ from pliant.units.group import UnitGroup
 
 __all__ = ["ContinualBackprop"]
 
-_MAX_CADENCE = 8
-_SAMPLES_PER_WINDOW = 12
+_MAX_CADENCE = 10
+_SAMPLES_PER_WINDOW = 10
 _MAX_UNITS = 8
-_MAX_DELAY = 0.04
+_MAX_DELAY = 0.08
 
 _DEVIATIONS = ("zero_contribution", "adaptable_contribution", "feature_by_input")
 _UTILITIES = ("contribution", *_DEVIATIONS, "weight", "adaptation", "random")
@@ -56,11 +56,11 @@ class ContinualBackprop(Intervention):
             multiplying the averaged activation with the weights at decision time. Reading every outgoing weight each
             step is most of the published code's cost.
         decide_every: Decide every so many steps, rounded up to whole samples. ``None``: whenever the rate has accrued
-            up to eight units, at most 4 % of the group, but not more often than at every second sample, so that a
-            replacement is late by at most 4 % of a unit's mean life or two samples. The accrued budget is exact either
+            up to eight units, at most 8 % of the group, but not more often than at every second sample, so that a
+            replacement is late by at most 8 % of a unit's mean life or two samples. The accrued budget is exact either
             way.
-        sample_every: Sample the activations every so many steps. ``None``: every 8, and oftener where the running
-            mean, the maturity threshold or ``decide_every`` are short (at least 12 samples in ``1 / (1 - decay_rate)``
+        sample_every: Sample the activations every so many steps. ``None``: every 10, and oftener where the running
+            mean, the maturity threshold or ``decide_every`` are short (at least 10 samples in ``1 / (1 - decay_rate)``
             and in ``maturity_threshold`` steps, and one in ``decide_every``); every step with ``exact=True``.
         where: Which unit groups, a pattern of names.
         rates: Replacement rates of their own for groups whose name matches a pattern, the first that does:
@@ -123,8 +123,8 @@ class ContinualBackprop(Intervention):
         "decay_rate": "Dohare et al. (2024), in all experiments",
         "utility": "Dohare et al. (2024), algorithm 1",
         "exact": "a choice of this library: cheaper, and learns as well on three streams (docs/results/speed.md)",
-        "decide_every": "a choice of this library: several units at once, late by at most 4 % of a unit's mean life",
-        "sample_every": "a choice of this library: at least 12 samples within each time constant",
+        "decide_every": "a choice of this library: several units at once, late by at most 8 % of a unit's mean life",
+        "sample_every": "a choice of this library: at least 10 samples within each time constant",
         "where": "a choice of this library: all groups",
         "rates": "Dohare et al. (2024): one rate for all layers",
         "accumulate": "Dohare et al. (2024), algorithm 1",

@@ -46,6 +46,19 @@ class Injected(nn.Module):
         out: Tensor = self.base(*args, **kwargs)
         return out + self.gate * change
 
+    def __getattr__(self, name: str) -> Any:
+        """As for every module; for the base's own tensors it says why they are not here."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            base = self.__dict__.get("_modules", {}).get("base")
+            if base is None or name not in (*base._parameters, *base._buffers):
+                raise
+            raise AttributeError(
+                f"PlasticityInjection: other code reads the {name!r} of a module in whose place Injected stands, and "
+                "would pass by what is injected; name another module with module=..."
+            ) from error
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         is_injected = bool(self.gate)  # a process may go on after the injection, or go back to before it

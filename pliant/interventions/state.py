@@ -7,7 +7,6 @@ itself is never reduced; a method that puts rank-local values into it would let 
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 from pliant.errors import IllegalConfiguration
 from pliant.sharded import whole
 from pliant.units.group import UnitGroup
+from pliant.units.patterns import matches
 
 __all__ = [
     "Host",
@@ -127,21 +127,6 @@ class Scalar:
 
 
 StateKind = PerUnit | PerParameter | Snapshot | Host | Scalar | Tensors
-
-
-def matches(name: str, pattern: str) -> bool:
-    """Whether a tensor's name matches a shell-style pattern, or one of several with commas between.
-
-    A pattern that names a module matches everything in it, as it does for unit groups.
-
-    Example:
-        >>> [matches("head.0.weight", pattern) for pattern in ("head", "*.weight", "body, head.0", "*.bias")]
-        [True, True, True, False]
-    """
-    if pattern == "*":
-        return True
-    parts = [part.strip() for part in pattern.split(",")]
-    return any(fnmatch.fnmatchcase(name, form) for part in parts for form in (part, f"{part}.*"))
 
 
 class Memory:

@@ -123,7 +123,8 @@ class UPGD(torch.optim.Optimizer):
         for group, (params, grads, averages, steps) in zip(self.param_groups, lists, strict=True):
             if params:
                 gates = self._gates(group, averages, steps, largest)
-                noise = [self._noise(parameter, generators, first["num_steps"]) for parameter in params]
+                sigma = group["sigma"]
+                noise = [self._noise(parameter, generators, first["num_steps"], sigma) for parameter in params]
                 self._apply(group, params, grads, gates, noise)
         first["num_steps"] += 1
         return loss
@@ -172,37 +173,37 @@ class UPGD(torch.optim.Optimizer):
     def _gates(
         self, group: dict[str, Any], averages: list[Tensor], steps: list[float], largest: Tensor | None
     ) -> list[Tensor]:
-        """One minus the scaled utility, of each weight."""
-        gates = list(torch._foreach_div(averages, [1 - group["beta"] ** step for step in steps]))
+        """One minus the scaled utility, of each weight: the sigmoid of its negative, which saves two passes."""
+        by = [group["beta"] ** step - 1 for step in steps]
         if group["utility"] == "local":
+            gates = list(torch._foreach_div(averages, by))
             is_flat = 1 if self._has_members else 0  # a scalar per member has no dimension but that of the members
             gates = [F.normalize(gate.unsqueeze(-1) if gate.ndim == is_flat else gate, dim=-1) for gate in gates]
             gates = [gate.view_as(average) for gate, average in zip(gates, averages, strict=True)]
-        elif largest is not None:
-            by = [largest.to(gate) for gate in gates]
+        else:
+            assert largest is not None  # some group is global, and this one has gradients
+            scales = [largest.to(average) * each for average, each in zip(averages, by, strict=True)]
             if self._has_members:
-                by = [item.view(-1, *[1] * (gate.ndim - 1)) for item, gate in zip(by, gates, strict=True)]
-            for gate, item in zip(gates, by, strict=True):
-                gate.div_(item)
+                scales = [each.view(-1, *[1] * (item.ndim - 1)) for each, item in zip(scales, averages, strict=True)]
+            gates = [average / each for average, each in zip(averages, scales, strict=True)]
         torch._foreach_sigmoid_(gates)
-        torch._foreach_neg_(gates)
-        torch._foreach_add_(gates, 1)
         return gates
 
-    def _noise(self, parameter: Tensor, generators: dict[torch.device, list[torch.Generator]], step: int) -> Tensor:
-        """Standard normal, one generator for each member, begun anew at every step."""
+    def _noise(
+        self, parameter: Tensor, generators: dict[torch.device, list[torch.Generator]], step: int, sigma: float
+    ) -> Tensor:
+        """Normal of this standard deviation, one generator for each member, begun anew at every step."""
         device = parameter.device
         if device not in generators:
             generators[device] = [torch.Generator(device).manual_seed(_mixed(seed, step)) for seed in self._seeds]
         noise = torch.empty_like(parameter, memory_format=torch.contiguous_format)
         for part, generator in zip(noise if self._has_members else (noise,), generators[device], strict=True):
-            part.normal_(generator=generator)
+            part.normal_(std=sigma, generator=generator)
         return noise
 
     def _apply(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], gates: list[Tensor], noise: list[Tensor]
     ) -> None:
-        torch._foreach_mul_(noise, group["sigma"])
         if group["protect"]:
             torch._foreach_add_(noise, grads)
             torch._foreach_mul_(noise, gates)

@@ -14,10 +14,10 @@ from pliant.intervals import rank_correlation
 from pliant.probe.isolation import preserved_randomness, seed_everything
 from pliant.probe.learning import one_step
 from pliant.probe.live import live_twin
+from pliant.probe.loading import as_task, moved
 from pliant.probe.objective import Objective
 from pliant.probe.optimizers import MakeOptimizer, optimizers_for
 from pliant.probe.run import probe
-from pliant.probe.tasks import as_task, moved
 
 __all__ = ["Agreement", "agreement"]
 

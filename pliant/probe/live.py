@@ -19,10 +19,10 @@ from pliant.fresh import copy_of, fresh_twin
 from pliant.intervals import Estimate, estimate
 from pliant.probe.isolation import preserved_randomness, seed_everything
 from pliant.probe.learning import one_step
+from pliant.probe.loading import moved
 from pliant.probe.objective import Loss, Objective
 from pliant.probe.optimizers import MakeOptimizer, Moments, maker
 from pliant.probe.result import final_value, interval_text
-from pliant.probe.tasks import moved
 from pliant.units.init import InitSpec
 from pliant.write import stream_of
 
@@ -290,8 +290,7 @@ class LiveTwin:
             masks = stream_of(self.seed * _APART + self.num_races) ^ self.num_steps  # for both the same
             for net, optimizers, losses in zip(race.networks, race.optimizers, race.losses, strict=True):
                 seed_everything(net, masks)
-                loss, _, _ = one_step(net, optimizers, self._objective, batch)
-                losses.append(float(loss))
+                losses.append(float(one_step(net, optimizers, self._objective, batch).loss))
         race.seconds += time.perf_counter() - begin
         finite = all(math.isfinite(losses[-1]) for losses in race.losses)
         if finite and len(race.losses[0]) < self.window:

@@ -1,4 +1,4 @@
-"""Another size of the same function: weights are rescaled where the activation is positively homogeneous.
+"""Another size of the same function: weights are rescaled where what follows them allows it.
 
 It separates large weights from what else has happened to a network: if only their size is at fault, the rescaled
 network learns as fresh ones do, though it computes the same.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,12 @@ from pliant.write import Writer
 
 __all__ = ["Rescaled", "rescaled"]
 
-_SAME = 1e-8  # relative change in float64 on a generic state: what rounding can do, far below what a mistake does
+Kind = Literal["homogeneous", "normalised", "normalised together"]
+
+# Largest relative change in float64 on a generic state: what rounding can do, or the epsilon of a norm. Mistakes change
+# the outputs by percents.
+_SAME: dict[Kind, float] = {"homogeneous": 1e-8, "normalised": 1e-4, "normalised together": 1e-4}
+_NOTHING = 1e-8
 _SWEEPS = 8  # what one group gives away, the next one gets
 
 
@@ -35,7 +41,9 @@ class Rescaled:
 
     Attributes:
         model: The rescaled copy.
-        factors: Group to the factor of each unit's incoming weights, float64 ``[U]``; outgoing ones were divided by it.
+        factors: Group to the factor of each unit's incoming weights, float64 ``[U]``.
+        kinds: Group to why that keeps the function: ``"homogeneous"``: outgoing weights were divided by the factor;
+            ``"normalised"``: a norm takes it out, for each unit, or ``"normalised together"``, the same for all.
         refused: Group to why it was left alone.
         norms: Weight tensor to its Frobenius norm before and after, of those that have changed.
         change: Largest relative change of the outputs on the given inputs, in evaluation mode.
@@ -43,6 +51,7 @@ class Rescaled:
 
     model: nn.Module
     factors: Mapping[str, Tensor]
+    kinds: Mapping[str, Kind]
     refused: Mapping[str, str]
     norms: Mapping[str, tuple[float, float]]
     change: float
@@ -51,7 +60,9 @@ class Rescaled:
         """A line per group, and what became of the norms."""
         lines = [f"outputs change by {self.change:.2g} (relative)"]
         for name, factor in self.factors.items():
-            lines.append(f"{name}: incoming weights times {factor.min():.3g} to {factor.max():.3g}")
+            lines.append(
+                f"{name} ({self.kinds[name]}): incoming weights times {factor.min():.3g} to {factor.max():.3g}"
+            )
         lines += [f"{name}: left alone, {why}" for name, why in self.refused.items()]
         lines += [f"|{name}|: {before:.4g} -> {after:.4g}" for name, (before, after) in self.norms.items()]
         return "\n".join(lines)
@@ -65,7 +76,7 @@ def rescaled(
     where: str = "*",
     factor: float | None = None,
     exact: bool = True,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-3,
     init: InitSpec = None,
 ) -> Rescaled:
     r"""A copy that computes the same function with incoming weights of their initial size.
@@ -75,11 +86,13 @@ def rescaled(
 
     .. math:: \tfrac{1}{c}\, v\, \phi(c\,w^\top x + c\,b) = v\,\phi(w^\top x + b)
 
-    Group after group, each unit gets the norm of incoming weights that is expected at its initialisation. What the
-    hidden layers have grown ends in the last layer's weights, so their product stays: that is what "the same
-    function" costs. Whether a group is homogeneous is not looked up but tried, in float64 on a random state near the
-    network's own scale, in both modes; a group that fails (tanh, GELU, softmax, a norm behind the weights) is left
-    alone, with the reason.
+    Where a norm follows the weights, their size does not matter to the function at all, up to the norm's epsilon: they
+    are rescaled alone, with the running statistics, for each unit (batch norm) or for all of a layer (layer norm).
+
+    Group after group, each unit gets the norm of incoming weights that is expected at its initialisation. What
+    homogeneous layers have grown ends in the last layer's weights, so their product stays: that is what "the same
+    function" costs. What a group allows is not looked up but tried, in float64 on a random state near the network's own
+    scale, in both modes; a group that allows neither (tanh, GELU, softmax) is left alone, with the reason.
 
     Args:
         model: The model; it is not changed.
@@ -116,7 +129,7 @@ def rescaled(
         raise IllegalConfiguration(f"factor must be a positive number, not {factor}.")
     work = copy_of(model)
     units = find_units(work, inputs) if units is None else units
-    groups, refused = _homogeneous(work, inputs, units, where)
+    groups, kinds, refused = _what_they_allow(work, inputs, units, where)
     if not groups:
         why = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or f"no group matches {where!r}"
         raise NoEffect(f"nothing can be rescaled without changing the function. {why}")
@@ -129,14 +142,16 @@ def rescaled(
     for _ in range(_SWEEPS if factor is None else 1):
         moved = False
         for group in groups:
-            wanted = _wanted(group, tensors, inits) if factor is None else torch.full((group.size,), float(factor))
+            wanted = torch.full((group.size,), float(factor or 1), dtype=torch.float64)
+            if factor is None:
+                wanted = _wanted(group, tensors, inits, together=kinds[group.name] == "normalised together")
             by = torch.exp2(torch.log2(wanted).round()) if exact else wanted
-            if bool((by == 1).all()) or bool(((by - 1).abs() < _SAME).all()):
+            if bool(((by - 1).abs() < _NOTHING).all()):
                 continue
             moved = True
             total[group.name] *= by
             with torch.no_grad():
-                _apply(writer, group, by.to(next(iter(tensors.values())).device))
+                _apply(writer, group, by.to(next(iter(tensors.values())).device), kinds[group.name])
         if not moved:
             break
     change = float(relative_change(reference, outputs(work, inputs)))
@@ -147,52 +162,69 @@ def rescaled(
         )
     after = {name: float(tensors[name].detach().norm()) for name in before}
     norms = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
-    return Rescaled(work, total, refused, norms, change)
+    return Rescaled(work, total, kinds, refused, norms, change)
 
 
-def _homogeneous(
+def _what_they_allow(
     model: nn.Module, inputs: Inputs, units: UnitGraph, where: str
-) -> tuple[list[UnitGroup], dict[str, str]]:
-    """The groups that can be rescaled, and why the others cannot."""
+) -> tuple[list[UnitGroup], dict[str, Kind], dict[str, str]]:
+    """The groups that can be rescaled, in which way, and why the others cannot."""
+    groups: list[UnitGroup] = []
+    kinds: dict[str, Kind] = {}
+    refused: dict[str, str] = {}
     with unrecorded():
         probe = Probe(model, inputs, 0, torch.float64)
         probe.baseline()
-        found, refused = [], {}
         for group in units.select(where):
-            if reason := _obstacle(group):
-                refused[group.name] = reason
+            if any(piece.role == "both" for piece in group.slices):
+                refused[group.name] = "the same weights come in and go out (tied)"
                 continue
-            state = {name: tensor.clone() for name, tensor in probe.state.items()}
-            spread = torch.linspace(-1, 1, group.size, dtype=torch.float64).exp2()
-            _apply(Writer(state, (0,), num_members=None), group, spread)
-            change = probe.change(state)
-            if change <= _SAME:
-                found.append(group)
-            else:
-                refused[group.name] = (
-                    f"its activation is not positively homogeneous, or a norm lies between (a trial rescaling changed "
-                    f"the outputs by {change:.2g})"
-                )
-    return found, refused
+            changes = {kind: _trial(probe, group, kind) for kind in _SAME if _fits(group, kind)}
+            kind = next((kind for kind, change in changes.items() if change <= _SAME[kind]), None)
+            if kind is not None:
+                groups.append(group)
+                kinds[group.name] = kind
+                continue
+            tried = ", ".join(f"{kind}: {change:.2g}" for kind, change in changes.items())
+            refused[group.name] = (
+                "its activation is not positively homogeneous, and no norm takes the size of its weights out "
+                f"(relative change of the outputs in trials; {tried})"
+            )
+    return groups, kinds, refused
 
 
-def _obstacle(group: UnitGroup) -> str:
-    if not group.role("outgoing"):
-        return "it has no outgoing weights that could make up for it"
-    if any(piece.role == "both" for piece in group.slices):
-        return "the same weights come in and go out (tied)"
-    if carried := group.role("carried"):
-        return f"a norm or another state of its units ({carried[0].name}) lies between its weights and its activation"
-    return ""
+def _fits(group: UnitGroup, kind: Kind) -> bool:
+    return kind != "homogeneous" or bool(group.role("outgoing") and not group.role("carried"))
 
 
-def _apply(writer: Writer, group: UnitGroup, factor_U: Tensor) -> None:
+def _trial(probe: Probe, group: UnitGroup, kind: Kind) -> float:
+    state = {name: tensor.clone() for name, tensor in probe.state.items()}
+    device = next(iter(state.values())).device
+    spread = torch.linspace(-1, 1, group.size, dtype=torch.float64, device=device)
+    factor_U = spread.exp2() if kind != "normalised together" else torch.full_like(spread, 2.0)
+    _apply(Writer(state, (0,), num_members=None), group, factor_U, kind)
+    return probe.change(state)
+
+
+def _apply(writer: Writer, group: UnitGroup, factor_U: Tensor, kind: Kind) -> None:
     for piece in group.slices:
-        writer.multiply(piece, 1 / factor_U if piece.role == "outgoing" else factor_U, None)
+        if piece.role == "incoming":
+            writer.multiply(piece, factor_U, None)
+        elif kind == "homogeneous":
+            writer.multiply(piece, 1 / factor_U, None)
+        elif piece.role == "carried" and piece.name.endswith("running_mean"):
+            writer.multiply(piece, factor_U, None)
+        elif piece.role == "carried" and piece.name.endswith("running_var"):
+            writer.multiply(piece, factor_U.square(), None)
 
 
-def _wanted(group: UnitGroup, tensors: Mapping[str, Tensor], inits: Mapping[str, Init | None]) -> Tensor:
-    """By what each unit's incoming weights must be multiplied to have their expected initial norm, float64 ``[U]``."""
+def _wanted(
+    group: UnitGroup, tensors: Mapping[str, Tensor], inits: Mapping[str, Init | None], *, together: bool
+) -> Tensor:
+    """By what incoming weights must be multiplied to have their expected initial norm, float64 ``[U]``.
+
+    For each unit, or the same for all of them together.
+    """
     square = torch.zeros(group.size, dtype=torch.float64)
     expected = 0.0
     for piece in group.role("incoming"):
@@ -208,6 +240,6 @@ def _wanted(group: UnitGroup, tensors: Mapping[str, Tensor], inits: Mapping[str,
         rows = tensor.double().cpu().movedim(piece.dim, 0).flatten(1).square().sum(1)
         square += rows[piece.positions()].sum(1)
         expected += init.mean_square * piece.width * tensor.numel() / tensor.shape[piece.dim]
-    norm = square.sqrt()
+    norm = (square.mean().expand(group.size) if together else square).sqrt()
     usable = (norm > 0) & torch.isfinite(norm)
     return torch.where(usable, math.sqrt(expected) / norm.where(usable, norm.new_ones(())), norm.new_ones(()))

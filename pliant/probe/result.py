@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -95,6 +96,18 @@ class ProbeResult:
         return estimate(self._both(lambda run: run.loss[0] - final_value(run.loss))[1].values())
 
     @cached_property
+    def spread(self) -> float:
+        """How much fresh networks differ from each other: standard deviation of their final loss on one task.
+
+        Pooled over seeds; NaN with one twin per seed. A gap that is small beside it is one that a fresh network may
+        have, too: with enough seeds, every network is shown to be a little better or worse than the mean of others.
+        """
+        groups = [[final_value(run.loss) for run in self._of("fresh", seed)] for seed in self.seeds]
+        if len(groups[0]) < 2:
+            return math.nan
+        return math.sqrt(_mean([statistics.variance(values) for values in groups if all(map(math.isfinite, values))]))
+
+    @cached_property
     def to_threshold(self) -> StepsToThreshold:
         """Steps until the task is learnt."""
         first = self._both(lambda run: run.loss[0])[1]
@@ -164,6 +177,8 @@ class ProbeResult:
         verb = "learns this kind of task worse than" if self.gap.mean > 0 else "learns this kind of task better than"
         low, high = sorted((abs(self.gap.low), abs(self.gap.high)))
         size = Estimate(abs(self.gap.mean), low, high, self.gap.num)
+        if abs(self.gap.mean) < 2 * self.spread:
+            note += f" Fresh networks differ from each other by as much (standard deviation {self.spread:.3g})."
         return f"The aged network {verb} fresh ones: its final loss is {word} by {interval_text(size)} ({seeds}).{note}"
 
     def minus(self, other: ProbeResult) -> Estimate:
@@ -191,6 +206,7 @@ class ProbeResult:
             "accuracy_gap": None if self.accuracy_gap is None else asdict(self.accuracy_gap),
             "area": asdict(self.area),
             "progress": asdict(self.progress),
+            "spread": self.spread,
             "to_threshold": asdict(self.to_threshold),
             "threshold": self.threshold,
             "config": dict(self.config),
@@ -238,7 +254,7 @@ class ProbeResult:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         twins = len(self._of("fresh", self.seeds[0]))
         head = (
-            f"Probe: {self.config.get('task', 'a task')}, {found.budget} steps, {len(self.seeds)} seeds, "
+            f"Probe: {self.config['task']['name']}, {found.budget} steps, {len(self.seeds)} seeds, "
             f"{twins} fresh twin{'s' if twins > 1 else ''} each; means over seeds, 95 % intervals"
         )
         return "\n".join([head, *lines, self.verdict])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,10 +19,11 @@ from pliant.interventions.base import Intervention
 from pliant.interventions.state import matches
 from pliant.probe.isolation import preserved_randomness, seed_everything
 from pliant.probe.learning import Network, Run, learn
+from pliant.probe.loading import as_task, described_task, moved
 from pliant.probe.objective import Loss, Objective, inputs_of
-from pliant.probe.optimizers import MakeOptimizer, Moments, maker
+from pliant.probe.optimizers import MakeOptimizer, Moments, described, maker
 from pliant.probe.result import ProbeResult
-from pliant.probe.tasks import Task, as_task, moved
+from pliant.probe.tasks import Task
 from pliant.units import UnitGraph, find_units
 from pliant.units.init import InitSpec
 
@@ -109,6 +111,8 @@ def probe(
     for name, value in (("steps", steps), ("twins", twins), ("every", 1 if every is None else every)):
         if value < 1:
             raise IllegalConfiguration(f"{name} must be at least 1, not {value}.")
+    if threshold is not None and not math.isfinite(threshold):
+        raise IllegalConfiguration(f"threshold must be a finite loss, not {threshold}.")
     every = min(steps, every or max(1, steps // _POINTS))
     make = maker(model, optimizer, moments)
     plan = _Plan(model, chosen, measure, make, steps, every, _as_list(methods), example_inputs, evaluation)
@@ -126,13 +130,13 @@ def probe(
                 runs.append(plan.run(net, network, seed, twin, batches, judged))
     config = {
         "model": type(model).__name__,
-        "task": _described(chosen),
+        "task": described_task(chosen),
         "steps": steps,
         "every": every,
         "seeds": list(numbers),
         "twins": twins,
         "methods": [repr(method) for method in plan.methods],
-        "optimizer": _name_of(optimizer),
+        "optimizer": plan.optimizer,
         "moments": moments,
         "evaluation": evaluation if isinstance(evaluation, str) else evaluation and "given",
         "reset_head": reset_head,
@@ -157,6 +161,7 @@ class _Plan:
     example_inputs: Any
     evaluation: Any
     units: UnitGraph | None = None
+    optimizer: list[dict[str, Any]] = field(default_factory=list)
 
     def batches(self, seed: int) -> tuple[Sequence[Any], Sequence[Any] | None]:
         """Batches to learn and batches to be judged on, where the model is."""
@@ -198,6 +203,7 @@ class _Plan:
         if network == "aged":
             self.objective.check(net, batches)
         optimizers = self.make(net, network)
+        self.optimizer = self.optimizer or described(optimizers)
         seed_everything(net, seed)  # the same dropout masks for all
         handle = self.attached(net, optimizers, seed, batches[0]) if self.methods else None
         steps, losses, accuracies = learn(
@@ -247,15 +253,3 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 def _as_list(methods: Intervention | Sequence[Intervention]) -> list[Intervention]:
     return [methods] if isinstance(methods, Intervention) else list(methods)
-
-
-def _described(task: Any) -> str:
-    source = getattr(task, "source", task)
-    return getattr(source, "__name__", None) or type(source).__name__
-
-
-def _name_of(optimizer: Any) -> str:
-    if isinstance(optimizer, Mapping) or not callable(optimizer):
-        items = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
-        return ", ".join(type(item).__name__ for item in items)
-    return getattr(optimizer, "__name__", type(optimizer).__name__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from pliant.units.export import as_call, canonical_names, plain_attention
 from pliant.units.graph import UnitGraph
 from pliant.units.several import Models, as_module, joined
 
-__all__ = ["capture", "named_tensors"]
+__all__ = ["capture", "listening", "named_tensors"]
 
 
 def named_tensors(model: Models) -> dict[str, Tensor]:
@@ -44,40 +46,60 @@ def capture(
     """
     model, inputs = joined(model, inputs)
     tensors = named_tensors(model)
-    found: dict[str, list[Tensor]] = {}
-    handles = []
-    for group in units.select(where):
-        if group.tap is None:
-            continue
-        reader = TapReader(group, units.replays.get(group.name), tensors, members=members is not None)
-        module = model.get_submodule(group.tap.module)
-        if group.tap.kind == "input":
-            handles.append(module.register_forward_pre_hook(_on_input(found, reader), with_kwargs=True))
-        else:
-            handles.append(module.register_forward_hook(_on_output(found, reader)))
+    readers = [
+        TapReader(group, units.replays.get(group.name), tensors, members=members is not None)
+        for group in units.select(where)
+        if group.tap is not None
+    ]
     args, kwargs = as_call(inputs)
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng(), plain_attention():
+        with listening(model, readers) as found, torch.no_grad(), torch.random.fork_rng(), plain_attention():
             model(*args, **kwargs)
     finally:
         for module, flag in flags:
             module.training = flag
-        for handle in handles:
-            handle.remove()
     return {name: pieces[0] if len(pieces) == 1 else torch.cat(pieces, -2) for name, pieces in found.items()}
 
 
-def _on_input(found: dict[str, list[Tensor]], reader: TapReader) -> Any:
-    def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-        found.setdefault(reader.group.name, []).append(reader.matrix(reader.value((args, kwargs))).clone())
+@contextlib.contextmanager
+def listening(
+    model: nn.Module, readers: Sequence[TapReader], *, with_graph: bool = False
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Hear what units do in the forward passes inside, whoever runs them.
 
-    return hook
+    Args:
+        model: The model.
+        readers: One for each group.
+        with_graph: Keep the activations as the forward pass made them, to be differentiated; else copies.
+
+    Yields:
+        A mapping that fills: group name to activations ``[N, U]`` or ``[S, N, U]``, one for each run of the module.
+    """
+    found: dict[str, list[Tensor]] = {}
+    handles = []
+    for reader in readers:
+        module = model.get_submodule(reader.tap.module)
+        hear = _hearer(found, reader, with_graph)
+        if reader.tap.kind == "input":
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _, args, kwargs, hear=hear: hear((args, kwargs)), with_kwargs=True
+                )
+            )
+        else:
+            handles.append(module.register_forward_hook(lambda _, __, output, hear=hear: hear(output)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def _on_output(found: dict[str, list[Tensor]], reader: TapReader) -> Any:
-    def hook(_: nn.Module, __: Any, output: Any) -> None:
-        found.setdefault(reader.group.name, []).append(reader.matrix(reader.value(output)).clone())
+def _hearer(found: dict[str, list[Tensor]], reader: TapReader, with_graph: bool) -> Callable[[Any], None]:
+    def hear(seen: Any) -> None:
+        act = reader.matrix(reader.live(seen)) if with_graph else reader.matrix(reader.value(seen)).clone()
+        found.setdefault(reader.group.name, []).append(act)
 
-    return hook
+    return hear

@@ -156,6 +156,8 @@ class Accumulator:
         if self.needs_features or self.needs_gradient:
             self._add_live(self.reader.live(seen), in_graph)
         act = self.reader.value(seen)
+        if not in_graph and not act.numel():  # an expert that no token was sent to
+            return None
         if in_graph:
             return self._add_in_graph(act)
         if self.may_wait is None:

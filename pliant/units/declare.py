@@ -179,7 +179,7 @@ def _check_apart(pieces: Sequence[TensorSlice], what: str) -> None:
     for piece in pieces:
         places = {(piece.name, piece.dim, place) for row in piece.table for place in row}
         if places & seen:
-            raise IllegalConfiguration(f"{what}: '{piece.name}[{piece.dim}]' is named twice.")
+            raise IllegalConfiguration(f"{what}: '{piece.label}' is named twice.")
         seen |= places
 
 
@@ -199,7 +199,7 @@ def _check(group: UnitGroup, names: Names, proof: Proof, ignore: str) -> None:
     if unnoticed:
         piece = unnoticed[0]
         raise IllegalConfiguration(
-            f"'{piece.name}[{piece.dim}]' is no part of {group.name!r}: leaving it out of the permutation changes "
+            f"'{piece.label}' is no part of {group.name!r}: leaving it out of the permutation changes "
             "nothing, although the output depends on it. Remove it from the declaration."
         )
     part = proof.halves(group)
@@ -221,7 +221,7 @@ def _check(group: UnitGroup, names: Names, proof: Proof, ignore: str) -> None:
 
 
 def _listed(pieces: Sequence[TensorSlice]) -> str:
-    return ", ".join(f"'{piece.name}[{piece.dim}]'" for piece in pieces)
+    return ", ".join(f"'{piece.label}'" for piece in pieces)
 
 
 # ---- taps ----

@@ -62,7 +62,7 @@ def unread_suspects(group: UnitGroup, names: Names, proof: Proof) -> list[str]:
 
 
 def _label(piece: TensorSlice) -> str:
-    return f"'{piece.name}[{piece.dim}]'"
+    return f"'{piece.label}'"
 
 
 def _listed(pieces: tuple[TensorSlice, ...]) -> str:
@@ -72,7 +72,7 @@ def _listed(pieces: tuple[TensorSlice, ...]) -> str:
 def _hint(extra: tuple[TensorSlice, ...]) -> str:
     by_role: dict[Role, list[str]] = {}
     for piece in extra:
-        by_role.setdefault(piece.role, []).append(f"{piece.name}[{piece.dim}]")
+        by_role.setdefault(piece.role, []).append(f"{piece.label}")
     said = ", ".join(f"'{role}': {found!r}" for role, found in by_role.items())
     return f"Add {said}."
 

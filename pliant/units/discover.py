@@ -14,6 +14,7 @@ from pliant.units import axes as ax
 from pliant.units import rules as _rules  # noqa: F401  (importing it registers the rules)
 from pliant.units.axes import Atom, Axis
 from pliant.units.depth import depths_in_graph
+from pliant.units.experts import each_expert
 from pliant.units.export import Exported, Inputs, as_call, export, refuse_wrapped
 from pliant.units.graph import UnitGraph
 from pliant.units.group import Role, Site, TensorSlice, UnitGroup
@@ -69,11 +70,18 @@ def find_units(model: Models, example_inputs: Any) -> UnitGraph:
     model, inputs = joined(model, example_inputs)
     refuse_wrapped(model)
     check_call(model, inputs)
-    exported = _export(model, inputs)
+    units, has_replays = _find(model, _export(model, inputs, dynamic=False))
+    if has_replays:  # only these need a graph for inputs of other sizes, which takes three times as long to make
+        units, _ = _find(model, _export(model, inputs, dynamic=True))
+    return units
+
+
+def _find(model: nn.Module, exported: Exported) -> tuple[UnitGraph, bool]:
+    """The units of an exported model, and whether some are read by a replay."""
     tensors = _tensors(model)
     trace = _trace(exported, tensors)
     excluded = _close(trace, tensors)
-    groups, atoms = _collect(trace, tensors, excluded)
+    groups, atoms = _collect(exported, trace, tensors, excluded)
     states = {group.name: state_slices(trace, exported, atoms[group.name]) for group in groups}
     if not groups:
         reasons = sorted(set(excluded.values()))
@@ -83,7 +91,8 @@ def find_units(model: Models, example_inputs: Any) -> UnitGraph:
         )
     taps, replays = find_taps(model, exported, trace, groups, atoms)
     done = tuple(replace(group, tap=taps.get(group.name), state=states[group.name]) for group in groups)
-    return UnitGraph(done, excluded, dict(trace.unknown), replays, depths_in_graph(exported, tensors))
+    graph = UnitGraph(done, excluded, dict(trace.unknown), replays, depths_in_graph(exported, tensors))
+    return graph, bool(replays)
 
 
 def _title(model: nn.Module) -> str:
@@ -108,12 +117,12 @@ def check_call(model: nn.Module, inputs: Inputs) -> None:
         check_inputs(model, inputs)
 
 
-def _export(model: nn.Module, inputs: Inputs) -> Exported:
+def _export(model: nn.Module, inputs: Inputs, *, dynamic: bool) -> Exported:
     """Export one module, or several as one; of several, say which cannot be followed."""
     if not isinstance(model, Several):
-        return export(model, inputs)
+        return export(model, inputs, dynamic=dynamic)
     try:
-        return export(model, inputs)
+        return export(model, inputs, dynamic=dynamic)
     except (IllegalConfiguration, UnsupportedOp):
         for name, (args, kwargs) in as_call(inputs)[0][0].items():
             try:
@@ -188,7 +197,7 @@ def _close(trace: Trace, tensors: dict[str, Tensor]) -> dict[Key, str]:
 
 
 def _collect(
-    trace: Trace, tensors: dict[str, Tensor], excluded: dict[Key, str]
+    exported: Exported, trace: Trace, tensors: dict[str, Tensor], excluded: dict[Key, str]
 ) -> tuple[list[UnitGroup], dict[str, Atom]]:
     members: dict[int, tuple[Atom, list[tuple[Key, Axis]]]] = {}
     for name, axes in trace.parameter_axes.items():
@@ -204,8 +213,9 @@ def _collect(
             for key, _ in found:
                 excluded.setdefault(key, group)
             continue
-        groups.append(group)
-        atoms[group.name] = atom
+        for own in each_expert(group, atom, exported, trace):
+            groups.append(own)
+            atoms[own.name] = atom
     return groups, atoms
 
 
@@ -226,18 +236,36 @@ def _group(trace: Trace, atom: Atom, found: list[tuple[Key, Axis]], taken: Itera
     incoming = [piece for piece in slices if piece.role in ("incoming", "both")]
     if not incoming:
         return "nothing in the model produces it (it has no incoming weights)"
-    site: Site = next((kind for kind in ("heads", "residual", "head_dims") if kind in atom.marks), "hidden")
     outgoing = [piece for piece in slices if piece.role in ("outgoing", "both")]
+    site = _site(atom, [axis for _, axis in found], has_outgoing=bool(outgoing))
     computed = [piece for piece in incoming if (piece.name, piece.dim) not in trace.learned]
     if not computed:
         return "its values are learned constants, which are not computed from the data"
     produced = [axis for (name, dim), axis in found if "incoming" in trace.roles_of(name, dim, atom)]
     if site == "hidden" and not outgoing and all(_is_part(axis, atom) for axis in produced):
         return "it numbers the parts that other units consist of, and nothing reads it by itself"
+    if len(slices) == 1 and slices[0].role == "incoming":
+        return "its entries are summed or averaged, and nothing reads one of them by itself"
     preserves = bool(outgoing) and "mixed" not in atom.marks and not ambiguous
     matrix = next((piece for piece in computed if len(trace.parameter_axes[piece.name]) > 1), computed[0])
     name = _name(matrix.name, site, set(taken), trace.parameter_axes)
     return UnitGroup(name, atom.size, tuple(slices), site, None, preserves)
+
+
+def _site(atom: Atom, axes: Iterable[Axis], *, has_outgoing: bool) -> Site:
+    """What kind of units an atom is.
+
+    Dimensions that a product of two activations contracts or keeps are inside heads where there are heads, or where
+    no weight reads them (queries and keys). Others are hidden units whose samples such a product mixes: the features
+    of a graph convolution, the values of a single head, a recurrent layer that attention looks back at.
+    """
+    for kind in ("heads", "experts", "residual"):
+        if kind in atom.marks:
+            return kind
+    if "head_dims" not in atom.marks:
+        return "hidden"
+    beside = (other for axis in axes for segment in ax.resolve(axis) if atom in segment for other in segment)
+    return "head_dims" if not has_outgoing or any("heads" in other.marks for other in beside) else "hidden"
 
 
 def _is_part(axis: Axis, atom: Atom) -> bool:

@@ -27,6 +27,7 @@ __all__ = [
     "as_call",
     "canonical_names",
     "export",
+    "grouped_experts",
     "model_outputs",
     "plain_attention",
     "refuse_wrapped",
@@ -137,6 +138,23 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def grouped_experts(model: nn.Module) -> Iterator[None]:
+    """Let Hugging Face's stacked experts compute grouped products: a loop over those that the data chose has no graph.
+
+    The function is the same, to rounding; the implementation that the model was set to comes back.
+    """
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(item): item for item in found if getattr(item, "_experts_implementation", None) == "eager"}
+    for config in configs.values():
+        config._experts_implementation = "grouped_mm"
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config._experts_implementation = "eager"
+
+
+@contextlib.contextmanager
 def _no_distribution_checks() -> Iterator[None]:
     """Argument validation of ``torch.distributions`` branches on data, which export cannot follow."""
     before = torch.distributions.Distribution._validate_args
@@ -229,11 +247,16 @@ def _subgraph(owner: torch.fx.GraphModule, item: Any) -> Any:
     return found if isinstance(found, torch.fx.GraphModule) else None
 
 
-def export(model: nn.Module, example_inputs: Inputs) -> Exported:
+def export(model: nn.Module, example_inputs: Inputs, *, dynamic: bool = True) -> Exported:
     """Export the model's training-mode forward.
 
-    Sizes that the graph does not fix are exported as dynamic, so that the graph can be replayed on other batch
-    sizes. Parameters, buffers, training flags and the random state are left as they were.
+    Parameters, buffers, training flags and the random state are left as they were.
+
+    Args:
+        model: The model.
+        example_inputs: Its inputs.
+        dynamic: Whether sizes that the graph does not fix are exported as dynamic, so that it can be replayed on other
+            batch sizes.
 
     Raises:
         IllegalConfiguration: For wrapped modules, and when the model itself rejects the example inputs.
@@ -243,13 +266,14 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
     args, kwargs = distinct(as_call(example_inputs))
     with refusing_packed(model):
         _check_runs(model, args, kwargs)
-    dynamic = (
+    sizes = (
         tuple(_dynamic(item) for item in args),
         {name: _dynamic(item) for name, item in kwargs.items()},
     )
     with (
         training_mode(model),
         plain_attention(),
+        grouped_experts(model),
         _outputs_only(model),
         _no_distribution_checks(),
         unrecorded(),
@@ -259,7 +283,7 @@ def export(model: nn.Module, example_inputs: Inputs) -> Exported:
     ):
         warnings.simplefilter("ignore")
         try:
-            program = _export(model, args, kwargs, dynamic)
+            program = _export(model, args, kwargs, sizes if dynamic else None)
         except Exception as error:
             raise UnsupportedOp(
                 f"torch.export cannot follow {type(model).__name__}: {_first_line(error)}. {_advice(model)}"
@@ -288,12 +312,6 @@ def _check_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 def _advice(model: nn.Module) -> str:
     """What to change in a model that cannot be exported."""
-    experts = any("Experts" in type(module).__name__ for module in model.modules())
-    if experts and getattr(getattr(model, "config", None), "_experts_implementation", None) == "eager":
-        return (
-            "Its experts are a loop over those that the data chose: call "
-            "model.set_experts_implementation('grouped_mm') before, and any other setting afterwards if you need it."
-        )
     if any(getattr(module, "layerdrop", 0) for module in model.modules()):
         return (
             "It skips whole layers at random (layerdrop): find the units of the same model with layerdrop 0 in its "
@@ -316,14 +334,21 @@ def _quiet() -> Iterator[None]:
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    traced = getattr(torch.fx.config, "do_not_emit_stack_traces", None)
+    if traced is not None:
+        torch.fx.config.do_not_emit_stack_traces = True  # where each operation was written: nobody reads that here
     try:
         yield
     finally:
+        if traced is not None:
+            torch.fx.config.do_not_emit_stack_traces = traced
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
 
 
-def _export(model: nn.Module, args: Any, kwargs: Any, dynamic: tuple[Any, Any]) -> ExportedProgram:
+def _export(model: nn.Module, args: Any, kwargs: Any, dynamic: tuple[Any, Any] | None) -> ExportedProgram:
+    if dynamic is None:
+        return torch.export.export(model, args, kwargs, strict=False)
     shapes = {**dict(enumerate(dynamic[0])), **dynamic[1]}
     try:
         given = dynamic[0] if not kwargs else shapes

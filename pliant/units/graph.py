@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UnitGraph"]
 
-_NAMED_ONLY = ("head_dims", "residual")
+_NAMED_ONLY = ("head_dims", "residual", "experts")
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ class UnitGraph:
     def select(self, pattern: str = "*") -> tuple[UnitGroup, ...]:
         """The groups whose name, or a module that contains it, matches a shell-style pattern.
 
-        ``"*"`` selects hidden units and attention heads. Residual streams and the dimensions inside heads are
-        selected only by a pattern that spells out their ``":residual"`` or ``":head_dims"`` ending.
+        ``"*"`` selects hidden units and attention heads. Residual streams, the dimensions inside heads and whole
+        experts are selected only by a pattern that spells out their ``":residual"``, ``":head_dims"`` or
+        ``":experts"`` ending.
 
         Args:
             pattern: For example ``"blocks.*.mlp"``, ``"*:heads"``, ``"*:residual"``; several, separated by commas.
@@ -192,7 +193,7 @@ class UnitGraph:
     def __str__(self) -> str:
         rows = [("group", "units", "site", "members", "tap", "reset preserves function")]
         for group in self.groups:
-            members = ", ".join(f"{piece.name}[{piece.dim}]" for piece in group.slices[:3])
+            members = ", ".join(piece.label for piece in group.slices[:3])
             more = len(group.slices) - 3
             rows.append(
                 (
@@ -218,5 +219,5 @@ class UnitGraph:
         return "\n".join(lines)
 
 
-def _places(group: UnitGroup) -> set[tuple[str, int, int]]:
-    return {(piece.name, piece.dim, place) for piece in group.slices for row in piece.table for place in row}
+def _places(group: UnitGroup) -> set[tuple[Any, ...]]:
+    return {(piece.name, piece.dim, piece.at, place) for piece in group.slices for row in piece.table for place in row}

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Role", "Site", "StateSlice", "Tap", "TensorSlice", "UnitGroup"]
 
 Role = Literal["incoming", "carried", "outgoing", "both"]
-Site = Literal["hidden", "heads", "head_dims", "residual"]
+Site = Literal["hidden", "heads", "head_dims", "residual", "experts"]
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,32 @@ class TensorSlice:
             ``"both"``: the same entries produce the unit and consume it (an autoencoder whose decoder is the
             encoder's matrix transposed). A reset draws them anew: zeroed, the unit would stay dead.
         table: ``table[u]`` are the positions along ``dim`` that unit ``u`` owns, ``[U][M]``.
+        at: ``(dim, index)`` where the units own only what lies at one index of another dimension, left of ``dim`` and
+            counted from the end: those of one expert, of a tensor in which several are stacked.
     """
 
     name: str
     dim: int
     role: Role
     table: tuple[tuple[int, ...], ...] = field(repr=False)
+    at: tuple[int, int] | None = None
 
     def positions(self) -> Tensor:
         """Positions along ``dim``: ``LongTensor [U, M]``; unit ``u`` owns row ``u``."""
         return torch.tensor(self.table, dtype=torch.long)
+
+    def within(self, tensor: Tensor) -> Tensor:
+        """The part of the tensor (or of another of its shape) in which the slice lies: a view; ``dim`` is the same."""
+        return tensor if self.at is None else tensor.select(*self.at)
+
+    def rank(self, tensor: Tensor, *, is_stack: bool = False) -> int:
+        """Dimensions of the tensor as one network has it: without members and experts."""
+        return tensor.ndim - is_stack - (self.at is not None)
+
+    @property
+    def label(self) -> str:
+        """The tensor, the index in it (if any), and the dimension: ``"fc.weight[-2]"``, ``"experts.w[0][-1]"``."""
+        return f"{self.name}[{self.dim}]" if self.at is None else f"{self.name}[{self.at[1]}][{self.dim}]"
 
     @property
     def width(self) -> int:
@@ -93,12 +109,13 @@ class UnitGroup:
     """A set of interchangeable hidden units: permuting them leaves the network's function unchanged.
 
     Attributes:
-        name: Name of the module (or parameter) that produces the units; ``":heads"``, ``":head_dims"`` and
-            ``":residual"`` mark sites other than hidden units.
+        name: Name of the module (or parameter) that produces the units; ``":heads"``, ``":head_dims"``,
+            ``":residual"`` and ``":experts"`` mark sites other than hidden units.
         size: Number of units, U.
         slices: Every tensor slice that belongs to the units.
-        site: ``"hidden"``, ``"heads"``, ``"head_dims"`` (dimensions inside heads) or ``"residual"``. The last two
-            are found and shown, but edited only when a method names them.
+        site: ``"hidden"``, ``"heads"``, ``"head_dims"`` (dimensions inside heads), ``"residual"``, or ``"experts"``
+            (whole networks whose weights are stacked in one tensor). The last three are found and shown, but edited
+            only when a method names them.
         tap: Where the activations can be read; ``None`` if nowhere (the group can still be edited).
         reset_preserves_function: Whether a unit whose outgoing weights are zero can be redrawn without changing the
             network's output. False under a norm across the units, and where no outgoing weights exist.
@@ -134,7 +151,12 @@ class UnitGroup:
         def rows(table: Any) -> tuple[tuple[int, ...], ...]:
             return tuple(tuple(int(i) for i in row) for row in table)
 
-        slices = tuple(TensorSlice(**{**piece, "table": rows(piece["table"])}) for piece in data["slices"])
+        slices = tuple(
+            TensorSlice(
+                **{**piece, "table": rows(piece["table"]), "at": tuple(piece["at"]) if piece.get("at") else None}
+            )
+            for piece in data["slices"]
+        )
         state = tuple(StateSlice(**{**item, "table": rows(item["table"])}) for item in data.get("state", ()))
         tap = data["tap"]
         data = {**data, "state": state}

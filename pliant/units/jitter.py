@@ -13,13 +13,17 @@ from torch import Tensor, nn
 __all__ = ["jittered"]
 
 
-def jittered(model: nn.Module, *, seed: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def jittered(
+    model: nn.Module, *, seed: int, dtype: torch.dtype | None = None, keep_large: bool = False
+) -> dict[str, Tensor]:
     """A random state for every floating-point parameter and buffer, under every one of its names.
 
     Args:
         model: The module; it is not changed.
         seed: Seed of the draws; the global random state is untouched.
         dtype: Floating-point type of the result; each tensor's own if ``None``.
+        keep_large: Take large matrices as they are where their entries look random (writing hundreds of millions of
+            numbers takes seconds). The result then shares their memory.
 
     Returns:
         Name to tensor, of the same shape and device: matrices scaled by the square root of their fan-in, vectors
@@ -32,7 +36,10 @@ def jittered(model: nn.Module, *, seed: int, dtype: torch.dtype | None = None) -
     everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in everything:
         if id(tensor) not in made:
-            made[id(tensor)] = _draw(tensor.detach(), id(tensor) in buffers, generator, dtype)
+            if keep_large and tensor.numel() > _BLOCK and _looks_random(tensor.detach()):
+                made[id(tensor)] = tensor.detach()
+            else:
+                made[id(tensor)] = _draw(tensor.detach(), id(tensor) in buffers, generator, dtype)
         result[name] = made[id(tensor)]
     return result
 
@@ -55,6 +62,15 @@ def _draw(tensor: Tensor, is_buffer: bool, generator: torch.Generator, dtype: to
 
 
 _BLOCK = 1_000_003  # a prime, so that no two rows or columns of a usual size begin at the same place
+
+
+def _looks_random(tensor: Tensor) -> bool:
+    """Whether hardly two of some thousand entries are equal, and none is out of proportion."""
+    if tensor.dtype not in (torch.float32, torch.float64) or tensor.ndim < 2:
+        return False
+    some = tensor.flatten()[:: tensor.numel() // 4099] if tensor.is_contiguous() else tensor.new_zeros(2)
+    size = some.abs()
+    return bool(len(set(some.tolist())) > 0.99 * some.numel() and size.max() < 100 * size.mean())
 
 
 def _repeated(tensor: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Tensor:

@@ -274,11 +274,12 @@ def order_of(size: int) -> Tensor:
 
 def _filled(tensor: Tensor, piece: TensorSlice, units: Tensor, generator: torch.Generator | None) -> Tensor:
     """A copy in which what some units own is drawn anew, or zero."""
-    result = tensor.clone().movedim(piece.dim, 0)
+    filled = tensor.clone()
+    result = piece.within(filled).movedim(piece.dim, 0)  # a view
     where = piece.positions()[units].flatten().to(tensor.device)
     if generator is None:
         result[where] = 0
     else:
         drawn = 0.5 + torch.rand(result[where].shape, generator=generator, dtype=torch.float64)
         result[where] = drawn.to(result)
-    return result.movedim(0, piece.dim)
+    return filled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from pliant.errors import IllegalConfiguration
 from pliant.units.export import Exported
 from pliant.units.trace import op_name
 
-__all__ = ["Hit", "Replay", "extract_replay", "tensor_leaves"]
+__all__ = ["Hit", "Nearest", "Replay", "Rows", "extract_replay", "nearest_hook", "tensor_leaves"]
 
 _DROPOUT = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
 _RANDOM = frozenset({"bernoulli", "rand", "randn", "rand_like", "randn_like", "native_dropout", "multinomial", "rrelu"})
@@ -79,41 +79,89 @@ def tensor_leaves(tree: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def extract_replay(
-    exported: Exported, site: Node, seen: Mapping[Hit, set[Node]], values: Mapping[Node, Tensor]
-) -> Replay | None:
-    """The smallest replay that reaches ``site`` from one hook.
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of the activations are wanted: those that the router sends to one expert.
+
+    Attributes:
+        ids: The node that gives each row's expert.
+        expert: Whose rows.
+        products: The products of rows with the matrices of their experts.
+    """
+
+    ids: Node
+    expert: int
+    products: Container[Node]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The hook that is nearest to a site, and what has to be computed from there."""
+
+    module: str
+    kind: Literal["input", "output"]
+    slots: Mapping[Node, int]
+    reach: _Reach
+
+
+def nearest_hook(exported: Exported, targets: Sequence[Node], seen: Mapping[Hit, set[Node]]) -> Nearest | None:
+    """The hook from which some nodes take the fewest operations; ``None`` where none suffices.
 
     Args:
         exported: The exported model.
-        site: The node to compute.
+        targets: The nodes to compute, the site first.
         seen: For each hook that fires once per forward, the nodes whose value it sees.
-        values: The nodes' values in the observed run.
-
-    Returns:
-        The replay, or ``None`` where the subgraph is random or no hook suffices.
     """
     hooks: dict[tuple[str, Literal["input", "output"]], dict[Node, int]] = {}
     for hit, nodes in seen.items():
         fed = hooks.setdefault((hit.module, hit.kind), {})
         for node in nodes:
             fed.setdefault(node, hit.slot)
-    before = _ancestors(site)
-    reach, module, kind = None, "", None
+    before = _ancestors(targets[0])
+    best: Nearest | None = None
     for (name, when), fed in reversed(hooks.items()):  # the latest hook is the nearest: others have to be shorter
         if not before.isdisjoint(fed):
-            other = _reach(exported, site, fed, len(reach.inner) if reach else len(before) + 2)
+            other = _reach(exported, targets, fed, len(best.reach.inner) if best else len(before) + 2)
             if other is not None:
-                reach, module, kind = other, name, when
-    if reach is None or kind is None:
+                best = Nearest(name, when, fed, other)
+    return best
+
+
+def extract_replay(
+    exported: Exported,
+    site: Node,
+    nearest: Nearest | None,
+    values: Mapping[Node, Tensor],
+    rows: Rows | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> Replay | None:
+    """The smallest replay that reaches ``site`` from one hook.
+
+    Args:
+        exported: The exported model.
+        site: The node to compute.
+        nearest: From where.
+        values: The nodes' values in the observed run.
+        rows: Only these rows of it. The replay is then tried on the observed run.
+        state: The parameters and buffers of that run.
+
+    Returns:
+        The replay, or ``None`` where the subgraph is random or no hook suffices.
+    """
+    if nearest is None:
         return None
-    fed = hooks[module, kind]
-    graph = _build(exported, site, reach)
+    graph = _build(exported, site, nearest.reach, rows)
     if graph is None:
         return None
-    shapes = tuple(tuple(values[node].shape) for node in reach.fed)
-    names = tuple(exported.parameters[node] for node in reach.parameters)
-    return Replay(module, kind, tuple(fed[node] for node in reach.fed), names, graph, shapes)
+    fed = nearest.reach.fed
+    shapes = tuple(tuple(values[node].shape) for node in fed)
+    names = tuple(exported.parameters[node] for node in nearest.reach.parameters)
+    if rows is not None and state is not None:
+        want = values[site][values[rows.ids] == rows.expert]
+        got = graph(*(values[node] for node in fed), *(state[name] for name in names))
+        if got.shape != want.shape or not torch.allclose(got, want, rtol=1e-3, atol=1e-5):
+            return None
+    return Replay(nearest.module, nearest.kind, tuple(nearest.slots[node] for node in fed), names, graph, shapes)
 
 
 @dataclass(frozen=True)
@@ -137,18 +185,18 @@ def _ancestors(site: Node) -> set[Node]:
     return seen - {site}
 
 
-def _reach(exported: Exported, site: Node, available: Mapping[Node, int], limit: int) -> _Reach | None:
-    """What leads from a hook's tensors to a site; ``None`` if that takes at least ``limit`` operations."""
+def _reach(exported: Exported, targets: Sequence[Node], available: Mapping[Node, int], limit: int) -> _Reach | None:
+    """What leads from a hook's tensors to some nodes; ``None`` if that takes at least ``limit`` operations."""
     inner: list[Node] = []
     fed: list[Node] = []
     parameters: list[Node] = []
     sizes: list[Node] = []
-    pending, seen = [site], {site}
+    pending, seen = list(targets), set(targets)
     while pending:
         node = pending.pop()
         if node in exported.parameters:
             parameters.append(node)
-        elif node in available and node is not site:
+        elif node in available and node is not targets[0]:
             fed.append(node)
         elif op_name(node) == "sym_size":
             sizes.append(node)
@@ -163,7 +211,7 @@ def _reach(exported: Exported, site: Node, available: Mapping[Node, int], limit:
     return _Reach(tuple(inner), tuple(fed), tuple(parameters), tuple(sizes)) if fed else None
 
 
-def _build(exported: Exported, site: Node, reach: _Reach) -> GraphModule | None:
+def _build(exported: Exported, site: Node, reach: _Reach, rows: Rows | None = None) -> GraphModule | None:
     order = {node: place for place, node in enumerate(exported.nodes)}
     graph: Graph = Graph()
     mapped: dict[Node, Node] = {}
@@ -174,7 +222,19 @@ def _build(exported: Exported, site: Node, reach: _Reach) -> GraphModule | None:
         if size is None:
             return None
         mapped[node] = size
+    is_cut = rows is not None and any(_is_grouped(node, rows) for node in reach.inner)
+
+    def own(of: Node) -> Node:
+        """The rows of the wanted expert."""
+        assert rows is not None
+        chosen = graph.call_function(torch.ops.aten.eq.Scalar, (mapped[rows.ids], rows.expert))
+        return graph.call_function(torch.ops.aten.index.Tensor, (of, [chosen]))
+
     for node in sorted(reach.inner, key=order.__getitem__):
+        if rows is not None and is_cut and _is_grouped(node, rows):  # nothing is computed for other experts
+            matrix = graph.call_function(torch.ops.aten.select.int, (mapped[node.args[1]], 0, rows.expert))  # type: ignore[index]
+            mapped[node] = graph.call_function(torch.ops.aten.mm.default, (own(mapped[node.args[0]]), matrix))  # type: ignore[index]
+            continue
         if op_name(node) in _DROPOUT:
             mapped[node] = mapped[node.args[0]]  # type: ignore[index]
             continue
@@ -190,8 +250,19 @@ def _build(exported: Exported, site: Node, reach: _Reach) -> GraphModule | None:
         if "dropout_p" in copied.kwargs:
             copied.kwargs = {**copied.kwargs, "dropout_p": 0.0}
         mapped[node] = copied
-    graph.output(mapped[site])
+        if is_cut and op_name(node) == "index" and node.args[0] in exported.parameters:  # biases of the experts
+            mapped[node] = own(copied)
+    graph.output(mapped[site] if rows is None or is_cut else own(mapped[site]))
     return GraphModule({}, graph)
+
+
+def _is_grouped(node: Node, rows: Rows) -> bool:
+    """Whether a product takes sorted rows and whole stacks of matrices."""
+    return node in rows.products and op_name(node).rpartition(".")[2] in (
+        "grouped_mm_fallback",
+        "grouped_mm",
+        "_grouped_mm",
+    )
 
 
 def _float_like(node: Node, fed: tuple[Node, ...]) -> Node | None:

@@ -27,11 +27,12 @@ from torch.utils import _pytree as pytree
 from pliant.units import axes as ax
 from pliant.units.axes import Atom, Axis
 from pliant.units.call import call_with
-from pliant.units.export import Exported, plain_attention, training_mode
+from pliant.units.experts import rows_of_group
+from pliant.units.export import Exported, grouped_experts, plain_attention, training_mode
 from pliant.units.group import Tap, UnitGroup
 from pliant.units.jitter import jittered
 from pliant.units.layers import RECURRENT
-from pliant.units.replay import Hit, Replay, extract_replay, tensor_leaves
+from pliant.units.replay import Hit, Replay, Rows, extract_replay, nearest_hook, tensor_leaves
 from pliant.units.rules.shape import is_uniform
 from pliant.units.several import Several
 from pliant.units.trace import Trace, op_name
@@ -63,7 +64,9 @@ def find_taps(
 ) -> tuple[dict[str, Tap], dict[str, Replay]]:
     """A tap for every group that can be read, and the replays that some of them need."""
     sites = {group.name: _sites(trace, group, atoms[group.name]) for group in groups}
-    values, calls = _observe(model, exported, trace)
+    state, values, calls = _observe(model, exported, trace)
+    seen = calls.unique()
+    nearest: dict[Node, Any] = {}  # the experts of a layer have a site in common
     taps: dict[str, Tap] = {}
     replays: dict[str, Replay] = {}
     for group in groups:
@@ -75,12 +78,22 @@ def find_taps(
         if located is None:
             continue
         dim, table = located
+        ids = rows_of_group(group, trace)
+        if ids is not None and group.slices[0].at is not None:  # a hook sees the rows of all experts
+            if node not in nearest:
+                nearest[node] = nearest_hook(exported, (node, ids), seen)
+            rows = Rows(ids, group.slices[0].at[1], trace.products)
+            replay = extract_replay(exported, node, nearest[node], values, rows, state)
+            if replay is not None:
+                taps[group.name] = Tap(replay.kind, replay.module, 0, dim, table, replay=True)
+                replays[group.name] = replay
+            continue
         found = Sites(_alike(trace, found.nodes, atoms[group.name], located), found.direct)
         hit = _choose(found, values, calls, group)
         if hit is not None:
             taps[group.name] = Tap(hit.kind, hit.module, hit.slot, dim, table)
             continue
-        replay = extract_replay(exported, node, calls.unique(), values)
+        replay = extract_replay(exported, node, nearest_hook(exported, (node,), seen), values)
         if replay is not None:
             taps[group.name] = Tap(replay.kind, replay.module, 0, dim, table, replay=True)
             replays[group.name] = replay
@@ -206,9 +219,10 @@ class Calls:
         return {hit: sets[0] for hit, sets in self.seen.items() if self.counts[hit.module] == 1}
 
 
-def _observe(model: nn.Module, exported: Exported, trace: Trace) -> tuple[dict[Node, Tensor], Calls]:
+def _observe(model: nn.Module, exported: Exported, trace: Trace) -> tuple[dict[str, Tensor], dict[Node, Tensor], Calls]:
     """Run graph and model on the same generic parameters and random state, and compare what they compute."""
-    state = jittered(model, seed=0)
+    writes = any(getattr(module, "max_norm", None) is not None for module in model.modules())
+    state = jittered(model, seed=0, keep_large=not writes)
     args, kwargs = _generic_inputs(exported)
     with torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -216,7 +230,7 @@ def _observe(model: nn.Module, exported: Exported, trace: Trace) -> tuple[dict[N
         values = _interpret(exported, state, args, kwargs, trace.views)
         torch.manual_seed(0)
         calls = _watch(model, state, args, kwargs, values)
-    return values, calls
+    return state, values, calls
 
 
 def _generic_inputs(exported: Exported) -> tuple[Any, Any]:
@@ -303,7 +317,7 @@ def _watch(model: nn.Module, state: dict[str, Tensor], args: Any, kwargs: Any, v
         handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name)))
     try:
-        with training_mode(model), plain_attention():
+        with training_mode(model), plain_attention(), grouped_experts(model):
             call_with(model, {k: v.clone() if k in buffers else v for k, v in state.items()}, args, kwargs)
     finally:
         for handle in handles:

@@ -84,6 +84,9 @@ class Trace:
         learned: Dimensions of parameters that stand where activations do.
         shifted: What is computed from parameters and is not zero where they are (``exp(w)``, ``1 + w``): zeroed
             outgoing weights do not silence what they consume.
+        routed: Tensors in which experts are stacked: name to the dimension of the experts, counted from the end, and
+            the node that says which expert each row of the activations goes to.
+        products: Nodes that multiply rows by the matrices of their experts.
         buffers: Names of the buffers among the tensors.
         inputs: The model's input tensors, and their places in the flattened call.
         starts: Inputs that recurrent units start from: place, row (layer and direction), axis of the units.
@@ -100,6 +103,8 @@ class Trace:
     moving: set[Node] = field(default_factory=set)
     learned: set[Key] = field(default_factory=set)
     shifted: set[Node] = field(default_factory=set)
+    routed: dict[str, set[tuple[int, Node]]] = field(default_factory=dict)
+    products: set[Node] = field(default_factory=set)
     buffers: frozenset[str] = frozenset()
     inputs: dict[Node, int] = field(default_factory=dict)
     starts: list[tuple[int, int | None, Axis]] = field(default_factory=list)
@@ -153,6 +158,17 @@ class Trace:
             ax.mark(self.of(weight)[dim], "mixed")  # a fixed matrix, or a function of one, cannot be zeroed
         for name, original in keys:
             self.consumers.append(Consumer(name, original, node, source))
+
+    def route(self, weight: Any, dim: int, rows: Any) -> None:
+        """Say that rows of activations choose entries of a dimension of ``weight``: those of their expert."""
+        for name, original in self.views[weight][dim] if weight in self.views else ():
+            self.routed.setdefault(name, set()).add((original, rows))
+
+    def multiply(self, node: Node, *operands: Any) -> None:
+        """Note a product with matrices of experts, looked up for each row."""
+        names = {name for operand in operands for keys in self.views.get(operand, ()) for name, _ in keys}
+        if not names.isdisjoint(self.routed):
+            self.products.add(node)
 
     def derive(self, node: Node, *sources: Any) -> None:
         """Note that ``node`` is an element-wise combination of ``sources``, if those are parameters, all of them."""

@@ -30,7 +30,7 @@ from pliant.units.several import Models, joined
 if TYPE_CHECKING:
     from pliant.units.graph import UnitGraph
 
-__all__ = ["GroupCheck", "Probe", "Verification", "moved", "permute", "relative_difference", "verify"]
+__all__ = ["GroupCheck", "Probe", "Verification", "moved", "permute", "random_rates", "relative_difference", "verify"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ class Verification:
         for check in self.groups:
             if not check.change <= self.tolerance:
                 found.append(f"permuting the units of {check.name!r} changes the output by {check.change:.1e}")
+            elif not check.weakest:
+                found.append(
+                    f"no output depends on any member of {check.name!r} for these inputs (an expert that no token is "
+                    "sent to), so nothing is proved about it; pass a larger batch"
+                )
             elif not check.smallest_omission > 100 * self.tolerance:
                 found.append(
                     f"leaving {check.weakest!r} out of {check.name!r} goes unnoticed "
@@ -127,7 +132,8 @@ def permute(state: dict[str, Tensor], pieces: tuple[TensorSlice, ...], order: Te
         where = piece.positions().to(tensor.device)
         index = torch.arange(tensor.shape[piece.dim], device=tensor.device)
         index[where.flatten()] = where[order.to(tensor.device)].flatten()
-        result[piece.name] = tensor.index_select(piece.dim, index)
+        moved = piece.within(tensor).index_select(piece.dim, index)
+        result[piece.name] = moved if piece.at is None else tensor.select_scatter(moved, *piece.at)
     return result
 
 
@@ -171,8 +177,20 @@ def verify(units: UnitGraph, model: Models, example_inputs: Any, *, seed: int = 
             probe = Probe(model, example_inputs, seed, torch.float32)
             probe.baseline()
             tolerance = 1e-4
-        checks = tuple(probe.check(group) for group in units)
-    return Verification(checks, tolerance, str(probe.dtype).removeprefix("torch."), ("eval", "train"))
+        checks = []
+        for group in units:
+            found = probe.check(group)
+            for more in range(1, _MORE_STATES if group.slices[0].at is not None else 1):
+                if found.weakest:
+                    break  # else an expert that no token was sent to: another state of the router may send some
+                other = Probe(model, example_inputs, seed + more, probe.dtype)
+                other.baseline()
+                found = other.check(group)
+            checks.append(found)
+    return Verification(tuple(checks), tolerance, str(probe.dtype).removeprefix("torch."), ("eval", "train"))
+
+
+_MORE_STATES = 9
 
 
 class Probe:
@@ -252,7 +270,7 @@ class Probe:
         inert: list[str] = []
         for index, piece in enumerate(group.slices):
             rest = (*group.slices[:index], *group.slices[index + 1 :])
-            label = f"{piece.name}[{piece.dim}]"
+            label = piece.label
             omission = self.change(permute(self.state, rest, order), group, order)
             if omission < 1e-7 and self.is_inert(piece):
                 inert.append(label)
@@ -264,7 +282,10 @@ class Probe:
     def is_inert(self, piece: TensorSlice) -> bool:
         """Whether the outputs do not depend on a tensor at all."""
         tensor = self.state[piece.name]
-        other = tensor * (0.5 + torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64).to(tensor))
+        factor = 0.5 + torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64).to(tensor)
+        if piece.at is not None:  # that other experts are used says nothing about this one
+            factor = torch.ones_like(factor).select_scatter(piece.within(factor), *piece.at)
+        other = tensor * factor
         return self.change({**self.state, piece.name: other}) < 1e-7
 
 
@@ -291,6 +312,24 @@ def _is_rate(module: nn.Module, key: str) -> bool:
     if key == "p" and not isinstance(module, nn.modules.dropout._DropoutNd):
         return False
     return isinstance(getattr(module, key, None), float)
+
+
+def random_rates(model: nn.Module) -> list[tuple[str, str, float]]:
+    """The rates of dropout that are in effect: of modules in training mode, above zero.
+
+    Returns:
+        Name of the module, name of the attribute, rate.
+
+    Example:
+        >>> random_rates(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
+        [('1', 'p', 0.5)]
+    """
+    return [
+        (path, key, getattr(module, key))
+        for path, module in model.named_modules()
+        for key in _DROPOUT_RATES
+        if module.training and _is_rate(module, key) and getattr(module, key) > 0
+    ]
 
 
 class _NoFunctionalDropout(torch.overrides.TorchFunctionMode):

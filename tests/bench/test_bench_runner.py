@@ -58,6 +58,7 @@ METHODS = {
     "shrink_and_perturb": [("shrink_and_perturb", {"shrink": 0.7, "noise_scale": 0.3})],
     "fresh_start": ["fresh_start"],
     "experience_replay": [("experience_replay", {"capacity": 20, "ratio": 0.5})],
+    "c_chain": [("c_chain", {"share": 0.1, "start": 3, "window": 5})],
 }
 
 

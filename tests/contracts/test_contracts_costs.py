@@ -49,6 +49,37 @@ def test_by_hand_is_the_same_mathematics(name):
         assert torch.allclose(ours, by_hand, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", methods.parts())
+def test_layers_and_optimizers_by_hand_are_the_same_mathematics(name, monkeypatch):
+    module = sys.modules[type(methods.parts()[name]).__module__]
+    monkeypatch.setattr(module, "SIGMA", 0.0)  # the noise of UPGD comes from another generator
+    arms = {kind: methods.Arm(kind, name) for kind in ("plain", "method", "by_hand")}
+    first = [parameter.detach().clone() for parameter in arms["method"].model.parameters()]
+    for arm in arms.values():
+        arm.run(4)
+    weights = {kind: list(arm.model.parameters()) for kind, arm in arms.items()}
+    for ours, by_hand, before in zip(weights["method"], weights["by_hand"], first, strict=True):
+        assert torch.allclose(ours, by_hand, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(ours, before)
+    same_shape = [a.shape == b.shape for a, b in zip(weights["method"], weights["plain"], strict=True)]
+    assert not all(same_shape) or any(
+        not torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(weights["method"], weights["plain"], strict=True)
+    )
+
+
+def test_a_quick_measurement_of_an_optimizer(capsys, tmp_path):
+    out = tmp_path / "methods.json"
+    methods.main(["--quick", "--only", "upgd", "--out", str(out)])
+    found = json.loads(out.read_text())["methods"]["upgd"]
+    assert found["against"] == "torch's SGD"
+    assert found["memory"] == pytest.approx(1.0, abs=1e-3)  # one utility for each weight
+    assert (found["acting"], found["boundary"]) == (0.0, 0.0)
+    text = catalogue.Cost.of(found).sentence()
+    assert "times a step with torch's SGD" in text
+    assert "larger by 1 times the parameters' size" in text
+    assert "smaller by 0.5 times" in catalogue.Cost.of({**found, "memory": -0.5}).sentence()
+
+
 def test_a_quick_measurement_of_one_method(capsys, tmp_path):
     out = tmp_path / "methods.json"
     methods.main(["--quick", "--only", "l2", "--out", str(out)])
@@ -82,17 +113,18 @@ def entry(**given):
 
 
 def test_what_counts_reaches_the_pages_and_the_command_line(tmp_path, monkeypatch):
-    for name in ("continual_backprop", "experience_replay"):
+    for name in ("continual_backprop", "experience_replay", "upgd"):
         shutil.copy(methods.PAGES / f"{name}.md", tmp_path)
     before = {path.stem: path.read_text() for path in tmp_path.glob("*.md")}
     results = {
         "experience_replay": entry(boundary=3.25),
         "continual_backprop": entry(clock=None),  # the plain copies did not agree
         "no_page_yet": entry(),
+        "upgd": entry(against="torch's SGD"),
     }
     costs = tmp_path / "costs.json"
     for _ in range(2):  # the second time replaces what the first has written
-        assert methods.spread(results, costs, tmp_path) == ["experience_replay", "no_page_yet"]
+        assert methods.spread(results, costs, tmp_path) == ["experience_replay", "no_page_yet", "upgd"]
     assert (tmp_path / "continual_backprop.md").read_text() == before["continual_backprop"]
     page = (tmp_path / "experience_replay.md").read_text()
     start, stop = page.index("<!-- cost -->\n"), page.index("<!-- /cost -->")
@@ -109,6 +141,9 @@ def test_what_counts_reaches_the_pages_and_the_command_line(tmp_path, monkeypatc
         assert about("experience_replay").cost.step == 1.0346
         assert about("continual_backprop").cost is None
         assert "| 1.03 |" in methods_table.row(about("experience_replay"))
+        assert about("upgd").cost.against == "torch's SGD"
+        assert "| 1.03 |" in methods_table.row(about("upgd"))
+        assert "1.03 times a step with torch's SGD" in (tmp_path / "upgd.md").read_text()
     finally:
         catalogue.costs.cache_clear()
 

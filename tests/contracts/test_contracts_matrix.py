@@ -27,6 +27,9 @@ import pliant
 from pliant import interventions
 from pliant.interventions import ReDo
 
+# four samples leave small groups without a single positive activation
+pytestmark = pytest.mark.filterwarnings("ignore:L2EffectiveRank. all units")
+
 PAIRS = params([pair for pair in pairs() if supported(pair[0], pair[1])])
 
 
@@ -129,13 +132,13 @@ def test_events_name_the_units_whose_weights_changed(name):
         if names.count(piece.name) > 1:
             continue  # a recurrent matrix: zeroed columns change the rows of the other units too
         where = torch.tensor(piece.table)
-        changed = (tensors[piece.name] != before[piece.name]).movedim(piece.dim, 0).flatten(1).any(1)
+        changed = piece.within(tensors[piece.name] != before[piece.name]).movedim(piece.dim, 0).flatten(1).any(1)
         others = {
             p
             for g in units.select("*")
             if g is not group
             for s in g.slices
-            if s.name == piece.name
+            if (s.name, s.at) == (piece.name, piece.at)
             for r in s.table
             for p in r
         }

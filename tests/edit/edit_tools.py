@@ -75,7 +75,7 @@ def owned(group, name: str, shape, mask: Tensor) -> Tensor:
     for piece in group.slices:
         if piece.name == name:
             where = torch.tensor(piece.table)[mask].flatten()
-            found.movedim(piece.dim, 0)[where] = True
+            piece.within(found).movedim(piece.dim, 0)[where] = True
     return found
 
 

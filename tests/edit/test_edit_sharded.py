@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sharded_worker
+import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "contracts"))
 import two_processes
@@ -15,6 +16,11 @@ import two_processes
 @pytest.mark.slow
 def test_every_method_does_the_same_on_a_sharded_model(tmp_path):
     first, second = two_processes.run("sharded_worker", "both", tmp_path)
+    alone = sharded_worker.experts(None)
+    for mine in (first["experts"], second["experts"]):
+        assert mine.keys() == alone.keys()
+        for key, value in alone.items():
+            assert torch.allclose(mine[key], value, atol=1e-6), key
     for name in sharded_worker.NAMES:
         alone = sharded_worker.result(name, None)
         assert alone["events"] or name == "PullBeforeTheStep"

@@ -57,11 +57,11 @@ def test_a_reset_changes_the_units_entries_and_nothing_else(name):
             if piece.role == "both" or piece.name.endswith("weight.original1"):  # zeroed, it would be dead, or NaN
                 continue
             where = torch.tensor(piece.table)[mask].flatten()
-            assert not tensors[piece.name].movedim(piece.dim, 0)[where].any(), piece
+            assert not piece.within(tensors[piece.name]).movedim(piece.dim, 0)[where].any(), piece
         for piece in group.role("incoming"):
             where = torch.tensor(piece.table)[mask].flatten()
-            now = tensors[piece.name].movedim(piece.dim, 0)[where]
-            old = before[0][piece.name].movedim(piece.dim, 0)[where]
+            now = piece.within(tensors[piece.name]).movedim(piece.dim, 0)[where]
+            old = piece.within(before[0][piece.name]).movedim(piece.dim, 0)[where]
             if tensors[piece.name].ndim == 1:
                 assert not now.any(), piece
             else:
@@ -69,7 +69,7 @@ def test_a_reset_changes_the_units_entries_and_nothing_else(name):
                 assert (now != old).double().mean() > 0.8, piece
         for piece in group.role("carried"):
             where = torch.tensor(piece.table)[mask].flatten()
-            now = tensors[piece.name].movedim(piece.dim, 0)[where]
+            now = piece.within(tensors[piece.name]).movedim(piece.dim, 0)[where]
             leaf = piece.name.rpartition(".")[2]
             if leaf in ("weight", "running_var"):
                 assert torch.equal(now, torch.ones_like(now)), piece
@@ -97,7 +97,7 @@ def test_a_reset_equals_the_network_with_zeroed_outgoing_weights(name):
         with torch.no_grad():
             tensors = named_tensors(zeroed)
             for piece in group.role("outgoing"):
-                tensors[piece.name].movedim(piece.dim, 0)[torch.tensor(piece.table)[mask].flatten()] = 0
+                piece.within(tensors[piece.name]).movedim(piece.dim, 0)[torch.tensor(piece.table)[mask].flatten()] = 0
         editor(model, optimizer, init=case.init).reset(group, mask)
         x = double(case.batch(seed=9), next(model.parameters()).dtype)
         for mode in (False, True):
@@ -239,7 +239,7 @@ def test_scale_multiplies_the_units_weights():
                     want = before[key].clone()
                     for piece in group.role(role):
                         if piece.name == key:
-                            along = want.movedim(piece.dim, 0)
+                            along = piece.within(want).movedim(piece.dim, 0)
                             for unit, row in enumerate(piece.table):
                                 along[list(row)] *= factor[unit]
                     assert torch.allclose(tensor.double(), want.double()), (group.name, role, key)

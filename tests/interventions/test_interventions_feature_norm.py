@@ -122,5 +122,6 @@ def test_heads_without_a_tensor_of_the_forward_are_left_out():
     model(x)
     assert handle.penalty().item() > 0
     apart = next(group.name for group in handle.units.select("*") if group.name in handle.units.replays)
+    handle.detach()
     with pytest.raises(NoEffect, match="recomputed apart"):
         attached(FeatureNorm(1.0, apart), model, x)

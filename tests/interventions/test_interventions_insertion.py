@@ -129,6 +129,70 @@ def test_functional_activations_and_layers_that_are_read_twice():
     assert isinstance(model[0], nn.Linear)
 
 
+class Conv1D(nn.Module):
+    """As in GPT-2: a linear layer whose weight is inputs x outputs; it is known by its name."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf = nf
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.nf)
+
+
+class WrittenOut(nn.Module):
+    """Sums of a tensor and its powers inside an activation, as GPT-2's GELU; outside, it is a residual sum."""
+
+    def __init__(self, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+
+    def forward(self, x):
+        y = 0.5 * x * (1.0 + torch.tanh(0.8 * (x + 0.044715 * torch.pow(x, 3.0))))
+        return x + y if self.residual else y
+
+
+def gpt2_mlp(residual: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(Conv1D(8, 4), WrittenOut(residual), Conv1D(2, 8))
+
+
+def test_the_feed_forward_part_of_gpt2():
+    x, plain = torch.randn(2, 5, 4), gpt2_mlp()
+    model, dropped = gpt2_mlp(), gpt2_mlp()
+    assert insert_normalization(model, example_inputs=x) == ("0",)
+    assert torch.allclose(model(x), plain[2](plain[1](F.layer_norm(plain[0](x), (8,)))), atol=1e-6)
+    assert insert_dropout(dropped, 0.5, example_inputs=x) == ("2",)
+    assert torch.equal(dropped.eval()(x), plain(x))
+    with pytest.raises(NotYetSupported, match="no batch norm can be put behind '0'"):
+        insert_normalization(gpt2_mlp(), "batch", example_inputs=x)
+    with pytest.raises(NoEffect, match="does not go into an activation alone, but also into 'addmm'"):
+        insert_normalization(gpt2_mlp(residual=True), example_inputs=x)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.layer, self.head = how, nn.GRU(4, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.layer(x)[0]
+        return self.head({"all": lambda: h, "mean": lambda: h.mean(1), "last": lambda: h[:, -1]}[self.how]())
+
+
+@pytest.mark.parametrize("how", ["all", "mean", "last"])
+def test_dropout_stands_behind_recurrent_layers_and_norms_do_not_stand_in_them(how):
+    torch.manual_seed(0)
+    model, x = Recurrent(how), torch.randn(3, 5, 4)
+    before = model(x)
+    with pytest.raises(NoEffect, match="none of its weights"):
+        insert_normalization(model, example_inputs=x)
+    assert insert_dropout(model, 0.5, example_inputs=x) == ("head",)
+    assert not torch.allclose(model(x), before)
+    assert torch.allclose(model.eval()(x), before)
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -261,10 +261,10 @@ def test_what_cannot_race_is_refused_at_once():
 
 
 def test_the_live_twin_agrees_with_the_probe():
-    """Six networks of which more and more is dead."""
-    networks = {f"{share:.0%}": damaged(share) for share in (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)}
+    """Five networks of which more and more is dead."""
+    networks = {f"{share:.0%}": damaged(share) for share in (0.0, 0.4, 0.7, 0.85, 1.0)}
     before = {name: everything(net) for name, net in networks.items()}
-    found = agreement(networks, TASK, optimizer=adam, steps=60, seeds=2, races=2)
+    found = agreement(networks, TASK, optimizer=adam, steps=50, seeds=2, races=2)
     assert found.rank_correlation >= 0.8
     assert found.live["100%"] > found.live["0%"] + 0.2
     assert "rank correlation" in str(found)

@@ -76,6 +76,7 @@ def permute_(model: nn.Module, pieces: Iterable[TensorSlice], order: Tensor) -> 
     with torch.no_grad():
         for piece in pieces:
             tensor, table = tensors[piece.name], torch.tensor(piece.table)
+            tensor = tensor if piece.at is None else tensor.select(*piece.at)
             moved = tensor.movedim(piece.dim, 0)
             new = moved.clone()
             new[table.flatten()] = moved[table[order].flatten()]

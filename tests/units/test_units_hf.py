@@ -178,13 +178,15 @@ def test_gradient_checkpointing():
 
 def test_models_that_cannot_be_exported_say_what_to_change():
     model, batch = ZOO["hf_mixtral"].model(), ZOO["hf_mixtral"].batch()
-    model.set_experts_implementation("eager")
-    with pytest.raises(pliant.UnsupportedOp, match="grouped_mm"):
-        pliant.find_units(model, batch)
-    model.set_experts_implementation("grouped_mm")
-    units = pliant.find_units(model, batch)
-    model.set_experts_implementation("eager")
-    assert units.verify(model, batch).ok  # the same units, however the experts are computed
+    found = []
+    for kind in ("grouped_mm", "batched_mm", "eager"):  # the same units, however the experts are computed
+        model.set_experts_implementation(kind)
+        units = pliant.find_units(model, batch)
+        assert model.config._experts_implementation == kind
+        assert units.verify(model, batch).ok
+        found.append(units.groups)
+    assert found[0] == found[2]
+    assert [group.slices for group in found[0]] == [group.slices for group in found[1]]
     model = ZOO["hf_whisper"].model()
     model.model.encoder.layerdrop = 0.5
     with pytest.raises(pliant.UnsupportedOp, match="layerdrop"):

@@ -34,7 +34,7 @@ def inputs(size: int = 4) -> dict[str, tuple[Tensor, ...]]:
 
 
 def members(units: pliant.UnitGraph) -> dict[str, set[str]]:
-    return {group.name: {f"{piece.name}[{piece.dim}]" for piece in group.slices} for group in units}
+    return {group.name: {piece.label for piece in group.slices} for group in units}
 
 
 HEADS = {

@@ -23,7 +23,7 @@ def units_of(name: str) -> UnitGraph:
 
 
 def members(group: UnitGroup) -> set[str]:
-    return {f"{piece.name}[{piece.dim}]" for piece in group.slices}
+    return {piece.label for piece in group.slices}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,7 +81,7 @@ def test_each_group_is_a_symmetry_and_each_member_is_needed(name):
         assert after(group.slices) < 1e-12, group.name
         for index, piece in enumerate(group.slices):
             rest = (*group.slices[:index], *group.slices[index + 1 :])
-            label = f"{piece.name}[{piece.dim}]"
+            label = piece.label
             assert after(rest) > 1e-5 or label in case.inert.split(), f"{group.name} without {label}"
 
 
@@ -143,7 +143,7 @@ def test_verify_names_the_group_that_lacks_a_member(name):
             rest = (*group.slices[:index], *group.slices[index + 1 :])
             broken = UnitGroup(group.name, group.size, rest, group.site, None, True)
             result = UnitGraph((broken,)).verify(model, x)
-            assert not result.ok, f"{group.name} without {piece.name}[{piece.dim}]"
+            assert not result.ok, f"{group.name} without {piece.label}"
             assert repr(group.name) in result.failures[0]
             with pytest.raises(pliant.IllegalConfiguration, match="permuting the units"):
                 result.raise_if_failed()

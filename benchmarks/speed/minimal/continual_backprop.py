@@ -15,7 +15,7 @@ PERIOD = 160
 
 
 class ByHand(Minimal):
-    """A running mean of the activations at every eighth step, and now and then the least useful units."""
+    """A running mean of the activations at every tenth step, and now and then the least useful units."""
 
     def __init__(self, model: nn.Sequential, optimizer: Optimizer) -> None:
         super().__init__(model, optimizer)

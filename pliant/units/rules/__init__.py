@@ -13,6 +13,7 @@ from pliant.units.rules import (
     reduction,
     sampling,
     shape,
+    waves,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "reduction",
     "sampling",
     "shape",
+    "waves",
 ]

@@ -48,7 +48,7 @@ def unary(trace: Trace, node: Node) -> Any:
     "add", "sub", "rsub", "mul", "div", "true_divide", "floor_divide", "pow", "maximum", "minimum", "fmod", "remainder",
     "where", "addcmul", "addcdiv", "lerp", "masked_fill", "clamp", "clip", "atan2", "prelu", "_prelu_kernel", "copy",
     "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor", "bitwise_and", "bitwise_or",
-    "__and__", "__or__", "xlogy", "hypot",
+    "__and__", "__or__", "xlogy", "hypot", "polar", "complex",
 )  # fmt: skip
 def broadcast(trace: Trace, node: Node) -> Any:
     """Equal dimensions are tied after broadcasting; a sum of a tensor and a branch of it is a residual stream."""

@@ -75,6 +75,7 @@ def _contract(trace: Trace, node: Node, first: Any, second: Any) -> tuple[Axis, 
         trace.consume(node, second, first, -1)
         if len(left) > 1:
             trace.role(first, -2, "incoming")
+    trace.multiply(node, first, second)
     outer_left = left[:-1][-1:] if len(left) > 1 else ()
     outer_right = right[-1:] if len(right) > 1 else ()
     batch = _broadcast(trace, first, left[:-2], second, right[:-2])
@@ -109,9 +110,9 @@ def _broadcast(
         else:
             result.append(b if _length(a) == 1 else a)
         for operand in (first, second):  # the leading dimension of a stacked parameter counts as a member axis
-            trace.role(operand, -back - 2, "carried") if trace.is_parameter(operand) and back + 2 <= len(
-                trace.of(operand)
-            ) else None
+            if trace.is_parameter(operand) and back + 2 <= len(trace.of(operand)):
+                trace.role(operand, -back - 2, "carried")
+                ax.mark(trace.of(operand)[-back - 2], "experts")
     return tuple(result)
 
 
@@ -127,7 +128,11 @@ def einsum(trace: Trace, node: Node) -> Any:
     letters: dict[str, Axis] = {}
     weights = [operand for operand in operands if trace.is_parameter(operand)]
     activations = [operand for operand in operands if not trace.is_parameter(operand)]
-    for term, operand in zip(inputs.split(","), operands, strict=True):
+    trace.multiply(node, *operands)
+    terms = inputs.split(",")
+    moving = [term for term, operand in zip(terms, operands, strict=True) if operand in activations]
+    for term, operand in zip(terms, operands, strict=True):
+        is_stack = any(letter in output and not any(letter in other for other in moving) for letter in term)
         for dim, letter in enumerate(term):
             axis = trace.of(operand)[dim]
             if letter in letters:
@@ -136,9 +141,18 @@ def einsum(trace: Trace, node: Node) -> Any:
             if trace.is_parameter(operand):
                 back = dim - len(term)
                 if letter in output:
-                    trace.role(operand, back, "incoming")
+                    is_expert = is_stack and any(letter in other for other in moving)
+                    trace.role(operand, back, "carried" if is_expert else "incoming")
+                    ax.mark(axis, "experts") if is_expert else None
                 elif activations:
                     trace.consume(node, activations[0], operand, back)
+    if len(moving) == 2 and not weights:
+        both = [letter for letter in moving[0] if letter in moving[1]]
+        outer = [letter for letter in output if letter not in both]
+        heads = tuple(letters[letter] for letter in both if letter in output)
+        for letter in both:
+            if letter not in output:
+                mark_attention(heads, [letters[letter] for letter in outer], letters[letter])
     for letter, axis in letters.items():
         if letter not in output and not weights:
             ax.mark(axis, "mixed")

@@ -32,6 +32,29 @@ def reduce(trace: Trace, node: Node) -> Any:
     return tuple(axis for dim, axis in enumerate(source) if dim not in reduced)
 
 
+@rule("cosine_similarity")
+def similarity(trace: Trace, node: Node) -> tuple[Axis, ...]:
+    """The angle between two activations: one dimension is contracted and normalised, the others are tied."""
+    first, second = trace.of(node.args[0]), trace.of(node.args[1])
+    if len(first) != len(second):
+        reason = "the operation 'cosine_similarity' has no rule for tensors of different ranks"
+        trace.freeze_inputs(node, reason)
+        return trace.opaque(node, reason)  # type: ignore[no-any-return]
+    dim = int(arg(node, 2, "dim", 1)) % len(first)
+    sizes = [trace.shape(operand) for operand in node.args[:2]]  # type: ignore[arg-type]
+    for at, (one, other) in enumerate(zip(first, second, strict=True)):
+        if sizes[0][at] == sizes[1][at]:
+            ax.tie(one, other)
+    trace.learn(node.args[0])
+    trace.learn(node.args[1])
+    ax.mark(first[dim], "mixed")
+    return tuple(
+        one if sizes[0][at] >= sizes[1][at] else other
+        for at, (one, other) in enumerate(zip(first, second, strict=True))
+        if at != dim
+    )
+
+
 @rule("max", "min")
 def extreme(trace: Trace, node: Node) -> Any:
     """``max``/``min``: element-wise of two tensors, over everything, or over one dimension (values, indices)."""

@@ -218,6 +218,11 @@ def cut(trace: Trace, node: Node) -> Any:
     if old == new:
         return source
     start, step = arg(node, 2, "start", 0), arg(node, 4, "step", 1)
+    stride = step if isinstance(step, int) else 0
+    if stride > 1 and isinstance(start, int) and 0 <= start < stride and new * stride == old:
+        units, places = ax.factor(source[dim], [new, stride])  # gate and value, entry by entry in turn
+        ax.freeze(places, "single entries of it are selected by index")
+        return tuple(units if i == dim else axis for i, axis in enumerate(source))
     if step != 1 or not isinstance(start, (int, type(None))):
         reason = "it is sliced with a step or at a position that depends on the data"
         ax.freeze(source[dim], reason)
@@ -292,17 +297,37 @@ def _looked_up(trace: Trace, node: Node, source: tuple[Axis, ...], indices: list
         given += [] if item is None else range(at, at + covered)
         at += covered
     kept = [index for index in range(len(source)) if index not in given]
+    table: Any = node.args[0]
     for index in given:
         ax.freeze(source[index], reason)
-        trace.role(node.args[0], index, "carried")
-    for index in kept:
-        trace.role(node.args[0], index, "incoming")
+        trace.role(table, index, "carried")
     new = trace.shape(node)
     adjacent = given == list(range(given[0], given[-1] + 1))
     at = given[0] if adjacent else 0  # where the dimensions of the indices go
     looked_up = new[at : at + len(new) - len(kept)]
+    if len(given) == len(looked_up) == 1:
+        trace.route(table, given[0] - len(source), indices[given[0]])
+    if table in trace.views and len(kept) > 1 and _is_multiplied(node):  # matrices, one for each row of activations
+        keys = trace.views[table]
+        trace.views[node] = (
+            *(keys[k] for k in kept[:at]),
+            *(_NOTHING for _ in looked_up),
+            *(keys[k] for k in kept[at:]),
+        )
+    else:
+        for index in kept:
+            trace.role(table, index, "incoming")
     result = [source[index] for index in kept]
     return (*result[:at], *(ax.fresh(size, reason) for size in looked_up), *result[at:])
+
+
+def _is_multiplied(node: Node) -> bool:
+    """Whether a tensor is only used in products, as their weight."""
+    names = {op_name(user): user for user in node.users}
+    return bool(names) and all(
+        name in ("bmm", "matmul", "einsum") or (name in ("transpose", "mT", "to", "_to_copy") and _is_multiplied(user))
+        for name, user in names.items()
+    )
 
 
 @rule("constant_pad_nd", "pad", "reflection_pad2d", "replication_pad2d", "reflection_pad1d")

@@ -1,0 +1,181 @@
+"""Certificates: they hold where the mathematics says so, on any data, and fail when any condition is dropped."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import zoo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import NAMES, doubled, generic, net
+from test_manifolds_projection import blocks_of
+from torch import nn
+
+import pliant
+from pliant import manifolds
+from pliant.errors import IllegalConfiguration
+from pliant.manifolds import Partition, TrapTest
+from pliant.manifolds.structure import Kind
+
+
+def placed(name: str, blocks: Partition, kind: Kind, seed: int = 0) -> nn.Module:
+    """A random network on a manifold."""
+    model = net(name).copy()
+    model.load_state_dict(manifolds.project(model, blocks, kind, state=generic(model, seed=seed)), strict=False)
+    return model
+
+
+def looked(name: str, model: nn.Module, blocks: Partition) -> TrapTest:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return manifolds.trap_test(model, blocks, net(name).batch, zoo.loss_of, optimizer=optimizer)
+
+
+def spread(found: TrapTest) -> tuple[float, float]:
+    """Of all groups: forward, backward."""
+    return max(s.forward for s in found.spread.values()), max(s.backward or 0.0 for s in found.spread.values())
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(st.sampled_from([*NAMES, "conv_grouped", "swiglu", "mlp_reused"]), st.integers(0, 99))
+def test_any_partition_of_any_architecture_is_a_trap(name: str, seed: int):
+    # random blocks of every group at once, and different weights inside each block
+    blocks = blocks_of(name, seed)
+    model = placed(name, blocks, "both", seed)
+    assert manifolds.certificate(model, blocks).holds
+    found = looked(name, model, blocks)
+    assert found.gradient.share <= 1e-12
+    assert found.update.share <= 1e-12
+    assert spread(found)[0] <= 1e-11
+    assert found.stays
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_condition_is_needed(name: str):
+    blocks = doubled(name).partition
+    wide = doubled(name).model
+    state = manifolds.redistributed(wide, blocks)
+    clone = copy.deepcopy(wide)
+    clone.load_state_dict(state, strict=False)
+    assert manifolds.certificate(clone, blocks).holds
+    assert not manifolds.certificate(clone, blocks, "block_constant").holds
+    assert looked(name, clone, blocks).stays
+    trained = dict(clone.named_parameters())
+    for number, tensor in enumerate(manifolds.normal_part(clone, blocks)):
+        off = copy.deepcopy(clone)
+        own = dict((*off.named_parameters(), *off.named_buffers()))[tensor]
+        with torch.no_grad():
+            own.view(-1)[0] += 1e-6
+        found = manifolds.certificate(off, blocks)
+        assert {failure.tensor for failure in found.failures} == {tensor}
+        if tensor in trained and number % 4 == 0:  # a forward and a backward pass each
+            seen = looked(name, off, blocks)
+            assert not seen.stays
+            assert "near is not trapped" in str(seen)
+
+
+def test_incoming_sums_alone_make_equal_activations_and_nothing_more():
+    blocks = manifolds.partition(net("mlp").units, {"0": [0, 0, 0, 1, 1, 1, 2, 2], "2": [0, 0, 0, 1, 1, 1]})
+    only = placed("mlp", blocks, "incoming")
+    assert manifolds.certificate(only, blocks, "incoming").holds
+    assert not manifolds.certificate(only, blocks, "outgoing").holds
+    found = looked("mlp", only, blocks)
+    assert spread(found)[0] <= 1e-12
+    assert spread(found)[1] > 1e-3
+    assert found.gradient.share > 1e-3
+    other = placed("mlp", blocks, "outgoing")
+    assert manifolds.certificate(other, blocks, "outgoing").holds
+    assert spread(looked("mlp", other, blocks))[0] > 1e-3
+    assert looked("mlp", other, blocks).gradient.share > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "blamed"),
+    [("weight_standardised", ("3.weight",)), ("mlp", ()), ("conv_grouped", ()), ("noisy_network", ())],
+)
+def test_weights_that_are_not_used_as_they_are_must_be_block_constant(name: str, blamed: tuple[str, ...]):
+    own, blocks = net(name), blocks_of(name, 1)
+    assert set(blamed) <= set(manifolds.transformed_tensors(own.model, blocks, own.batch))
+    model = placed(name, blocks, "both")
+    assert manifolds.certificate(model, blocks, example_inputs=own.batch).holds == (not blamed)
+    assert (looked(name, model, blocks).gradient.share <= 1e-12) == (not blamed)
+    exact = placed(name, blocks, "block_constant")
+    assert manifolds.certificate(exact, blocks, example_inputs=own.batch).holds
+    assert looked(name, exact, blocks).gradient.share <= 1e-12
+
+
+def test_samples_one_by_one_certify_more_than_a_batch():
+    own, wide = net("mlp"), doubled("mlp")
+
+    def single(number: int):
+        target = torch.full((1, 3), float(number), dtype=torch.float64)
+        return own.batch[number : number + 1], lambda output: (output - target).square().sum()
+
+    found = manifolds.trap_test(
+        wide.model, wide.partition, own.batch, zoo.loss_of, samples=map(single, range(len(own.batch)))
+    )
+    assert found.samples is not None
+    assert found.samples <= 1e-12
+
+
+def test_a_redistribution_has_the_distance_that_was_asked_for():
+    wide = doubled("resnet_basic")
+    state = manifolds.redistributed(wide.model, wide.partition, scale=0.25)
+    before = {name: p.detach() for name, p in wide.model.named_parameters()}
+    for name, off in manifolds.residual(wide.model, wide.partition, state=state).items():
+        if float(off.norm()) > 0:
+            assert float(off.norm() / before[name].norm()) == pytest.approx(0.25, rel=1e-12)
+    square = manifolds.distance(wide.model, wide.partition, "block_constant", state=state).total ** 2
+    assert square == pytest.approx(sum(float((state[n] - p).square().sum()) for n, p in before.items()), rel=1e-12)
+
+
+def test_training_stays_on_one_leaf_and_another_leaf_is_told_apart():
+    own, wide = net("mlp"), doubled("mlp")
+    model = copy.deepcopy(wide.model)
+    model.load_state_dict(manifolds.redistributed(model, wide.partition), strict=False)
+    start = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        zoo.loss_of(model(own.batch)).backward()
+        optimizer.step()
+    assert manifolds.certificate(model, wide.partition, "leaf", reference=start).holds
+    other = manifolds.redistributed(wide.model, wide.partition, seed=1)
+    found = manifolds.certificate(model, wide.partition, "leaf", reference=other)
+    assert {failure.condition for failure in found.failures} == {"leaf"}
+
+
+def test_dropout_is_refused_by_its_place():
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Dropout(0.3), nn.Linear(4, 2)).double()
+    x = torch.randn(6, 5).double()
+    wide = manifolds.clone(model, 2, x)
+    with pytest.raises(IllegalConfiguration, match=r"dropout is on in 2 \(p=0\.3\)"):
+        manifolds.trap_test(wide.model, wide.partition, x, zoo.loss_of)
+    assert manifolds.trap_test(wide.model.eval(), wide.partition, x, zoo.loss_of).stays
+    own = net("mlp_functional")  # a function, not a module
+    wide = manifolds.clone(own.model, 2, own.batch, units=own.units)
+    with pytest.raises(IllegalConfiguration, match="two forward passes of Functional"):
+        manifolds.trap_test(wide.model.train(), wide.partition, own.batch, zoo.loss_of)
+
+
+NOT_IN_FLOAT64 = {"hf_mixtral"}
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", [name for name in zoo.NAMES if name not in NOT_IN_FLOAT64])
+def test_the_certificate_is_right_on_the_whole_zoo(name: str):
+    own = zoo.ZOO[name]
+    model, batch = own.model().double().eval(), zoo.cast(own.batch(), torch.float64)
+    units = pliant.find_units(model, batch)
+    generator = torch.Generator().manual_seed(1)
+    blocks = manifolds.partition(
+        units, {g.name: torch.randint(0, max(1, g.size // 2), (g.size,), generator=generator).tolist() for g in units}
+    )
+    known = manifolds.project(model, blocks, "both")
+    state = {key: value for key, value in generic(model, seed=1).items() if key in known}
+    model.load_state_dict(manifolds.project(model, blocks, "both", state=state), strict=False)
+    found = manifolds.trap_test(model, blocks, batch, None if isinstance(batch, dict) else zoo.loss_of)
+    certified = manifolds.certificate(model, blocks, example_inputs=batch).holds
+    assert certified == (found.gradient.share <= 1e-10)
+    assert certified == (name not in ("weight_standardised", "tcn_weight_norm"))

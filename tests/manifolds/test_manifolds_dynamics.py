@@ -1,0 +1,215 @@
+"""A clone's trajectory from its base, curvature away from the manifold, and the speed of leaving it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import cache
+
+import pytest
+import torch
+import zoo
+from nets import doubled, net, tanh_net
+from torch import Tensor, nn
+
+from pliant import manifolds
+from pliant.errors import IllegalConfiguration, NotYetSupported
+from pliant.manifolds import Clone
+from pliant.spectrum.products import hessian_operator
+
+o = torch.optim
+FOLLOWED = {
+    "SGD": lambda p: o.SGD(p, lr=0.05),
+    "momentum and decay": lambda p: o.SGD(p, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.05),
+    "Adam": lambda p: o.Adam(p, lr=1e-2),
+    "Adam with decay": lambda p: o.Adam(p, lr=1e-2, weight_decay=0.05),
+    "AdamW": lambda p: o.AdamW(p, lr=1e-2, weight_decay=0.05),
+}
+
+
+@pytest.mark.parametrize("towards", ["base", "clone"])
+@pytest.mark.parametrize("kind", FOLLOWED)
+def test_a_base_with_other_step_sizes_is_the_clone_and_the_other_way_round(kind: str, towards: str):
+    own = tanh_net()
+    base = own.copy()
+    wide = manifolds.clone(base, {"0": 3, "2": 2}, own.batch, units=own.units)
+    leader = wide.model if towards == "base" else base
+    first = FOLLOWED[kind](leader.parameters())
+    second = manifolds.matching_optimizer(first, base, wide, own.units, towards=towards)
+    target = torch.randn(64, 2, dtype=torch.float64)
+    naive = FOLLOWED[kind]((other := copy.deepcopy(base)).parameters())
+    followed = wide.model if towards == "base" else base
+    pairs = [(leader, first), (base if towards == "base" else wide.model, second), (other, naive)]
+    for step in range(120):
+        rows = torch.randint(0, 64, (16,), generator=torch.Generator().manual_seed(step))
+        for model, optimizer in pairs:
+            optimizer.zero_grad()
+            (model(own.batch[rows]) - target[rows]).square().mean().backward()
+            optimizer.step()
+    with torch.no_grad():
+        mine, theirs, plain = (model(own.batch) for model in (base, wide.model, other))
+    assert float((mine - theirs).abs().max() / mine.abs().max()) <= 1e-12
+    if followed is wide.model:  # the base with the clone's own step size is another network
+        assert float((theirs - plain).abs().max()) > 1e-2
+
+
+def test_what_is_gathered_before_counts_for_convolutions_and_batch_norm_too():
+    own = net("conv_bn_flatten")
+    base = own.copy().train()
+    leader = o.SGD(base.parameters(), lr=1e-3, momentum=0.9)
+    for _ in range(3):
+        leader.zero_grad()
+        zoo.loss_of(base(own.batch)).backward()
+        leader.step()
+    wide = manifolds.clone(base, 2, own.batch, units=own.units)
+    follower = manifolds.matching_optimizer(leader, base, wide, own.units, towards="clone")
+    for model, optimizer in ((base, leader), (wide.model.train(), follower)):
+        for _ in range(5):
+            optimizer.zero_grad()
+            zoo.loss_of(model(own.batch)).backward()
+            optimizer.step()
+    for mode in (True, False):
+        with torch.no_grad():
+            mine, theirs = (model.train(mode)(own.batch) for model in (base, wide.model))
+        assert float((mine - theirs).abs().max() / mine.abs().max()) <= 1e-12
+
+
+def test_units_copied_unequally_often_have_no_such_optimizer():
+    own = net("mlp")
+    wide = manifolds.clone(own.model, {"0": [1, 2] * 4}, own.batch, units=own.units)
+    with pytest.raises(NotYetSupported, match="copied unequally often"):
+        manifolds.matching_optimizer(o.SGD(wide.model.parameters(), lr=0.1), own.model, wide, own.units)
+    with pytest.raises(NotYetSupported, match="Adagrad"):
+        manifolds.matching_optimizer(o.Adagrad(wide.model.parameters()), own.model, wide, own.units)
+
+
+# ---- stability and escape
+@cache
+def stationary() -> tuple[Clone, Tensor, Tensor]:
+    """A clone at a stationary point: the residuals of the fit are normal to every gradient by construction."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+        with torch.no_grad():
+            for parameter in base.parameters():
+                parameter.mul_(1.5)
+        x = torch.randn(40, 2).double()
+    rows = [torch.autograd.grad(base(x[i : i + 1]).sum(), list(base.parameters())) for i in range(40)]
+    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    wanted = 20 * (x[:, :1] * x[:, 1:] + x[:, :1].square())
+    left = wanted - jacobian @ torch.linalg.lstsq(jacobian, wanted).solution
+    return manifolds.clone(base, 3, x), x, (base(x) - left).detach()
+
+
+def test_extremal_curvature_is_that_of_the_dense_projected_hessian():
+    wide, x, y = stationary()
+    found = manifolds.stability(wide.model, wide.partition, (x, y), "mse", steps=1000)
+    hessian = hessian_operator(wide.model, (x, y), "mse").dense()
+    sizes = dict(wide.model.named_parameters())
+    identity = torch.eye(len(hessian), dtype=torch.float64)
+    rows = []
+    for row in identity:
+        parts = torch.split(row, [p.numel() for p in sizes.values()])
+        state = {n: part.view_as(p) for (n, p), part in zip(sizes.items(), parts, strict=True)}
+        off = manifolds.normal_part(wide.model, wide.partition, "both", state=state)
+        rows.append(torch.cat([(off[n] if n in off else torch.zeros_like(p)).flatten() for n, p in state.items()]))
+    normal = torch.stack(rows)
+    values = torch.linalg.eigvalsh(normal @ hessian @ normal)
+    assert round(float(normal.trace())) == found.num_normal
+    assert found.smallest == pytest.approx(float(values[0]), rel=1e-9)
+    assert found.largest == pytest.approx(float(values[-1]), rel=1e-9)
+    assert found.verdict == "saddle"
+    assert found.gradient_norm <= 1e-10
+    assert found.cross <= 1e-12  # symmetry: normal directions do not couple to those along
+    assert float(((identity - normal) @ hessian @ normal).norm() / hessian.norm()) <= 1e-13
+    assert manifolds.kicked(wide.model, wide.partition, 1e-3, direction=found.direction)
+
+
+def test_a_departure_grows_as_the_curvature_says_and_without_one_nothing_happens():
+    wide, x, y = stationary()
+    found = manifolds.stability(wide.model, wide.partition, (x, y), "mse", steps=1000)
+    lr = 0.08 / abs(found.smallest)
+
+    def loss(output: Tensor) -> Tensor:
+        return (output - y).square().sum(1).mean() / 2
+
+    def run(**more: object) -> manifolds.Escape:
+        return manifolds.escape(
+            wide.model, wide.partition, x, loss, lambda m: o.SGD(m.parameters(), lr=lr), steps=140, every=4, **more
+        )
+
+    left = run(kick=manifolds.kicked(wide.model, wide.partition, 1e-8, direction=found.direction))
+    assert left.rate == pytest.approx(math.log(found.growth(lr)), rel=0.05)
+    assert max(run().distances) < 1e-12
+
+
+def test_kicks_have_their_size_and_a_normal_one_leaves_what_is_along_the_manifold():
+    wide = doubled("resnet_basic")
+    before = {name: p.detach() for name, p in wide.model.named_parameters()}
+    for direction in ("normal", "isotropic"):
+        after = manifolds.kicked(wide.model, wide.partition, 0.01, direction=direction, seed=3)
+        size = math.sqrt(sum(float((after[name] - p).square().sum()) for name, p in before.items()))
+        assert size == pytest.approx(0.01, rel=1e-9)
+        along = manifolds.project(wide.model, wide.partition, "both", state=after)
+        moved = max(float((along[name] - p).abs().max()) for name, p in before.items())
+        assert (moved < 1e-14) == (direction == "normal")
+    with pytest.raises(IllegalConfiguration, match="size=0"):
+        manifolds.kicked(wide.model, wide.partition, 0.0)
+    with pytest.raises(IllegalConfiguration, match="'sideways'"):
+        manifolds.kicked(wide.model, wide.partition, 0.1, direction="sideways")
+    with pytest.raises(IllegalConfiguration, match="length zero"):
+        manifolds.kicked(wide.model, wide.partition, 0.1, direction={"stem.weight": torch.zeros(8, 3, 3, 3)})
+
+
+def test_an_antisymmetric_kick_of_incoming_weights_changes_the_function_in_second_order():
+    own, wide = tanh_net(), manifolds.clone(tanh_net().model, 2, tanh_net().batch, units=tanh_net().units)
+    direction = {"0.weight": torch.randn(4, 5, dtype=torch.float64).repeat_interleave(2, 0)}
+    direction["0.weight"][1::2] *= -1
+
+    def change(size: float) -> float:
+        model = copy.deepcopy(wide.model)
+        model.load_state_dict(manifolds.kicked(wide.model, wide.partition, size, direction=direction))
+        return float((model(own.batch) - wide.model(own.batch)).detach().abs().max())
+
+    assert change(1e-2) / change(5e-3) == pytest.approx(4, rel=0.02)
+
+
+def test_treatments_leave_and_the_variance_ratio_falls():
+    own = tanh_net()
+    layers = list(own.copy())
+    model = nn.Sequential(*layers[:2], nn.Dropout(0.0), *layers[2:])
+    wide = manifolds.clone(model, 3, own.batch)
+    assert manifolds.variance_ratio(wide.model, wide.partition, own.batch, zoo.loss_of) == pytest.approx(1, abs=1e-12)
+
+    def run(**more: object) -> manifolds.Escape:
+        return manifolds.escape(
+            wide.model, wide.partition, own.batch, zoo.loss_of, lambda m: o.SGD(m.parameters(), lr=0.1), steps=4, **more
+        )
+
+    assert max(run().distances) < 1e-12
+    noisy = run(treatment=manifolds.NoiseBurst(0.5))
+    assert noisy.distances[0] < 1e-12 < 1e-4 < noisy.distances[1]
+    assert run(treatment=manifolds.DropoutBurst(0.5)).distances[1] > 1e-4
+    assert all(module.p == 0 for module in wide.model.modules() if isinstance(module, nn.Dropout))
+    with pytest.raises(IllegalConfiguration, match="dropout modules"):
+        manifolds.escape(
+            own.model, manifolds.partition(own.units, {"0": [0, 0, 1, 1]}), own.batch, zoo.loss_of,
+            lambda m: o.SGD(m.parameters(), lr=0.1), steps=1, treatment=manifolds.DropoutBurst(0.5),
+        )  # fmt: skip
+    reset = copy.deepcopy(wide.model)
+    reset.load_state_dict(manifolds.reset_clones(wide.model, wide.partition), strict=False)
+    torch.testing.assert_close(reset(own.batch), wide.model(own.batch), rtol=0, atol=1e-12)
+    assert manifolds.variance_ratio(reset, wide.partition, own.batch) < 0.9
+
+
+def test_noise_has_the_stated_norm_beside_the_gradient():
+    wide = doubled("mlp")
+    model = copy.deepcopy(wide.model)
+    zoo.loss_of(model(net("mlp").batch)).backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters()}
+    manifolds.NoiseBurst(0.02)(model, 0)
+    for name, parameter in model.named_parameters():
+        added = (parameter.grad - before[name]).norm()
+        assert float(added / before[name].norm()) == pytest.approx(0.02, rel=1e-9)
+    manifolds.NoiseBurst(0.02)(model, 1)  # over
+    assert float((model[0].weight.grad - before["0.weight"]).norm() / before["0.weight"].norm()) < 0.0201
