@@ -185,8 +185,11 @@ not been tested on sick networks.
   from 5 % that died. Such networks are not among the healthy ones.
 - Units that have learned the same classes correlate by more than 0.95, tanh units most of all. So near copies
   (`cloned_fraction`, 0.95) are never above a note, and exact ones (`copied_fraction`, 0.999) are what names clones.
-- Where fresh networks have dead units themselves (a ReLU layer behind flattened positive features),
-  a few more cannot be told from them, and are not named.
+- Where fresh networks have dead units themselves (a ReLU layer behind
+  positive features), a few more cannot be told from them, and are not named.
+- Earlier rounds on seeds 100 and up led to milder training, to exact copies apart from near ones, to the half-way rule
+  for missing directions, and to a collapsed softmax that takes a class which is wrong. The seeds shown here (200 and
+  up) were drawn after that.
 - Exact clones are missing directions, too, so `rank_collapse` is often named beside `cloned_units`, and a
   collapsed head also has large weights.
 - Rank-one features are units that are one feature, of several sizes where the activation function allows it
