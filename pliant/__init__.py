@@ -58,7 +58,7 @@ if TYPE_CHECKING:
         WandbWriter,
         monitor,
     )
-    from pliant.probe import ProbeResult, probe
+    from pliant.probe import LiveTwin, ProbeResult, live_twin, probe
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
     from pliant.units.verify import verify
@@ -84,6 +84,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "fresh_twin",
     "probe",
     "ProbeResult",
+    "live_twin",
+    "LiveTwin",
     # acting
     "attach",
     "Handle",
@@ -177,6 +179,8 @@ _SOURCES = {
     "WandbWriter": "pliant.monitor",
     "monitor": "pliant.monitor",
     "fresh_twin": "pliant.fresh",
+    "LiveTwin": "pliant.probe",
+    "live_twin": "pliant.probe",
     "ProbeResult": "pliant.probe",
     "probe": "pliant.probe",
     "UnitGraph": "pliant.units",

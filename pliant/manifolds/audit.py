@@ -85,6 +85,7 @@ def audit(
     loss: Callable[[Any], Tensor],
     optimizer: Optimizer,
     *,
+    others: Mapping[str, Callable[[nn.Module], Optimizer]] | None = None,
     after_step: Mapping[str, AfterStep] | None = None,
     steps: int = 50,
     seed: int = 0,
@@ -101,6 +102,8 @@ def audit(
         inputs: A batch, or a function from the step to a batch and its loss.
         loss: From the model's output to a scalar.
         optimizer: Its optimizer.
+        others: Name to what makes an optimizer for a copy of the model: other optimizers, or one to which a method has
+            been attached (:func:`pliant.attach`).
         after_step: Name to what a method does after each step, with the model, the optimizer and the step.
         steps: Number of steps of each measurement.
         seed: Seed of redistribution and of what is random.
@@ -162,6 +165,8 @@ def audit(
         found.append(
             measured(f"{path or 'model'}.{key}={rate}", plain, "clones get different masks", (path, key, rate))
         )
+    for name, make in (others or {}).items():
+        found.append(measured(name, make, "it treats clones differently"))
     for name, after in (after_step or {}).items():
         found.append(measured(name, plain, "it treats clones differently", None, after))
     return Audit(tuple(found), steps)
