@@ -171,9 +171,7 @@ def _refined(
                 value = state[piece.name].double()
                 for summed in _seen_from(piece.role):
                     rows = _rows(own.mean(value, *summed), piece.dim, piece.positions())
-                    # means over large blocks differ less between random units than the entries do
-                    share = (own.num_classes(*summed) / value.numel()) ** 0.5
-                    same &= torch.cdist(rows, rows) <= tolerance * share * scale + 1e-9 * float(rows.abs().max())
+                    same &= torch.cdist(rows, rows) <= tolerance * scale + 1e-9 * float(rows.abs().max())
             labels[name] = _components(same)
         if labels == dict(partition.labels):
             return Partition(units, {name: own for name, own in labels.items() if len(set(own)) < len(own)})

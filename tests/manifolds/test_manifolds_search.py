@@ -86,6 +86,18 @@ def test_a_wide_random_network_is_not_called_cloned():
         assert manifolds.find_partition(model, units, tolerance=tolerance).found == ()
 
 
+def test_sums_over_wide_layers_are_near_each_other_without_being_equal():
+    # deep inside, a coarse partition compares means over 64 units, which differ little between any two units: they are
+    # told apart once their neighbours are
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 64), nn.ReLU()]
+    for _ in range(3):
+        layers += [nn.Linear(64, 64, bias=False), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(64, 2)).double()
+    units = pliant.find_units(model, torch.randn(3, 4).double())
+    assert manifolds.find_partition(model, units, tolerance=0.15, num_shuffles=1).partition.is_trivial
+
+
 def test_two_dead_units_with_other_weights_are_no_clones_of_the_weights():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
     with torch.no_grad():
