@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "metrics.md"
 
 INTRODUCTION = """# Metrics
 
-Written by `python benchmarks/metrics_table.py` from `pliant.metrics.CATALOGUE`; `pliant show METRIC` prints one entry with its formula. Each is a pure function of tensors: `pliant.metrics.dead_fraction(act_NU)` and the like. None of them is the proof that plasticity is lost: that is the probe.
+Written by `python benchmarks/metrics_table.py` from `pliant.metrics.CATALOGUE`; `pliant show METRIC` prints one entry with its formula. Each is a pure function of tensors: `pliant.metrics.dead_fraction(act_NU)` and the like. None of them is the proof that plasticity is lost: that is the [probe](probe.md). How well each predicts what the probe finds has been [measured](results/prediction.md).
 
 ## What goes in
 

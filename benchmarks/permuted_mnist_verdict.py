@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pliant.records import read_records
 from pliant.intervals import estimate
+from pliant.records import read_records
 
 EARLY, LATE = slice(1, 4), slice(-3, None)  # tasks 2 to 4, and the last three
 

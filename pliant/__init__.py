@@ -48,8 +48,17 @@ if TYPE_CHECKING:
         WeightClipping,
         WeightNoise,
     )
-    from pliant.monitor import Monitor, monitor
-    from pliant.probe import ProbeResult, probe
+    from pliant.monitor import (
+        Alarm,
+        CSVWriter,
+        JSONLWriter,
+        MLflowWriter,
+        Monitor,
+        TensorBoardWriter,
+        WandbWriter,
+        monitor,
+    )
+    from pliant.probe import LiveTwin, ProbeResult, live_twin, probe
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
     from pliant.units.verify import verify
@@ -66,9 +75,17 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     # measuring
     "monitor",
     "Monitor",
+    "Alarm",
+    "CSVWriter",
+    "JSONLWriter",
+    "MLflowWriter",
+    "TensorBoardWriter",
+    "WandbWriter",
     "fresh_twin",
     "probe",
     "ProbeResult",
+    "live_twin",
+    "LiveTwin",
     # acting
     "attach",
     "Handle",
@@ -153,9 +170,17 @@ _SOURCES = {
     "SelectiveWeightReset": "pliant.interventions",
     "SelfNormalizedReset": "pliant.interventions",
     "ShrinkAndPerturb": "pliant.interventions",
+    "Alarm": "pliant.monitor",
+    "CSVWriter": "pliant.monitor",
+    "JSONLWriter": "pliant.monitor",
+    "MLflowWriter": "pliant.monitor",
     "Monitor": "pliant.monitor",
+    "TensorBoardWriter": "pliant.monitor",
+    "WandbWriter": "pliant.monitor",
     "monitor": "pliant.monitor",
     "fresh_twin": "pliant.fresh",
+    "LiveTwin": "pliant.probe",
+    "live_twin": "pliant.probe",
     "ProbeResult": "pliant.probe",
     "probe": "pliant.probe",
     "UnitGraph": "pliant.units",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -20,7 +20,7 @@ from pliant.units import UnitGraph
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
 from pliant.units.several import Models, as_module
-from pliant.wiring import check_batch, check_conflicts, units_of
+from pliant.wiring import as_optimizers, check_batch, check_conflicts, parts_of, units_of, unwrapped, wrappers_of
 
 __all__ = ["attach"]
 
@@ -114,13 +114,13 @@ def attach(
         >>> handle.detach()
     """
     given = model
-    plain, process_group = _unwrapped(model, units)
+    plain, process_group = unwrapped(model, units)
     model = as_module(plain)
     refuse_wrapped(model, sharded=units is not None)
     process_group = process_group or process_group_of(model)
     if process_group is not None and not isinstance(seed, int):
         raise IllegalConfiguration("a stack of members cannot be spread over processes; train each member in one.")
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else _as_list(optimizer)
+    optimizers = as_optimizers(optimizer)
     for item in optimizers:
         check_optimizer(item)
     chosen: list[Any] = list(methods) if isinstance(methods, (list, tuple)) else [methods]
@@ -132,7 +132,7 @@ def attach(
     for method in chosen:
         method.check()
     check_conflicts(chosen)
-    modules = _parts(plain).values()
+    modules = parts_of(plain).values()
     if not dry_run:
         _check_others(modules, chosen)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
@@ -155,7 +155,7 @@ def attach(
         moments=moments,
         measure_change=measure_change,
     )
-    wrappers = [part for part in _parts(given).values() if isinstance(part, nn.parallel.DistributedDataParallel)]
+    wrappers = wrappers_of(given)
     if wrappers:
         handle.also_remove([item.register_step_pre_hook(refuse_join(wrappers)) for item in optimizers])
     for module in modules:
@@ -224,32 +224,6 @@ def _operate(
     return done
 
 
-def _parts(model: Models) -> dict[str, nn.Module]:
-    return dict(model) if isinstance(model, Mapping) else {"": model}
-
-
-def _unwrapped(model: Models, units: UnitGraph | None) -> tuple[Models, Any]:
-    """The plain module or modules, and the process group of their DistributedDataParallel wrappers."""
-    several = isinstance(model, Mapping)
-    parts = _parts(model)
-    wrapped = {name: part for name, part in parts.items() if isinstance(part, nn.parallel.DistributedDataParallel)}
-    if not wrapped:
-        return model, None
-    if units is None or len(wrapped) < len(parts):
-        which = ", ".join(map(repr, wrapped)) if several else "the model"
-        raise IllegalConfiguration(
-            f"{which} is wrapped in DistributedDataParallel: "
-            + (
-                "find the units of the plain model before wrapping it, and pass units=..."
-                if units is None
-                else "wrap all of the models in it, or none, so that all ranks decide on the same statistics."
-            )
-        )
-    process_group = next(iter(wrapped.values())).process_group
-    plain = {name: part.module for name, part in wrapped.items()}
-    return (plain if several else plain[""]), process_group
-
-
 def _check_one_owner(
     model: nn.Module, optimizers: Sequence[Optimizer], methods: Sequence[Intervention], units: UnitGraph
 ) -> None:
@@ -269,12 +243,3 @@ def _check_one_owner(
                     "edits tensors that one optimizer owns. Give it to one of them, or leave the group out with "
                     "where=..."
                 )
-
-
-def _as_list(optimizer: Any) -> list[Optimizer]:
-    if isinstance(optimizer, (list, tuple)):
-        return list(optimizer)
-    inner = getattr(optimizer, "optimizer", None)  # Accelerate's wrapper holds the real one
-    if isinstance(inner, Optimizer):
-        return [inner]
-    return [optimizer]  # check_optimizer says what is wrong with it

@@ -75,6 +75,8 @@ def copy_of(model: nn.Module) -> nn.Module:
         >>> heard, torch.equal(twin.weight, model.weight), twin.weight is model.weight
         ([], True, False)
     """
+    if not isinstance(model, nn.Module):
+        raise IllegalConfiguration(f"the model is a {type(model).__name__}, not an nn.Module; copy each by itself.")
     refuse_wrapped(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor) or tensor.is_meta:

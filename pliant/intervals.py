@@ -11,11 +11,21 @@ whoever shows the mean can and must show that it speaks for fewer seeds.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Estimate", "FirstLast", "band", "estimate", "first_last", "paired_difference", "t_quantile"]
+__all__ = [
+    "Estimate",
+    "FirstLast",
+    "band",
+    "estimate",
+    "first_last",
+    "paired_difference",
+    "rank_correlation",
+    "t_quantile",
+]
 
 # The 0.975 quantile of Student's t for 1 to 30 degrees of freedom, to eight decimals.
 _T_TABLE = (
@@ -202,6 +212,42 @@ def band(curves: Sequence[Sequence[float]]) -> list[Estimate]:
         [2.0, 3.0]
     """
     return [estimate(values) for values in zip(*curves, strict=True)]
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    r"""Spearman's rank correlation :math:`\rho`: Pearson's correlation of the ranks, ties sharing their mean rank.
+
+    Args:
+        x: Values, one per pair.
+        y: Values, as many.
+
+    Returns:
+        A number in [-1, 1]; NaN for fewer than two pairs, where one side is constant, or where a value is NaN.
+
+    Raises:
+        ValueError: If the lengths differ.
+
+    Source:
+        Spearman (1904), The proof and measurement of association between two things.
+
+    Example:
+        >>> round(rank_correlation([1, 2, 3], [10, 100, 1000]), 9), round(rank_correlation([1, 2, 3], [3, 2, 1]), 9)
+        (1.0, -1.0)
+    """
+    if len(x) != len(y):
+        raise ValueError(f"there are {len(x)} and {len(y)} values, which do not pair up")
+    if any(math.isnan(value) for value in (*x, *y)):
+        return math.nan
+    a, b = _ranks(x), _ranks(y)
+    middle = (len(x) + 1) / 2
+    product = math.fsum((p - middle) * (q - middle) for p, q in zip(a, b, strict=True))
+    spread = math.fsum((p - middle) ** 2 for p in a) * math.fsum((q - middle) ** 2 for q in b)
+    return product / math.sqrt(spread) if spread else math.nan
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [(bisect_left(ordered, value) + 1 + bisect_right(ordered, value)) / 2 for value in values]
 
 
 def _mean(values: Sequence[float]) -> float:

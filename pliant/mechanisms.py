@@ -72,7 +72,10 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "Rank collapse",
             "The features of different inputs lie in few directions, which later layers cannot undo.",
             ("effective_rank", "participation_ratio"),
-            ("parseval", "spectral_regularisation", "fire", "insert_normalization", "shrink_and_perturb"),
+            (
+                *("l2_effective_rank", "parseval", "spectral_regularisation", "fire", "insert_normalization"),
+                "shrink_and_perturb",
+            ),
         ),
         Mechanism(
             "weight_growth",

@@ -19,8 +19,10 @@ from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
 from pliant.units.rename import as_named_in
+from pliant.units.several import Models
 
 __all__ = [
+    "as_optimizers",
     "change_of",
     "check_batch",
     "check_conflicts",
@@ -35,10 +37,59 @@ __all__ = [
     "labels",
     "needed_statistics",
     "on_step",
+    "parts_of",
     "passed_on",
     "prepare",
     "units_of",
+    "unwrapped",
+    "wrappers_of",
 ]
+
+
+def wrappers_of(model: Models) -> list[nn.Module]:
+    """The DistributedDataParallel wrappers among what was given."""
+    return [part for part in parts_of(model).values() if isinstance(part, nn.parallel.DistributedDataParallel)]
+
+
+def unwrapped(model: Models, units: UnitGraph | None) -> tuple[Models, Any]:
+    """The plain module or modules, and the process group of their DistributedDataParallel wrappers.
+
+    Raises:
+        IllegalConfiguration: If only some are wrapped, or the units were not found before.
+    """
+    several = isinstance(model, Mapping)
+    parts = parts_of(model)
+    wrapped = {name: part for name, part in parts.items() if isinstance(part, nn.parallel.DistributedDataParallel)}
+    if not wrapped:
+        return model, None
+    if units is None or len(wrapped) < len(parts):
+        which = ", ".join(map(repr, wrapped)) if several else "the model"
+        raise IllegalConfiguration(
+            f"{which} is wrapped in DistributedDataParallel: "
+            + (
+                "find the units of the plain model before wrapping it, and pass units=..."
+                if units is None
+                else "wrap all of the models in it, or none, so that all ranks decide on the same statistics."
+            )
+        )
+    process_group = next(iter(wrapped.values())).process_group
+    plain = {name: part.module for name, part in wrapped.items()}
+    return (plain if several else plain[""]), process_group
+
+
+def parts_of(model: Models) -> dict[str, nn.Module]:
+    """The modules by name; one alone has the empty name."""
+    return dict(model) if isinstance(model, Mapping) else {"": model}
+
+
+def as_optimizers(optimizer: Any) -> list[Any]:
+    """One optimizer, or several, as a list; who uses them says what is wrong with something else."""
+    if isinstance(optimizer, (list, tuple)):
+        return list(optimizer)
+    inner = getattr(optimizer, "optimizer", None)  # Accelerate's wrapper holds the real one
+    if isinstance(inner, Optimizer) and not isinstance(optimizer, Optimizer):
+        return [inner]
+    return [optimizer]
 
 
 def units_of(model: nn.Module, example_inputs: Any, units: UnitGraph | None) -> UnitGraph:

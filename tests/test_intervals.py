@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pliant.intervals import band, estimate, first_last, paired_difference, t_quantile
+from pliant.intervals import band, estimate, first_last, paired_difference, rank_correlation, t_quantile
 
 FINITE = st.floats(-1e3, 1e3)
 
@@ -143,3 +143,29 @@ def test_band() -> None:
     with pytest.raises(ValueError, match="zip"):
         band([[1.0], [1.0, 2.0]])
     assert band([]) == []
+
+
+def test_rank_correlation_against_known_values():
+    # Computed with SciPy 1.17: scipy.stats.spearmanr.
+    assert rank_correlation([1, 2, 3, 4, 5], [5, 6, 7, 8, 7]) == pytest.approx(0.8207826816681233)
+    assert rank_correlation([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(0.9486832980505138)
+    assert rank_correlation([1, 2, 3], [-1, -20, -300]) == pytest.approx(-1)
+
+
+def test_rank_correlation_of_what_has_none():
+    assert math.isnan(rank_correlation([1, 2, 3], [7, 7, 7]))
+    assert math.isnan(rank_correlation([1.0], [2.0]))
+    assert math.isnan(rank_correlation([1.0, math.nan, 2.0], [1.0, 2.0, 3.0]))
+    assert rank_correlation([1.0, math.inf, 2.0], [1.0, 9.0, 3.0]) == pytest.approx(1)
+    with pytest.raises(ValueError, match="do not pair up"):
+        rank_correlation([1, 2], [1])
+
+
+@given(st.lists(st.tuples(FINITE, FINITE), min_size=2, max_size=20))
+@settings(max_examples=50)
+def test_rank_correlation_is_symmetric_and_bounded(pairs):
+    x, y = zip(*pairs, strict=True)
+    rho = rank_correlation(x, y)
+    assert math.isnan(rho) or -1 - 1e-9 <= rho <= 1 + 1e-9
+    other = rank_correlation(y, x)
+    assert (math.isnan(rho) and math.isnan(other)) or rho == pytest.approx(other)

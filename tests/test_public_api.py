@@ -15,7 +15,8 @@ from pliant.commands import COMMANDS
 
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
-    "monitor Monitor fresh_twin probe ProbeResult",
+    "monitor Monitor Alarm CSVWriter JSONLWriter MLflowWriter TensorBoardWriter WandbWriter",
+    "fresh_twin probe ProbeResult live_twin LiveTwin",
     "attach Handle",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
     "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2EffectiveRank L2Init LayerReset",
@@ -51,7 +52,7 @@ METHODS = {
     "insert_dropout": "p where",
     "insert_normalization": "kind gate where",
     "l2": "strength where apply",
-    "l2_effective_rank": "strength l2 every repeats apply rank project keep where inputs",
+    "l2_effective_rank": "strength l2 every repeats apply rank project keep max_norm where inputs",
     "l2_init": "strength where apply norm",
     "layer_reset": "layers every",
     "normalize_and_project": "every affine decay unnormalised where",
@@ -98,10 +99,10 @@ MANIFOLDS = """
 """
 
 SPECTRUM = """
-    BudgetRank Estimate Linearised Operator Quadrature ResolutionWarning Spectrum Tridiagonal basis_bytes budget_eps
-    budget_rank condition_number density effective_rank eps_rank ggn_operator ggn_spectrum gram_bytes hessian_operator
-    hessian_spectrum lanczos largest_eigenvalue linearise negative_mass ntk_spectrum quadrature smallest_eigenvalue
-    trace
+    BudgetRank Estimate Linearised Operator Quadrature ResolutionWarning Spectrum StepGain Tridiagonal basis_bytes
+    budget_eps budget_rank condition_number density effective_rank eps_rank expected_one_step_gain ggn_operator
+    ggn_spectrum gram_bytes hessian_operator hessian_spectrum lanczos largest_eigenvalue linearise negative_mass
+    ntk_spectrum quadrature smallest_eigenvalue trace
 """
 
 REPORT = "csv_text figure_svg html_text markdown_text summarise terminal_tables write_csv write_markdown write_report"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pliant.records import read_records
 from pliant.intervals import estimate
+from pliant.records import read_records
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "equivalence"
 SEEDS = "20:40"  # the cadence was chosen on seeds 0 to 19 of the first stream

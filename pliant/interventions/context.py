@@ -16,6 +16,8 @@ from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.interventions.state import Memory, matches
 from pliant.sharded import whole
 from pliant.stats import GroupStats
+from pliant.stats.capture import listening
+from pliant.stats.reader import TapReader
 from pliant.units.depth import module_of
 from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
@@ -127,6 +129,7 @@ class Context:
         self._buffers: dict[str, Tensor] | None = None
         self._memory, self._stats, self._features, self._forward = memory, stats, features, forward
         self._selected: dict[str, tuple[tuple[UnitGroup, ...], list[Tensor]]] = {}
+        self._readers: dict[str, TapReader] = {}
 
     def groups(self, where: str = "*") -> tuple[UnitGroup, ...]:
         """The editable groups that match a pattern and belong to this context's optimizer."""
@@ -210,6 +213,35 @@ class Context:
             IllegalConfiguration: If ``params`` names a tensor that the model does not have.
         """
         return self._forward(inputs, params, training=training)
+
+    def hear(
+        self,
+        inputs: Inputs,
+        groups: Sequence[UnitGroup],
+        params: Mapping[str, Tensor] | None = None,
+        *,
+        training: bool = False,
+    ) -> dict[str, list[Tensor]]:
+        """What groups do when the model runs as in :meth:`call`, with the graph.
+
+        Args:
+            inputs: As for :meth:`call`.
+            groups: Which; each must have a tap that needs no replay.
+            params: As for :meth:`call`.
+            training: As for :meth:`call`.
+
+        Returns:
+            Group name to ``[N, U]`` or ``[S, N, U]``, one for each run of the group's module.
+        """
+        for group in groups:
+            if group.name not in self._readers:
+                self._readers[group.name] = TapReader(
+                    group, None, self.edit.tensors, members=self.num_members is not None
+                )
+        readers = [self._readers[group.name] for group in groups]
+        with listening(self.modules[""], readers, with_graph=True) as heard:
+            self.call(inputs, params, training=training)
+        return heard
 
     def parameters(self, where: str = "*") -> dict[str, Tensor]:
         """The optimizer's parameters by name, without those that are frozen by now.

@@ -15,20 +15,18 @@ from torch.utils import _pytree as pytree
 
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect, NoEffectWarning, NotYetSupported
-from pliant.interventions.base import Context, Intervention, PerUnit, Tensors, require
+from pliant.interventions.base import Context, Host, Intervention, PerUnit, Tensors, require
 from pliant.interventions.l2 import L2
 from pliant.interventions.state import StateKind
 from pliant.interventions.weight_penalty import wide
 from pliant.sharded import is_sharded
-from pliant.stats.capture import listening
-from pliant.stats.reader import TapReader
 from pliant.units.group import UnitGroup
 from pliant.units.several import Several
 
 __all__ = ["L2EffectiveRank"]
 
 _SMALL = 1e-8
-_INPUTS = "inputs"
+_INPUTS, _FORM = "inputs", "form "
 
 
 @final
@@ -57,6 +55,9 @@ class L2EffectiveRank(Intervention):
             matrix alone and no decomposition.
         project: ``None``, or a number of random mixtures of the samples that stand for all of them.
         keep: ``None``: the minibatches of all ``every`` steps, or only so many of the last ones.
+        max_norm: ``None``, or the largest length of the gradient of a step; a longer one is shortened to it. A rank
+            does not change with the features' scale, so its gradient grows as they shrink: without a limit, a step on
+            a layer that is almost silent can be of any size.
         where: Which unit groups are features, a pattern of names.
         inputs: How many leading parts of a batch ``(x, ..., y)`` the model takes; ``None``: as many as its ``forward``
             has parameters without a default.
@@ -94,11 +95,13 @@ class L2EffectiveRank(Intervention):
     rank: str = "singular"
     project: int | None = None
     keep: int | None = None
+    max_norm: float | None = None
     where: str = "*"
     inputs: int | None = None
 
     state: ClassVar[Mapping[str, StateKind]] = {
         _INPUTS: Tensors(),
+        "seen": Host(0),
         "dead": PerUnit(dtype="bool", per_group=True),
     }
     source: ClassVar[str] = "Prakash et al. 2025"
@@ -111,6 +114,7 @@ class L2EffectiveRank(Intervention):
         "rank": "authors' code",
         "project": "authors' code: all samples",
         "keep": "authors' code: all minibatches since the last such step",
+        "max_norm": "authors' code: no limit",
         "where": "authors' code, Permuted MNIST: all hidden layers (the last two for ImageNet and CIFAR)",
         "inputs": "a choice of this library",
     }
@@ -161,6 +165,7 @@ class L2EffectiveRank(Intervention):
         require(self.rank in ("singular", "gram"), self, "rank", "'singular' or 'gram'")
         require(self.project is None or self.project >= 1, self, "project", "None or >= 1")
         require(self.keep is None or self.keep >= 1, self, "keep", "None or >= 1")
+        require(self.max_norm is None or self.max_norm > 0, self, "max_norm", "None or > 0")
         require(self.inputs is None or self.inputs >= 1, self, "inputs", "None or >= 1")
 
     def prepare(self, ctx: Context) -> None:
@@ -195,15 +200,16 @@ class L2EffectiveRank(Intervention):
                 "L2EffectiveRank: the batch holds something else than tensors, numbers and strings. Pass what the "
                 "model takes, in tuples, lists and dicts, through handle.batch(...)."
             )
-        kept = ctx.tensors(_INPUTS)  # of all optimizers, unlike numbers on the host
-        seen = int(kept.get("seen", torch.zeros(())))
-        place = seen % (self.keep or self.every)
+        kept = ctx.tensors(_INPUTS)  # one mapping for all optimizers, whose names say the form of the inputs, too
+        text = _FORM + json.dumps([pytree.treespec_dumps(form), others, tensors])
+        if text not in kept:
+            kept.clear()
+            kept[text] = torch.zeros(())
+        place = int(ctx.host["seen"]) % (self.keep or self.every)
         for index, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
                 kept[f"{place}:{index}"] = leaf.detach().clone()
-        kept["seen"] = torch.tensor(seen + 1)
-        text = json.dumps([pytree.treespec_dumps(form), others, tensors])
-        kept["form"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        ctx.host["seen"] = int(ctx.host["seen"]) + 1
         return batch
 
     def before_step(self, ctx: Context) -> None:
@@ -228,19 +234,17 @@ class L2EffectiveRank(Intervention):
         if not self.needs_batch or not ctx.clock.every(self.every) or not ctx.tensors(_INPUTS):
             return
         groups = self._groups(ctx)
-        root, tensors = ctx.modules[""], ctx.edit.tensors
-        readers = [TapReader(group, None, tensors, members=ctx.num_members is not None) for group in groups]
         inputs = self._kept(ctx)
         for _ in range(self.repeats):
             leaves = {name: item.detach().requires_grad_() for name, item in ctx.parameters().items()}
-            with torch.enable_grad(), listening(root, readers, with_graph=True) as heard:
-                ctx.call(inputs, leaves, training=True)
-                rank = self._mean_rank(ctx, groups, heard)
+            with torch.enable_grad():
+                rank = self._mean_rank(ctx, groups, ctx.hear(inputs, groups, leaves, training=True))
             if not rank.requires_grad:
                 return
             found = torch.autograd.grad(rank, list(leaves.values()), allow_unused=True)
             moved = {name: grad for name, grad in zip(leaves, found, strict=True) if grad is not None}
-            ctx.edit.add(list(moved), [grad * self.strength for grad in moved.values()], reason="effective rank")
+            size = self._step_size(ctx, list(moved.values()))
+            ctx.edit.add(list(moved), [grad * _beside(size, grad) for grad in moved.values()], reason="effective rank")
 
     def on_record(self, ctx: Context) -> Mapping[str, float]:
         """How many groups gave zeros alone when last looked at, the mean over members."""
@@ -254,11 +258,11 @@ class L2EffectiveRank(Intervention):
         return tuple(group for group in groups if group.tap is not None and group.name not in ctx.units.replays)
 
     def _kept(self, ctx: Context) -> Any:
-        """All minibatches as one, the oldest first."""
+        """All minibatches as one; their order is no matter to a rank."""
         kept, lead = ctx.tensors(_INPUTS), 0 if ctx.num_members is None else 1
-        form, leaves, tensors = json.loads(bytes(kept["form"].tolist()))
-        size, seen = self.keep or self.every, int(kept["seen"])
-        places = [place % size for place in range(max(0, seen - size), seen)]
+        text = next(name for name in kept if name.startswith(_FORM))
+        form, leaves, tensors = json.loads(text.removeprefix(_FORM))
+        places = sorted({int(name.partition(":")[0]) for name in kept if name != text})
         for index, is_tensor in enumerate(tensors):
             if is_tensor:
                 parts = [kept[f"{place}:{index}"] for place in places]
@@ -298,6 +302,14 @@ class L2EffectiveRank(Intervention):
         rank: Tensor = (-(p * (p + _SMALL).log()).sum(-1)).exp()
         return rank
 
+    def _step_size(self, ctx: Context, gradients: list[Tensor]) -> float | Tensor:
+        """What the gradients are multiplied by: a number, or ``[]`` or ``[S]``."""
+        if self.max_norm is None:
+            return self.strength
+        lead = 0 if ctx.num_members is None else 1
+        squares = torch.stack([wide(grad).square().flatten(lead).sum(-1) for grad in gradients]).sum(0)
+        return self.strength * (self.max_norm / squares.sqrt()).clamp(max=1.0)
+
     def _note(self, ctx: Context, group: UnitGroup, dead: Tensor) -> None:
         """Remember a group of zeros; say it once, where reading is free."""
         noted = ctx.state(group)["dead"]
@@ -309,6 +321,13 @@ class L2EffectiveRank(Intervention):
                 stacklevel=2,
             )
         noted.copy_(dead if ctx.live is None else torch.where(ctx.live > 0, dead, noted))
+
+
+def _beside(size: float | Tensor, gradient: Tensor) -> float | Tensor:
+    """A factor in the gradient's type, in a shape that broadcasts to it."""
+    if isinstance(size, float):
+        return size
+    return size.to(gradient.dtype).reshape(*size.shape, *[1] * (gradient.ndim - size.ndim))
 
 
 def _alive(features: Tensor, dead: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration
 from pliant.handle import Handle
-from pliant.probe.objective import Objective
+from pliant.probe.objective import Measured, Objective, accuracy_of
 
 __all__ = ["Network", "Run", "evaluated", "learn", "one_step"]
 
@@ -52,16 +52,16 @@ def one_step(
     objective: Objective,
     batch: Any,
     handle: Handle | None = None,
-) -> tuple[Tensor, Tensor | None, int | Tensor]:
+) -> Measured:
     """One training step; returns what was measured before it, without its graph."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     if handle is None:
-        loss, hits, count = objective(net, batch)
-        total = loss
+        measured = objective(net, batch)
+        total = measured.loss
     else:
-        loss, hits, count = objective(net, handle.batch(batch))
-        total = loss + handle.penalty(loss=loss)
+        measured = objective(net, handle.batch(batch))
+        total = measured.loss + handle.penalty(loss=measured.loss)
     if total.ndim or not total.requires_grad:
         raise IllegalConfiguration(
             f"the loss of a batch has shape {tuple(total.shape)} and "
@@ -71,7 +71,7 @@ def one_step(
     total.backward()  # type: ignore[no-untyped-call]
     for optimizer in optimizers:
         optimizer.step()
-    return loss.detach(), hits, count
+    return measured._replace(loss=measured.loss.detach())
 
 
 def learn(
@@ -111,10 +111,10 @@ def learn(
         window = []
         for batch in batches[start:end]:
             window.append(one_step(net, optimizers, objective, batch, handle))
-            if start == 0 and len(window) == 1 and not bool(torch.isfinite(window[0][0])):
+            if start == 0 and len(window) == 1 and not bool(torch.isfinite(window[0].loss)):
                 raise IllegalConfiguration(
-                    f"the loss of {name} is not finite at its first step ({float(window[0][0])}): there is nothing to "
-                    "learn from. Look for NaN or infinite values in weights, inputs or targets."
+                    f"the loss of {name} is not finite at its first step ({float(window[0].loss)}): there is nothing "
+                    "to learn from. Look for NaN or infinite values in weights, inputs or targets."
                 )
         start = end
         point = _summary(window)
@@ -144,11 +144,6 @@ def evaluated(net: nn.Module, objective: Objective, batches: Sequence[Any]) -> t
             module.training = flag
 
 
-def _summary(window: Sequence[tuple[Tensor, Tensor | None, int | Tensor]]) -> tuple[float, float | None]:
+def _summary(window: Sequence[Measured]) -> tuple[float, float | None]:
     """Mean loss and accuracy of some steps: the only place where the host waits for the device."""
-    loss = float(torch.stack([loss.float() for loss, _, _ in window]).mean())
-    hits = [hit for _, hit, _ in window if hit is not None]
-    if len(hits) < len(window):
-        return loss, None
-    count = sum(count for _, _, count in window)
-    return loss, float(torch.stack(hits).sum()) / max(1, int(count))
+    return float(torch.stack([measured.loss.float() for measured in window]).mean()), accuracy_of(window)

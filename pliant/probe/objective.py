@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration
+from pliant.units.export import training_mode
 
-__all__ = ["Loss", "Measured", "Objective", "inputs_of"]
+__all__ = ["Loss", "Measured", "Objective", "accuracy_of", "inputs_of"]
 
 Loss = Literal["cross_entropy", "mse", "next_token"] | Callable[[Any, Any], Tensor] | None
 """A named loss, a function of outputs and targets, or ``None``: chosen by the targets."""
@@ -26,13 +28,19 @@ class Measured(NamedTuple):
 
     Attributes:
         loss: Mean loss with its graph, ``[]``.
-        hits: How many predictions were right, ``[]``; ``None`` where that makes no sense.
-        num: How many predictions there were, an int or ``[]``.
+        right: Which predictions were right, bool of any shape; ``None`` where that makes no sense. Counting them can
+            wait until several batches have come together.
+        targets: What they were compared with, in the same shape; negative ones are padding.
     """
 
     loss: Tensor
-    hits: Tensor | None
-    num: int | Tensor
+    right: Tensor | None = None
+    targets: Tensor | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right predictions, padding left out."""
+        return accuracy_of([self])
 
 
 class Objective:
@@ -53,8 +61,8 @@ class Objective:
     Example:
         >>> model = nn.Linear(2, 3)
         >>> measured = Objective()(model, (torch.zeros(4, 2), torch.tensor([0, 1, 2, 0])))
-        >>> measured.loss.shape, measured.num
-        (torch.Size([]), 4)
+        >>> measured.loss.shape, measured.right.shape
+        (torch.Size([]), torch.Size([4]))
     """
 
     def __init__(self, loss: Loss = None, function: Callable[[nn.Module, Any], Tensor] | None = None) -> None:
@@ -66,6 +74,7 @@ class Objective:
                 "outputs and targets."
             )
         self.loss, self.function = loss, function
+        self._signatures: dict[tuple[type, str], bool] = {}
 
     def __call__(self, model: nn.Module, batch: Any) -> Measured:
         """Run the model on a batch.
@@ -74,7 +83,7 @@ class Objective:
             IllegalConfiguration: If the batch, the outputs and the loss do not fit together.
         """
         if self.function is not None:
-            return Measured(self.function(model, batch), None, 0)
+            return Measured(self.function(model, batch))
         if isinstance(batch, Mapping):
             return self._of_mapping(model, batch)
         if isinstance(batch, Tensor):
@@ -102,9 +111,9 @@ class Objective:
         first = batches[0]
         if self.function is not None or callable(self.loss) or not isinstance(first, (tuple, list)) or len(first) < 2:
             return
-        if not isinstance(first[-1], Tensor) or first[-1].is_floating_point() or first[-1].device.type == "cpu":
+        if not isinstance(first[-1], Tensor) or first[-1].is_floating_point() or can_read(first[-1]):
             return
-        with torch.no_grad():
+        with torch.no_grad(), training_mode(model, False):
             *inputs, targets = first
             logits = _logits(model(**inputs[0]) if isinstance(inputs[0], Mapping) else model(*inputs))
             size = logits.shape[_class_dim(logits, targets)]
@@ -123,8 +132,7 @@ class Objective:
             ids, mask = batch["input_ids"], batch.get("attention_mask")
             inputs = {name: value for name, value in batch.items() if name not in _TARGETS}
             return self._next_token(_logits(model(**inputs)), ids, mask)
-        takes = inspect.signature(model.forward).parameters
-        if self.loss is None and (key in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())):
+        if self.loss is None and self._takes(model, key):
             output = model(**batch)
             own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
             if isinstance(own, Tensor):
@@ -132,6 +140,14 @@ class Objective:
         else:
             output = model(**{name: value for name, value in batch.items() if name != key})
         return self._of_targets(output, batch[key])
+
+    def _takes(self, model: nn.Module, key: str) -> bool:
+        """Whether a model's forward has an argument of this name; looked up once."""
+        known = type(model), key
+        if known not in self._signatures:
+            takes = inspect.signature(model.forward).parameters
+            self._signatures[known] = key in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        return self._signatures[known]
 
     def _of_targets(self, output: Any, targets: Any) -> Measured:
         if callable(self.loss):
@@ -143,7 +159,7 @@ class Objective:
             )
         logits = _logits(output)
         if self.loss == "mse" or (self.loss is None and targets.is_floating_point()):
-            return Measured(F.mse_loss(logits, _like(targets, logits)), None, len(targets))
+            return Measured(F.mse_loss(logits, _like(targets, logits)))
         return _cross_entropy(logits, targets)
 
     def _next_token(self, logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> Measured:
@@ -160,18 +176,18 @@ class Objective:
         targets = ids if mask is None else ids.masked_fill(mask == 0, _IGNORED)
         return _cross_entropy(logits[:, :-1], targets[:, 1:])
 
-    def _hits(self, output: Any, targets: Any, *, shifted: bool = False) -> tuple[Tensor | None, int | Tensor]:
+    def _hits(self, output: Any, targets: Any, *, shifted: bool = False) -> tuple[Tensor | None, Tensor | None]:
         """Right predictions, where outputs and targets look like a classification."""
         try:
             logits = _logits(output)
         except IllegalConfiguration:
-            return None, 0
+            return None, None
         if not isinstance(targets, Tensor) or targets.is_floating_point():
-            return None, 0
+            return None, None
         if shifted:
             logits, targets = logits[:, :-1], targets[:, 1:]
         dim = _class_dim(logits, targets, strict=False)
-        return (None, 0) if dim is None else _right(logits, targets, dim)
+        return (None, None) if dim is None else (logits.detach().argmax(dim) == targets, targets)
 
 
 def _is_causal(model: nn.Module) -> bool:
@@ -229,12 +245,17 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Measured:
         loss = F.cross_entropy(logits, targets)
     except IndexError as error:
         raise _out_of_range(logits, targets, logits.shape[dim]) from error
-    return Measured(loss, *_right(logits, targets, dim))
+    return Measured(loss, logits.detach().argmax(dim) == targets, targets)
 
 
-def _right(logits: Tensor, targets: Tensor, dim: int) -> tuple[Tensor, int | Tensor]:
-    hits = (logits.detach().argmax(dim) == targets).sum()
-    return hits, targets.numel() if targets.ndim == 1 and logits.ndim == 2 and dim == -1 else (targets >= 0).sum()
+def accuracy_of(measured: Sequence[Measured]) -> float | None:
+    """Share of right predictions over several batches; ``None`` where one of them has no such thing."""
+    right = [item.right.flatten() for item in measured if item.right is not None]
+    targets = [item.targets.flatten() for item in measured if item.targets is not None]
+    if len(right) < len(measured):
+        return None
+    count = int((torch.cat(targets) >= 0).sum())
+    return int(torch.cat(right).sum()) / max(1, count)
 
 
 def _out_of_range(logits: Tensor, targets: Tensor, size: int) -> IllegalConfiguration:

@@ -12,10 +12,13 @@ from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["MakeOptimizer", "Moments", "like", "optimizers_for", "owned"]
+__all__ = ["MakeOptimizer", "Moments", "described", "like", "maker", "optimizers_for", "owned"]
 
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer | Sequence[Optimizer]]
 Moments = Literal["fresh", "carried"]
+
+
+_COUNTERS = ("num_steps", "step", "k")  # some optimizers count in their groups
 
 
 def like(optimizer: Optimizer, model: nn.Module, other: nn.Module, *, moments: Moments) -> Optimizer:
@@ -66,9 +69,56 @@ def like(optimizer: Optimizer, model: nn.Module, other: nn.Module, *, moments: M
         ) from error
     copies = {id(parameter) for parameter in theirs.values()}
     for group in new.param_groups:
-        group["params"] = [parameter for parameter in group["params"] if id(parameter) in copies]
+        if moments == "fresh":
+            group.update({key: new.defaults[key] for key in _COUNTERS if key in group and key in new.defaults})
+        mine_only = [id(parameter) in copies for parameter in group["params"]]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [item for item, keep in zip(group[key], mine_only, strict=True) if keep]
     new.param_groups = [group for group in new.param_groups if group["params"]]
     return new  # type: ignore[no-any-return]
+
+
+def maker(
+    model: nn.Module, optimizer: Any, moments: Moments | None
+) -> Callable[[nn.Module, Literal["aged", "fresh"]], list[Optimizer]]:
+    """A function that makes the optimizers of a copy, which is one of the aged network or a fresh one.
+
+    Args:
+        model: The live network.
+        optimizer: A function of parameters, or the live optimizer, or several.
+        moments: What becomes of a live optimizer's moments; see :func:`~pliant.probe.run.probe`.
+
+    Raises:
+        IllegalConfiguration: If it is no optimizer, owns nothing, or the choice of moments is missing.
+    """
+    live = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    if not callable(live):
+        live = [getattr(item, "optimizer", item) for item in live] if isinstance(live, (list, tuple)) else live
+        if not isinstance(live, (list, tuple)) or not all(isinstance(item, Optimizer) for item in live) or not live:
+            raise IllegalConfiguration(
+                f"optimizer=... is a {type(optimizer).__name__}: give a function such as "
+                "lambda parameters: torch.optim.Adam(parameters), or the live optimizer."
+            )
+        if moments not in ("fresh", "carried"):
+            raise IllegalConfiguration(
+                'with a live optimizer, say moments="fresh" (everybody starts without them) or moments="carried" (the '
+                "aged network keeps its own): the two can differ a lot."
+            )
+        check_steps(live)
+        known = {id(parameter) for parameter in model.parameters()}
+        mine = [item for item in live if any(id(parameter) in known for parameter in owned([item]))]
+        if not mine:
+            raise IllegalConfiguration("the live optimizer owns no parameter of the model.")
+
+        def made(net: nn.Module, network: Literal["aged", "fresh"]) -> list[Optimizer]:
+            kept: Moments = "carried" if moments == "carried" and network == "aged" else "fresh"
+            return [like(item, model, net, moments=kept) for item in mine]
+
+        return made
+    if moments is not None:
+        raise IllegalConfiguration("moments=... is for a live optimizer; what a function makes has none yet.")
+    return lambda net, _: optimizers_for(net, live)
 
 
 def optimizers_for(model: nn.Module, make: MakeOptimizer) -> list[Optimizer]:
@@ -97,6 +147,18 @@ def optimizers_for(model: nn.Module, make: MakeOptimizer) -> list[Optimizer]:
             "parameters of its argument, not those of the live model."
         )
     check_steps(found)
+    return found
+
+
+def described(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
+    """What optimizers are, as JSON data: a kind and its plain options for each parameter group."""
+    found = []
+    for item in optimizers:
+        for group in item.param_groups:
+            options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+            plain = {key: float(value) if isinstance(value, Tensor) else value for key, value in options.items()}
+            kept = {key: value for key, value in plain.items() if isinstance(value, (bool, int, float, str, tuple))}
+            found.append({"kind": type(item).__name__, **kept})
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from pliant.probe.learning import Run
 from pliant.records import Record, experiment_id
 from pliant.trainability import tau_trainability
 
-__all__ = ["Outcome", "ProbeResult", "StepsToThreshold"]
+__all__ = ["Outcome", "ProbeResult", "StepsToThreshold", "final_value", "interval_text"]
 
 Outcome = Literal["worse", "better", "no difference shown", "no verdict"]
 
@@ -74,14 +75,14 @@ class ProbeResult:
     @cached_property
     def gap(self) -> Estimate:
         """Final loss, aged minus fresh; the mean over the last tenth of the curves counts as final."""
-        return paired_difference(*self._both(lambda run: _final(run.loss)))
+        return paired_difference(*self._both(lambda run: final_value(run.loss)))
 
     @cached_property
     def accuracy_gap(self) -> Estimate | None:
         """Final accuracy, fresh minus aged, ``None`` where the task has none."""
         if any(run.accuracy is None for run in self.runs):
             return None
-        aged, fresh = self._both(lambda run: _final(run.accuracy or ()))
+        aged, fresh = self._both(lambda run: final_value(run.accuracy or ()))
         return paired_difference(fresh, aged)
 
     @cached_property
@@ -92,13 +93,25 @@ class ProbeResult:
     @cached_property
     def progress(self) -> Estimate:
         """By how much the loss of the fresh networks fell; where that is nothing, the probe cannot tell anything."""
-        return estimate(self._both(lambda run: run.loss[0] - _final(run.loss))[1].values())
+        return estimate(self._both(lambda run: run.loss[0] - final_value(run.loss))[1].values())
+
+    @cached_property
+    def spread(self) -> float:
+        """How much fresh networks differ from each other: standard deviation of their final loss on one task.
+
+        Pooled over seeds; NaN with one twin per seed. A gap that is small beside it is one that a fresh network may
+        have, too: with enough seeds, every network is shown to be a little better or worse than the mean of others.
+        """
+        groups = [[final_value(run.loss) for run in self._of("fresh", seed)] for seed in self.seeds]
+        if len(groups[0]) < 2:
+            return math.nan
+        return math.sqrt(_mean([statistics.variance(values) for values in groups if all(map(math.isfinite, values))]))
 
     @cached_property
     def to_threshold(self) -> StepsToThreshold:
         """Steps until the task is learnt."""
         first = self._both(lambda run: run.loss[0])[1]
-        final = self._both(lambda run: _final(run.loss))[1]
+        final = self._both(lambda run: final_value(run.loss))[1]
         aged: list[int | None] = []
         fresh: list[int | None] = []
         delays: list[float] = []
@@ -154,17 +167,19 @@ class ProbeResult:
         if self.outcome == "no difference shown":
             text = (
                 f"No difference shown: the final loss of the aged network minus that of fresh ones is "
-                f"{_interval(self.gap)} ({seeds}). Differences inside of that interval are not excluded."
+                f"{interval_text(self.gap)} ({seeds}). Differences inside of that interval are not excluded."
             )
             if self.area.excludes_zero:
                 word = "higher" if self.area.mean > 0 else "lower"
-                text += f" On the way its loss was {word}, by {_interval(self.area)} on average."
+                text += f" On the way its loss was {word}, by {interval_text(self.area)} on average."
             return text + note
         word = "higher" if self.gap.mean > 0 else "lower"
         verb = "learns this kind of task worse than" if self.gap.mean > 0 else "learns this kind of task better than"
         low, high = sorted((abs(self.gap.low), abs(self.gap.high)))
         size = Estimate(abs(self.gap.mean), low, high, self.gap.num)
-        return f"The aged network {verb} fresh ones: its final loss is {word} by {_interval(size)} ({seeds}).{note}"
+        if abs(self.gap.mean) < 2 * self.spread:
+            note += f" Fresh networks differ from each other by as much (standard deviation {self.spread:.3g})."
+        return f"The aged network {verb} fresh ones: its final loss is {word} by {interval_text(size)} ({seeds}).{note}"
 
     def minus(self, other: ProbeResult) -> Estimate:
         """Final loss of the aged network here minus there, paired by seed: what a change of the network did.
@@ -179,7 +194,7 @@ class ProbeResult:
         if mine != theirs:
             raise ValueError(f"the probes differ in {sorted(k for k in mine if mine[k] != theirs.get(k))}")
         return paired_difference(
-            self._both(lambda run: _final(run.loss))[0], other._both(lambda run: _final(run.loss))[0]
+            self._both(lambda run: final_value(run.loss))[0], other._both(lambda run: final_value(run.loss))[0]
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,6 +206,7 @@ class ProbeResult:
             "accuracy_gap": None if self.accuracy_gap is None else asdict(self.accuracy_gap),
             "area": asdict(self.area),
             "progress": asdict(self.progress),
+            "spread": self.spread,
             "to_threshold": asdict(self.to_threshold),
             "threshold": self.threshold,
             "config": dict(self.config),
@@ -221,7 +237,7 @@ class ProbeResult:
         gaps = {"final loss": self.gap, "final accuracy": self.accuracy_gap, "mean loss": self.area}
         for key, (aged, fresh) in means.items():
             gap = gaps[key]
-            rows.append((key, f"{aged.mean:.4g}", f"{fresh.mean:.4g}", "" if gap is None else _interval(gap)))
+            rows.append((key, f"{aged.mean:.4g}", f"{fresh.mean:.4g}", "" if gap is None else interval_text(gap)))
         found = self.to_threshold
         bound = {(True, False): "at least ", (False, True): "at most "}.get(
             (found.is_lower_bound, found.is_upper_bound), ""
@@ -231,23 +247,23 @@ class ProbeResult:
                 f"steps to loss {_range(found.thresholds)}",
                 _steps(found.aged, found.budget),
                 _steps(found.fresh, found.budget),
-                bound + _interval(found.delay),
+                bound + interval_text(found.delay),
             )
         )
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         twins = len(self._of("fresh", self.seeds[0]))
         head = (
-            f"Probe: {self.config.get('task', 'a task')}, {found.budget} steps, {len(self.seeds)} seeds, "
+            f"Probe: {self.config['task']['name']}, {found.budget} steps, {len(self.seeds)} seeds, "
             f"{twins} fresh twin{'s' if twins > 1 else ''} each; means over seeds, 95 % intervals"
         )
         return "\n".join([head, *lines, self.verdict])
 
     # ---- internals ----
     def _values(self) -> dict[str, Callable[[Run], float]]:
-        values: dict[str, Callable[[Run], float]] = {"final loss": lambda run: _final(run.loss)}
+        values: dict[str, Callable[[Run], float]] = {"final loss": lambda run: final_value(run.loss)}
         if self.accuracy_gap is not None:
-            values["final accuracy"] = lambda run: _final(run.accuracy or ())
+            values["final accuracy"] = lambda run: final_value(run.accuracy or ())
         return {**values, "mean loss": lambda run: _mean_height(run.steps, run.loss)}
 
     def _runs_of(self, seed: int) -> list[Run]:
@@ -283,12 +299,13 @@ class ProbeResult:
         if not self.progress.low > 0:
             return (
                 f"fresh networks have not been shown to learn this task in {self.runs[0].steps[-1]} steps (their loss "
-                f"fell by {_interval(self.progress)}); use more steps, another optimizer or an easier task."
+                f"fell by {interval_text(self.progress)}); use more steps, another optimizer or an easier task."
             )
         return ""
 
 
-def _final(curve: Sequence[float]) -> float:
+def final_value(curve: Sequence[float]) -> float:
+    """The mean of the last tenth of a curve, at least of its last point; NaN where one of them is not finite."""
     last = curve[-max(1, len(curve) // _LAST) :]
     return _mean(last)
 
@@ -308,7 +325,8 @@ def _mean_height(steps: Sequence[int], curve: Sequence[float]) -> float:
     return area / (steps[-1] - steps[0])
 
 
-def _interval(value: Estimate) -> str:
+def interval_text(value: Estimate) -> str:
+    """A mean with its interval, in words where there is none."""
     if value.num < 2:
         return f"{value.mean:.3g} (no interval)" if value.num else "unknown"
     return f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,10 +19,11 @@ from pliant.interventions.base import Intervention
 from pliant.interventions.state import matches
 from pliant.probe.isolation import preserved_randomness, seed_everything
 from pliant.probe.learning import Network, Run, learn
+from pliant.probe.loading import as_task, described_task, moved
 from pliant.probe.objective import Loss, Objective, inputs_of
-from pliant.probe.optimizers import MakeOptimizer, Moments, check_steps, like, optimizers_for, owned
+from pliant.probe.optimizers import MakeOptimizer, Moments, described, maker
 from pliant.probe.result import ProbeResult
-from pliant.probe.tasks import Task, as_task, moved
+from pliant.probe.tasks import Task
 from pliant.units import UnitGraph, find_units
 from pliant.units.init import InitSpec
 
@@ -109,8 +111,10 @@ def probe(
     for name, value in (("steps", steps), ("twins", twins), ("every", 1 if every is None else every)):
         if value < 1:
             raise IllegalConfiguration(f"{name} must be at least 1, not {value}.")
+    if threshold is not None and not math.isfinite(threshold):
+        raise IllegalConfiguration(f"threshold must be a finite loss, not {threshold}.")
     every = min(steps, every or max(1, steps // _POINTS))
-    make = _maker(model, optimizer, moments)
+    make = maker(model, optimizer, moments)
     plan = _Plan(model, chosen, measure, make, steps, every, _as_list(methods), example_inputs, evaluation)
     runs: list[Run] = []
     with preserved_randomness(model), torch.inference_mode(False), torch.enable_grad():
@@ -126,13 +130,13 @@ def probe(
                 runs.append(plan.run(net, network, seed, twin, batches, judged))
     config = {
         "model": type(model).__name__,
-        "task": _described(chosen),
+        "task": described_task(chosen),
         "steps": steps,
         "every": every,
         "seeds": list(numbers),
         "twins": twins,
         "methods": [repr(method) for method in plan.methods],
-        "optimizer": _name_of(optimizer),
+        "optimizer": plan.optimizer,
         "moments": moments,
         "evaluation": evaluation if isinstance(evaluation, str) else evaluation and "given",
         "reset_head": reset_head,
@@ -157,6 +161,7 @@ class _Plan:
     example_inputs: Any
     evaluation: Any
     units: UnitGraph | None = None
+    optimizer: list[dict[str, Any]] = field(default_factory=list)
 
     def batches(self, seed: int) -> tuple[Sequence[Any], Sequence[Any] | None]:
         """Batches to learn and batches to be judged on, where the model is."""
@@ -198,6 +203,7 @@ class _Plan:
         if network == "aged":
             self.objective.check(net, batches)
         optimizers = self.make(net, network)
+        self.optimizer = self.optimizer or described(optimizers)
         seed_everything(net, seed)  # the same dropout masks for all
         handle = self.attached(net, optimizers, seed, batches[0]) if self.methods else None
         steps, losses, accuracies = learn(
@@ -226,37 +232,6 @@ class _Plan:
         return attach(net, optimizers, self.methods, units=self.units, seed=seed)
 
 
-def _maker(
-    model: nn.Module, optimizer: Any, moments: Moments | None
-) -> Callable[[nn.Module, Network], list[Optimizer]]:
-    live = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
-    if not callable(live):
-        if not isinstance(live, (list, tuple)) or not all(isinstance(item, Optimizer) for item in live) or not live:
-            raise IllegalConfiguration(
-                f"optimizer=... is a {type(optimizer).__name__}: give a function such as "
-                "lambda parameters: torch.optim.Adam(parameters), or the live optimizer."
-            )
-        if moments not in ("fresh", "carried"):
-            raise IllegalConfiguration(
-                'with a live optimizer, say moments="fresh" (everybody starts without them) or moments="carried" (the '
-                "aged network keeps its own): the two can differ a lot."
-            )
-        check_steps(live)
-        known = {id(parameter) for parameter in model.parameters()}
-        mine = [item for item in live if any(id(parameter) in known for parameter in owned([item]))]
-        if not mine:
-            raise IllegalConfiguration("the live optimizer owns no parameter of the model.")
-
-        def made(net: nn.Module, network: Network) -> list[Optimizer]:
-            kept: Moments = "carried" if moments == "carried" and network == "aged" else "fresh"
-            return [like(item, model, net, moments=kept) for item in mine]
-
-        return made
-    if moments is not None:
-        raise IllegalConfiguration("moments=... is for a live optimizer; what a function makes has none yet.")
-    return lambda net, _: optimizers_for(net, live)
-
-
 def _take_over(aged: nn.Module, fresh: nn.Module, pattern: str) -> None:
     """Give some layers of the aged copy the values of a twin."""
     theirs = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
@@ -278,15 +253,3 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
 
 def _as_list(methods: Intervention | Sequence[Intervention]) -> list[Intervention]:
     return [methods] if isinstance(methods, Intervention) else list(methods)
-
-
-def _described(task: Any) -> str:
-    source = getattr(task, "source", task)
-    return getattr(source, "__name__", None) or type(source).__name__
-
-
-def _name_of(optimizer: Any) -> str:
-    if isinstance(optimizer, Mapping) or not callable(optimizer):
-        items = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
-        return ", ".join(type(item).__name__ for item in items)
-    return getattr(optimizer, "__name__", type(optimizer).__name__)

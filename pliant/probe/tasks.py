@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
 
 from pliant.errors import IllegalConfiguration
 from pliant.probe.objective import Loss
@@ -19,14 +16,14 @@ from pliant.write import stream_of
 
 __all__ = [
     "Data",
+    "Gathered",
     "HeldOutClasses",
     "PermutedInputs",
     "RandomLabels",
     "RandomTargets",
     "RandomTokens",
     "Task",
-    "as_task",
-    "moved",
+    "on_device",
 ]
 
 Inputs = Tensor | Mapping[str, Tensor] | tuple[Tensor, ...]
@@ -41,14 +38,15 @@ class Task(Protocol):
 
 
 _EVALUATED = 1024  # examples per batch where nothing is trained
+_TOGETHER = 8
 
 
 def _generator(seed: int, purpose: int) -> torch.Generator:
     """Which examples, what is done to them, and their order do not depend on each other."""
-    return torch.Generator().manual_seed(stream_of(4 * seed + purpose))
+    return torch.Generator("cpu").manual_seed(stream_of(4 * seed + purpose))
 
 
-class _Gathered(Sequence[Any]):
+class Gathered(Sequence[Any]):
     """Batches that are cut out of the data when they are asked for."""
 
     def __init__(self, tree: Any, order: Sequence[Tensor]) -> None:
@@ -59,12 +57,23 @@ class _Gathered(Sequence[Any]):
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
-            return _Gathered(self.tree, self.order[key])
+            return Gathered(self.tree, self.order[key])
         chosen = self.order[key]
         return pytree.tree_map(lambda tensor: tensor[chosen], self.tree)
 
-    def to(self, device: torch.device) -> _Gathered:
-        return _Gathered(_moved(self.tree, device), [index.to(device) for index in self.order])
+    def __iter__(self) -> Iterator[Any]:
+        leaves, form = pytree.tree_flatten(self.tree)
+        for start in range(0, len(self.order), _TOGETHER):  # one access to memory for several batches
+            order = self.order[start : start + _TOGETHER]
+            sizes = [len(index) for index in order]
+            chosen = order[0] if len(order) == 1 else torch.cat(list(order))
+            pieces = [torch.split(leaf[chosen], sizes) for leaf in leaves]
+            for parts in zip(*pieces, strict=True):
+                yield pytree.tree_unflatten(parts, form)
+
+    def to(self, device: torch.device) -> Gathered:
+        """The same on a device."""
+        return Gathered(on_device(self.tree, device), [index.to(device) for index in self.order])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,12 +101,12 @@ class Data:
         (torch.Size([4, 2]), torch.Size([4]))
     """
 
-    inputs: Inputs
-    targets: Tensor | None = None
+    inputs: Inputs = field(repr=False)
+    targets: Tensor | None = field(default=None, repr=False)
     batch_size: int = 32
     num_examples: int | None = None
     loss: Loss = None
-    test: tuple[Any, Any] | None = None
+    test: tuple[Any, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Check that the pieces fit."""
@@ -123,14 +132,14 @@ class Data:
         size = min(self.batch_size, count)
         order: list[Tensor] = []
         while len(order) < steps:
-            order += torch.split(torch.randperm(count, generator=generator), size)[: count // size]
-        return _Gathered(data, order[:steps])
+            order += torch.split(torch.randperm(count, generator=generator, device="cpu"), size)[: count // size]
+        return Gathered(data, order[:steps])
 
     def evaluation(self, seed: int) -> Sequence[Any]:
         """All examples of the task, or its test data under the same change, in large batches."""
         data = self._examples(seed) if self.test is None else _joined(*self.drawn(self.test, _generator(seed, 1)))
         count = len(pytree.tree_leaves(data)[0])
-        return _Gathered(data, torch.split(torch.arange(count), _EVALUATED))
+        return Gathered(data, torch.split(torch.arange(count, device="cpu"), _EVALUATED))
 
     def _examples(self, seed: int) -> Any:
         index = self.chosen(_generator(seed, 0))
@@ -141,8 +150,8 @@ class Data:
         """Which examples the task of this generator has, ``[M]``."""
         count = len(pytree.tree_leaves(self.inputs)[0])
         if self.num_examples is None:
-            return torch.arange(count)
-        return torch.randperm(count, generator=generator)[: self.num_examples]
+            return torch.arange(count, device="cpu")
+        return torch.randperm(count, generator=generator, device="cpu")[: self.num_examples]
 
     def drawn(self, data: tuple[Any, Any], generator: torch.Generator) -> tuple[Any, Any]:
         """Inputs and targets of the task of this generator, made of the chosen ones."""
@@ -184,7 +193,9 @@ class RandomLabels(Data):
         """New labels, whatever the targets were."""
         inputs, _ = data
         first = pytree.tree_leaves(inputs)[0]
-        return inputs, torch.randint(0, self.num_classes, (len(first),), generator=generator).to(first.device)
+        return inputs, torch.randint(0, self.num_classes, (len(first),), generator=generator, device="cpu").to(
+            first.device
+        )
 
 
 @final
@@ -206,7 +217,7 @@ class RandomTargets(Data):
         """New values, whatever the targets were."""
         inputs, _ = data
         first = pytree.tree_leaves(inputs)[0]
-        values = torch.randn(len(first), self.num_outputs, generator=generator)
+        values = torch.randn(len(first), self.num_outputs, generator=generator, device="cpu")
         return inputs, values.to(first.device)
 
 
@@ -239,11 +250,15 @@ class PermutedInputs(Data):
         key = "input_ids" if isinstance(inputs, Mapping) else 0 if isinstance(inputs, tuple) else None
         tensor: Tensor = inputs if key is None else inputs[key]
         if tensor.is_floating_point():
-            order = torch.randperm(tensor[0].numel(), generator=generator).to(tensor.device)
+            order = torch.randperm(tensor[0].numel(), generator=generator, device="cpu").to(tensor.device)
             new = tensor.flatten(1)[:, order].reshape(tensor.shape)
         else:
             size = self._vocabulary(key)
-            new = torch.randperm(size, generator=generator).to(tensor.device)[tensor.long()].to(tensor.dtype)
+            new = (
+                torch.randperm(size, generator=generator, device="cpu")
+                .to(tensor.device)[tensor.long()]
+                .to(tensor.dtype)
+            )
         if key is None:
             return new, targets
         if isinstance(inputs, Mapping):
@@ -286,7 +301,7 @@ class HeldOutClasses(Data):
         found = torch.isin(self.targets.cpu(), torch.tensor(self.classes)).nonzero()[:, 0]
         if self.num_examples is None:
             return found
-        return found[torch.randperm(len(found), generator=generator)[: self.num_examples]]
+        return found[torch.randperm(len(found), generator=generator, device="cpu")[: self.num_examples]]
 
 
 @final
@@ -318,96 +333,8 @@ class RandomTokens:
     def batches(self, seed: int, steps: int) -> Sequence[Any]:
         """See :class:`Task`."""
         generator = _generator(seed, 3)
-        tokens = torch.randint(0, self.vocabulary, (self.num_sequences, self.length), generator=generator)
+        tokens = torch.randint(0, self.vocabulary, (self.num_sequences, self.length), generator=generator, device="cpu")
         return Data(inputs=tokens, batch_size=self.batch_size).batches(seed, steps)
-
-
-@dataclass(frozen=True, eq=False)
-class _Loaded:
-    """The user's own loader, or a function of the seed that gives one, read once for every seed."""
-
-    source: Any
-
-    def batches(self, seed: int, steps: int) -> Sequence[Any]:
-        """The first batches, and those of further passes where it ends sooner."""
-        found: list[Any] = []
-        source = self.source
-        if callable(source) and not isinstance(source, Iterable):
-            source = source(seed)
-        if isinstance(source, Task):
-            return source.batches(seed, steps)
-        with _seeded(source, seed) as loader:
-            while len(found) < steps:
-                before = len(found)
-                for batch in loader:
-                    found.append(dict(batch) if isinstance(batch, Mapping) else batch)
-                    if len(found) == steps:
-                        return found
-                if len(found) == before:
-                    said = "is empty" if not found else f"gives only {before} batches and then no more"
-                    raise IllegalConfiguration(
-                        f"the task's {type(self.source).__name__} {said}, and steps={steps} are asked for: give data "
-                        "that can be read again (a list, a DataLoader), or fewer steps."
-                    )
-        return found
-
-
-@contextlib.contextmanager
-def _seeded(source: Any, seed: int) -> Iterator[Any]:
-    """A loader whose own generators start at the seed and are put back afterwards, with nobody else's workers."""
-    if not isinstance(source, DataLoader):
-        yield source
-        return
-    loader: Any = copy.copy(source)
-    loader._iterator = None  # persistent workers belong to the user's own pass over it
-    samplers = [source, source.sampler, source.batch_sampler, getattr(source.batch_sampler, "sampler", None)]
-    generators = {id(g): g for item in samplers if isinstance(g := getattr(item, "generator", None), torch.Generator)}
-    states = [(generator, generator.get_state()) for generator in generators.values()]
-    try:
-        for generator, _ in states:
-            generator.manual_seed(seed)
-        yield loader
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
-
-
-def as_task(task: Any) -> Task:
-    """What was given as a task.
-
-    Args:
-        task: A :class:`Task`; a loader, a list or any iterable of batches that can be read more than once; a function
-            of the seed that gives one; or a tuple of two tensors, inputs and targets.
-
-    Raises:
-        IllegalConfiguration: For anything else, and for iterators, which the probe would use up.
-    """
-    if isinstance(task, Task):
-        return task
-    if isinstance(task, tuple) and len(task) == 2 and all(isinstance(item, Tensor) for item in task):
-        return Data(inputs=task[0], targets=task[1])
-    if isinstance(task, Iterator):
-        raise IllegalConfiguration(
-            "the task is an iterator, which the probe would use up, and which gives each seed other data: pass the "
-            "loader or list itself, or a function of the seed that makes an iterator."
-        )
-    if isinstance(task, Mapping) or not (callable(task) or isinstance(task, Iterable)):
-        raise IllegalConfiguration(
-            f"a task cannot be a {type(task).__name__}: pass a loader or list of batches, a function of the seed that "
-            "gives one, (inputs, targets), or a task such as RandomLabels(inputs=x, num_classes=10)."
-        )
-    return _Loaded(task)
-
-
-def moved(batches: Sequence[Any], device: torch.device) -> Sequence[Any]:
-    """The batches on a device."""
-    if isinstance(batches, _Gathered):
-        return batches.to(device)
-    return [_moved(batch, device) for batch in batches]
-
-
-def _moved(tree: Any, device: torch.device) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def _joined(inputs: Any, targets: Any) -> Any:
@@ -415,3 +342,8 @@ def _joined(inputs: Any, targets: Any) -> Any:
     if targets is None:
         return inputs
     return (*inputs, targets) if isinstance(inputs, tuple) else (inputs, targets)
+
+
+def on_device(tree: Any, device: torch.device) -> Any:
+    """Nested data with every tensor on a device."""
+    return pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)

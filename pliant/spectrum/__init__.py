@@ -7,6 +7,7 @@ Start with :func:`ggn_spectrum` on 64 to 256 samples of the task that is to be l
 from pliant.errors import ResolutionWarning
 from pliant.spectrum.budget import BudgetRank, Linearised, budget_eps, budget_rank, linearise
 from pliant.spectrum.density import density
+from pliant.spectrum.gain import StepGain, expected_one_step_gain
 from pliant.spectrum.gram import gram_bytes
 from pliant.spectrum.lanczos import Tridiagonal, basis_bytes, lanczos
 from pliant.spectrum.products import Operator, ggn_operator, hessian_operator
@@ -32,6 +33,7 @@ __all__ = [
     "Quadrature",
     "ResolutionWarning",
     "Spectrum",
+    "StepGain",
     "Tridiagonal",
     "basis_bytes",
     "budget_eps",
@@ -40,6 +42,7 @@ __all__ = [
     "density",
     "effective_rank",
     "eps_rank",
+    "expected_one_step_gain",
     "ggn_operator",
     "ggn_spectrum",
     "gram_bytes",

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from zoo import NAMES, ZOO, Case
 
 import pliant
-from pliant.interventions import OptimizerReset
+from pliant.interventions import L2EffectiveRank, OptimizerReset
 from pliant.units import UnitGraph
 
 FULL = bool(os.environ.get("PLIANT_FULL_MATRIX"))
@@ -216,6 +216,8 @@ def supported(method: str, name: str) -> bool:
     So do those that need them with their graph, where all are recomputed apart from the forward pass.
     """
     needs = frozenset().union(*(item.needs for item in listed(METHODS[method])))
+    if any(isinstance(item, L2EffectiveRank) for item in listed(METHODS[method])):  # it listens to passes of its own
+        needs |= {"features"}
     if name in ("mlp_raw", "parameter_products", "tied_autoencoder") and needs & {"features", "mean_abs_gradient"}:
         return False
     return not (name == "lstm_projected" and needs)

@@ -194,9 +194,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def measured(rank: int | None) -> dict[str, Any]:
-    """What a monitor reads in a sharded run, whose samples stay those of each process."""
+    """What a monitor reads in a sharded run: of the samples and gradients of all processes."""
     run = Run("transformer", L2(0.1), "adam", rank)
-    watch = pliant.monitor(run.model, run.optimizer, units=run.handle.units, every=4)
+    watch = pliant.monitor(run.model, run.optimizer, units=run.handle.units, every=4, budget=None)
     run.train(0, 4)
     return watch.latest.values
 

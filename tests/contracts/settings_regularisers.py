@@ -23,7 +23,6 @@ METHODS: dict[str, Any] = {
     "l2_loss": L2(0.5, apply="loss"),
     "l2_effective_rank": L2EffectiveRank(0.02, l2=0.1, every=2),
     "l2_effective_rank_loss": L2EffectiveRank(0.02, l2=0.0, every=2, apply="loss", rank="gram"),
-    "l2_effective_rank_cheap": L2EffectiveRank(0.02, l2=0.1, every=3, keep=1, repeats=2, project=3),
     "l2_init": L2Init(0.5),
     "l1_init": L2Init(0.05, norm="l1"),
     "l2_init_gradient": L2Init(0.5, apply="gradient"),
@@ -41,6 +40,6 @@ METHODS: dict[str, Any] = {
     "weight_noise": WeightNoise(0.1),
     "weight_noise_relative": WeightNoise(0.05, relative_to="entry", every=2),
 }
-_DRAWS = ("spectral", "gradient_noise", "weight_noise", "l2_effective_rank_cheap")
+_DRAWS = ("spectral", "gradient_noise", "weight_noise")
 SEEDLESS: frozenset[str] = frozenset(name for name in METHODS if not name.startswith(_DRAWS))
 """Those that draw nothing, so that another seed changes nothing."""

@@ -136,6 +136,39 @@ def test_examples_of_several_shapes_cannot_be_put_together():
         optimizer.step()
 
 
+def test_a_layer_that_is_almost_silent_gets_a_step_of_any_size_unless_there_is_a_limit():
+    moved = {}
+    for name, max_norm, scale in (
+        ("plain", None, 1.0),
+        ("silent", None, 1e-6),
+        ("limited", 0.5, 1e-6),
+        ("free", 1e9, 1.0),
+    ):
+        model = make()
+        with torch.no_grad():
+            model[0].weight.mul_(scale), model[0].bias.mul_(scale)
+        before = [item.detach().clone() for item in model.parameters()]
+        model, optimizer, handle = attached(L2EffectiveRank(0.1, l2=0.0, every=1, where="0", max_norm=max_norm), model)
+        one_step(model, optimizer, handle)
+        changes = [after.detach() - start for start, after in zip(before, model.parameters(), strict=True)]
+        moved[name] = float(torch.cat([change.flatten() for change in changes]).norm())
+    assert moved["silent"] == pytest.approx(1e6 * moved["plain"], rel=1e-3)
+    assert moved["limited"] == pytest.approx(0.05, rel=1e-6)
+    assert moved["free"] == pytest.approx(moved["plain"], rel=1e-12)
+    stacked = stack([make(0), make(1)])
+    with torch.no_grad():
+        next(iter(stacked.parameters()))[1].mul_(1e-3)
+    start = [item.detach().clone() for item in stacked.parameters()]
+    optimizer = torch.optim.SGD(stacked.parameters(), lr=0.0)
+    units, xs = pliant.find_units(make(), X), torch.stack([X, X])
+    method = L2EffectiveRank(0.1, l2=0.0, every=1, max_norm=0.02)
+    handle = pliant.attach(stacked, optimizer, method, units=units, seed=(1, 2))
+    one_step(stacked, optimizer, handle, (xs, None), xs)
+    changes = [after.detach() - before for before, after in zip(start, stacked.parameters(), strict=True)]
+    lengths = torch.cat([change.flatten(1) for change in changes], 1).norm(dim=1)
+    assert torch.allclose(lengths, torch.tensor([0.002, 0.002]).double(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("apply", ["step", "loss"])
 def test_a_dead_layer_is_reported_once_and_leaves_everything_finite(apply):
     model = make()
@@ -215,6 +248,7 @@ def test_what_cannot_work_is_refused():
         ({"rank": "log-det"}, "rank"),
         ({"project": 0}, "project"),
         ({"keep": 0}, "keep"),
+        ({"max_norm": 0.0}, "max_norm"),
         ({"inputs": 0}, "inputs"),
     ):
         with pytest.raises(IllegalConfiguration, match=message):
