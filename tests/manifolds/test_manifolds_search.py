@@ -69,7 +69,7 @@ def test_the_curve_goes_from_many_blocks_at_no_distance_to_few_at_a_large_one():
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(1e-3 * torch.randn(parameter.shape, dtype=torch.float64))
-    curve = manifolds.find_partition(model, wide.units).curve
+    curve = manifolds.find_partition(model, wide.units, levels=(1e-9, 1e-4, 1e-2, 0.03, 0.4, 0.8)).curve
     assert curve[0][1:] == (28, 0.0)
     assert (14, pytest.approx(1.44e-2, rel=0.3)) in [entry[1:] for entry in curve]
     assert all(a[0] < b[0] and a[1] >= b[1] and a[2] <= b[2] for a, b in itertools.pairwise(curve))
