@@ -4,8 +4,8 @@ What keeps clones together: gradient descent on any data in any order, momentum,
 by norm, learning-rate schedules, and weight decay that is linear in the weights. Two starts are measured, because a
 plain copy hides what a *redistributed* one shows: coupled weight decay under an element-wise adaptive optimizer
 treats the unequal weights inside a block differently, and leaves. From plain copies nothing does that treats equal
-weights equally. Where all blocks are pairs, even that stays: a block of 2 x 2 on the manifold is [[a, b], [b, a]], and any
-element-wise map keeps that form.
+weights equally. Where all blocks are pairs, even that stays: a block of 2 x 2 on the manifold is
+[[a, b], [b, a]], and any element-wise map keeps that form.
 """
 
 from __future__ import annotations
