@@ -192,9 +192,10 @@ def answer(
     reversed_ = [f"`{n}`" for n in ("gradient_norm", "entropy") if found[n].overall.high < 0.5]
     if reversed_:
         lines.append(
-            f"- {' and '.join(reversed_)} point the other way from what is usually said: a network that still learns is sure "
-            "of the last task, so the next one gives it a large loss, large gradients and low entropy; one that has collapsed "
-            "gives every input nearly the same unsure answer."
+            f"- {' and '.join(reversed_)} point the other way from what was written down (large gradients and low entropy are "
+            "bad): a network that still learns is sure of the last task, so the next one gives it a large loss, large gradients "
+            "and low entropy; one that has collapsed gives every input nearly the same unsure answer. Small gradients are the "
+            "bad sign, as the diagnosis takes them; low entropy before a task is none."
         )
     return ["\n".join(lines)]
 
@@ -216,7 +217,7 @@ def milder_section(
         "## Does it tell plastic networks from others of the same age?",
         "Networks that train longer are older and less plastic, so whatever drifts with age predicts the gap. Milder runs "
         "grow as old and lose less: with weight decay on random labels, with SGD in the place of Adam on permuted inputs, with a "
-        f"quarter of the step size on bit flips ({'; '.join(counts)}). AUROC over plain and milder runs together; this is what "
+        f"quarter of the step size on bit flips ({'; '.join(counts)}). AUROC over plain and milder runs together, which are drawn together for the intervals; this is what "
         "the diagnosis weighs its findings by.",
         table(
             ["metric", "mean", *(PROBLEMS[key].title for key in together)],
