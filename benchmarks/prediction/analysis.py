@@ -278,9 +278,9 @@ def evidence(streams: Mapping[str, Runs], together: Mapping[str, Runs], found: M
         }
 
     about = {
-        "text": "AUROC of each metric for a relative gap of the probe above the threshold, where high or low values are "
-        "worse, as stated: mean over streams, 95 % interval over seeds, and each stream. 0.5 is chance; below, it pointed "
-        "the wrong way. Written by python benchmarks/prediction/analysis.py.",
+        "text": "AUROC of each metric for a relative gap of the probe above the threshold, where high or low values "
+        "are worse, as stated: mean over streams, 95 % interval over seeds, and each stream. 0.5 is chance; below it, "
+        "the metric pointed the wrong way. Written by python benchmarks/prediction/analysis.py.",
         "threshold": next(iter(streams.values())).expected["threshold"],
         "milder_seeds": {key: len(runs.milder) for key, runs in together.items()},
     }
