@@ -39,7 +39,8 @@ NO_NORM: dict[str, str] = {
     "convolutional_lstm": "but also into 'chunk'",
     "forecaster": HAS_NORM,
     **dict.fromkeys(("transformer_post_norm", "transformer_norm_first"), FUSED),
-    "hf_mixtral": "does not go into an activation alone",
+    **dict.fromkeys(("fourier_operator", "siamese_interleaved", "graph_convolution", "rotary_complex"), SHARED_OUT),
+    "hf_mixtral": SHARED_OUT,
 }
 REFUSED: dict[str, dict[str, str]] = {
     "norm": NO_NORM,
