@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import sys
 from pathlib import Path
 
@@ -40,6 +41,7 @@ Written by `python benchmarks/metrics_table.py` from `pliant.metrics.CATALOGUE`;
 
 """  # noqa: E501
 
+EVIDENCE = ROOT / "pliant" / "diagnosis" / "evidence.json"
 HEALTHY = {"high": "high", "low": "low", None: "neither"}
 
 
@@ -60,11 +62,32 @@ def cell(text: str) -> str:
 
 
 def overview() -> str:
-    lines = ["## Overview", "", "| metric | what it is | takes | per | healthy |", "|:--|:--|:--|:--|:--|"]
+    lines = [
+        "## Overview",
+        "",
+        "The last column is the AUROC, with its 95 % interval, at which the metric tells in the "
+        "[study](results/prediction.md) that a network will learn the next task worse than fresh ones: 0.5 is chance, "
+        "below it the metric points the wrong way; a dash: not studied. Poor predictors are not poor descriptions: "
+        "they say what a network looks like, and not whether it can learn.",
+        "",
+        "| metric | what it is | takes | per | healthy | predicts |",
+        "|:--|:--|:--|:--|:--|--:|",
+    ]
     lines += [
-        f"| `{i.name}` | {cell(meaning(i))} | {takes(i)} | {i.per} | {HEALTHY[i.better]} |" for i in CATALOGUE.values()
+        f"| `{i.name}` | {cell(meaning(i))} | {takes(i)} | {i.per} | {HEALTHY[i.better]} | {predicts(i)} |"
+        for i in CATALOGUE.values()
     ]
     return "\n".join(lines)
+
+
+def predicts(info: MetricInfo) -> str:
+    """What the study says, from what the diagnosis reads."""
+    entry = json.loads(EVIDENCE.read_text(encoding="utf-8")).get(info.name)
+    if entry is None:
+        return "–"
+    low, high = entry["interval"]
+    side = f", {entry['worse']} is worse" if info.better in (None, entry["worse"]) else ""
+    return f"{entry['auroc']:.2f} [{low:.2f}, {high:.2f}]{side}"
 
 
 def dependences() -> str:

@@ -248,18 +248,28 @@ def claims(found: Mapping[str, Found]) -> dict[str, bool]:
     }
 
 
+OPPOSITE = ("gradient_norm",)
+"""The diagnosis looks for gradients that vanish, where large ones had been expected to be the bad sign."""
+
+
 def evidence(streams: Mapping[str, Runs], together: Mapping[str, Runs], found: Mapping[str, Found]) -> dict[str, Any]:
     """What the diagnosis weighs its findings by: metric to what the study says of it.
 
     Over plain and milder runs together where there are both: among plain ones alone, age tells as much as most
     metrics.
     """
+    direction = next(iter(streams.values())).expected["direction"]
     commits = {r["environment"]["commit"] for runs in (together or streams).values() for r in runs.records.values()}
 
     def entry(item: Found) -> dict[str, Any]:
         by_stream = {key: i for key, i in (item.both or item.auroc).items() if not math.isnan(i.mean)}
+        sign = direction[item.name]
+        if item.name in OPPOSITE:
+            by_stream = {key: Interval(1 - i.mean, 1 - i.high, 1 - i.low) for key, i in by_stream.items()}
+            sign = -sign
         overall = mean_over(list(by_stream.values()))
         return {
+            "worse": "high" if sign > 0 else "low",
             "auroc": round(overall.mean, 3),
             "interval": [round(overall.low, 3), round(overall.high, 3)],
             "streams": {key: round(interval.mean, 3) for key, interval in by_stream.items()},
@@ -268,9 +278,9 @@ def evidence(streams: Mapping[str, Runs], together: Mapping[str, Runs], found: M
         }
 
     about = {
-        "text": "AUROC of each metric, in its unhealthy direction, for a relative gap of the probe above the "
-        "threshold: mean over streams, 95 % interval over seeds, and each stream. 0.5 is chance; below, it pointed the "
-        "wrong way. Written by python benchmarks/prediction/analysis.py.",
+        "text": "AUROC of each metric for a relative gap of the probe above the threshold, where high or low values "
+        "are worse, as stated: mean over streams, 95 % interval over seeds, and each stream. 0.5 is chance; below it, "
+        "the metric pointed the wrong way. Written by python benchmarks/prediction/analysis.py.",
         "threshold": next(iter(streams.values())).expected["threshold"],
         "milder_seeds": {key: len(runs.milder) for key, runs in together.items()},
     }

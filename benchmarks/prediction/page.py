@@ -71,17 +71,20 @@ def page(
     keys = list(streams)
     titles = [PROBLEMS[key].title for key in keys]
     records = [record for runs in streams.values() for record in runs.records.values()]
+    all_records = [record for runs in (together or streams).values() for record in runs.records.values()]
     environment = records[0]["environment"]
-    commits = ", ".join(sorted({record["environment"]["commit"] for record in records}))
+    commits = ", ".join(sorted({record["environment"]["commit"] for record in all_records}))
     groups: dict[str, list[str]] = {"good": [], "fair": [], "poor": [], "wrong way": []}
     for name in order:
         if name not in baselines:
             groups[verdict(found[name])].append(f"`{name}`")
     kept = sum(claims.values())
+    num_milder = sum(len(runs.milder) for runs in together.values())
+    milder = f", {num_milder} of milder training" if num_milder else ""
     parts = [
         "# How well metrics predict lost plasticity",
         "Written by `python benchmarks/prediction/analysis.py` from the records of `python benchmarks/prediction/study.py` "
-        f"({len(records)} runs of plain training, commit {commits}, PyTorch {environment['torch']}, one thread of a CPU).",
+        f"({len(records)} runs of plain training{milder}, commits {commits}, PyTorch {environment['torch']}, one thread of a CPU).",
         "## Question",
         "A metric is read off a network at a task boundary. How well does it tell whether the network will learn the task "
         "to come worse than freshly initialised networks do? That it does is what the probe measures: a copy of the network "
@@ -94,7 +97,7 @@ def page(
         ),
         "## Answer",
         *answer(groups, found, order, baselines),
-        "![AUROC of each metric](../images/prediction.svg)",
+        "![AUROC of each metric, plain and milder runs together](../images/prediction.svg)",
         "## Does it tell bad boundaries from good ones?",
         "AUROC: the chance that a boundary with an event has the worse value than one without, whichever runs of the stream "
         "they come from; 0.5 is chance, below it the metric points the wrong way. 95 % bootstrap intervals over seeds. The "
@@ -158,6 +161,9 @@ def page(
         "order may differ; the command takes minutes, so measure yours.",
         "- Nothing here says whether a metric that a method improves has brought plasticity back.",
         "- A correlation with a gap is no cause of it.",
+        "- Milder training was not tuned: the weight decay was tried on seed 100, SGD had been seen to keep its plasticity on "
+        "seed 100, the smaller step size was not tried. On permuted inputs it is another optimizer, and a metric that reads a "
+        "step, or the size of weights, sees that too.",
         "- `saturated_fraction` and `frozen_fraction` say little beyond `dead_fraction` here, because ReLU is the activation "
         "function of all three networks.",
     ]  # fmt: skip
@@ -192,9 +198,10 @@ def answer(
     reversed_ = [f"`{n}`" for n in ("gradient_norm", "entropy") if found[n].overall.high < 0.5]
     if reversed_:
         lines.append(
-            f"- {' and '.join(reversed_)} point the other way from what is usually said: a network that still learns is sure "
-            "of the last task, so the next one gives it a large loss, large gradients and low entropy; one that has collapsed "
-            "gives every input nearly the same unsure answer."
+            f"- {' and '.join(reversed_)} point the other way from what was written down (large gradients and low entropy are "
+            "bad): a network that still learns is sure of the last task, so the next one gives it a large loss, large gradients "
+            "and low entropy; one that has collapsed gives every input nearly the same unsure answer. Small gradients are the "
+            "bad sign, as the diagnosis takes them; low entropy before a task is none."
         )
     return ["\n".join(lines)]
 
@@ -216,7 +223,7 @@ def milder_section(
         "## Does it tell plastic networks from others of the same age?",
         "Networks that train longer are older and less plastic, so whatever drifts with age predicts the gap. Milder runs "
         "grow as old and lose less: with weight decay on random labels, with SGD in the place of Adam on permuted inputs, with a "
-        f"quarter of the step size on bit flips ({'; '.join(counts)}). AUROC over plain and milder runs together; this is what "
+        f"quarter of the step size on bit flips ({'; '.join(counts)}). AUROC over plain and milder runs together, which are drawn together for the intervals; this is what "
         "the diagnosis weighs its findings by.",
         table(
             ["metric", "mean", *(PROBLEMS[key].title for key in together)],
@@ -274,7 +281,9 @@ def mean(found: Mapping[str, Interval]) -> str:
 
 def figure(streams: Mapping[str, Runs], found: Mapping[str, Found], baselines: Sequence[str]) -> str:
     """AUROC of each metric: a dot per stream, a bar for the interval of the mean."""
-    order = sorted(found, key=lambda name: -found[name].overall.mean)
+    of_stream = {name: item.both or item.auroc for name, item in found.items()}
+    means = {name: item.together if item.both else item.overall for name, item in found.items()}
+    order = sorted(found, key=lambda name: -means[name].mean)
     left, width, top, row = 250, 900, 74, 21
     height = top + row * len(order) + 46
 
@@ -301,21 +310,21 @@ def figure(streams: Mapping[str, Runs], found: Mapping[str, Found], baselines: S
     lines.append(f'<text x="{x(0.5)}" y="{bottom + 36}" text-anchor="middle">AUROC (0.5: chance)</text>')
     for place, name in enumerate(order):
         y = top + row * place + 6
-        item = found[name]
+        overall = means[name]
         weight = "" if name in baselines else ' class="name"'
         lines.append(f'<text{weight} x="{left - 14}" y="{y + 4}" text-anchor="end">{plain(name)}</text>')
-        low, high = x(item.overall.low), x(item.overall.high)
+        low, high = x(overall.low), x(overall.high)
         lines.append(
             f'<rect x="{low}" y="{y - 5}" width="{max(1.0, round(high - low, 1))}" height="10" fill="var(--axis)" '
             'opacity=".35"/>'
         )
         lines.append(
-            f'<line x1="{x(item.overall.mean)}" x2="{x(item.overall.mean)}" y1="{y - 6}" y2="{y + 6}" stroke="var(--ink)" '
+            f'<line x1="{x(overall.mean)}" x2="{x(overall.mean)}" y1="{y - 6}" y2="{y + 6}" stroke="var(--ink)" '
             'stroke-width="2"/>'
         )
         for colour, key in enumerate(streams):
-            if not math.isnan(item.auroc[key].mean):
-                lines.append(f'<circle cx="{x(item.auroc[key].mean)}" cy="{y}" r="4.5" fill="var(--c{colour})"/>')
+            if not math.isnan(of_stream[name][key].mean):
+                lines.append(f'<circle cx="{x(of_stream[name][key].mean)}" cy="{y}" r="4.5" fill="var(--c{colour})"/>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 

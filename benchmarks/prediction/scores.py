@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -92,6 +93,7 @@ def partial_rank_correlation(a: Sequence[float], b: Sequence[float], given: Sequ
     return _correlation(*left)
 
 
+@functools.cache
 def _draws(num_seeds: int, num: int = 2000) -> np.ndarray:
     """How often each seed is drawn, ``[num, seeds]``: always the same draws, with replacement."""
     chosen = np.random.default_rng(0).integers(0, num_seeds, (num, num_seeds))

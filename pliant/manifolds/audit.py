@@ -4,8 +4,8 @@ What keeps clones together: gradient descent on any data in any order, momentum,
 by norm, learning-rate schedules, and weight decay that is linear in the weights. Two starts are measured, because a
 plain copy hides what a *redistributed* one shows: coupled weight decay under an element-wise adaptive optimizer
 treats the unequal weights inside a block differently, and leaves. From plain copies nothing does that treats equal
-weights equally. Between pairs, even that stays: a block of 2 x 2 on the manifold is [[a, b], [b, a]], and any
-element-wise map keeps that form.
+weights equally. Where all blocks are pairs, even that stays: a block of 2 x 2 on the manifold is
+[[a, b], [b, a]], and any element-wise map keeps that form.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration
 from pliant.manifolds.confinement import AfterStep, Confinement, confinement, norm_of
@@ -128,7 +129,7 @@ def audit(
     """
     if partition.is_trivial:
         raise IllegalConfiguration("every block of the partition is a single unit: there are no clones to audit.")
-    bare = _prepared(model)
+    bare, batches = _prepared(model), _in_float64(inputs)
     starts = _starts(bare, partition, seed)
     lr = float(optimizer.param_groups[0]["lr"])
 
@@ -149,7 +150,7 @@ def audit(
                 continue
             with _rate(start, rates):
                 results.append(
-                    confinement(start, partition, inputs, loss, make, steps=steps, after_step=after, seed=seed)
+                    confinement(start, partition, batches, loss, make, steps=steps, after_step=after, seed=seed)
                 )
         assert results[0] is not None
         verdict = _verdict(results[0], results[1], tolerance)
@@ -194,6 +195,20 @@ def _prepared(model: nn.Module) -> nn.Module:
     for path, key, _ in random_rates(bare):
         setattr(bare.get_submodule(path), key, 0.0)
     return bare
+
+
+def _in_float64(inputs: Any) -> Any:
+    """A batch whose floating-point tensors are of the copies' type; of a function, of what it returns."""
+    if callable(inputs):
+
+        def made(step: int) -> tuple[Any, Callable[[Any], Tensor]]:
+            batch, loss = inputs(step)
+            return _in_float64(batch), loss
+
+        return made
+    return pytree.tree_map(
+        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, inputs
+    )
 
 
 def _starts(model: nn.Module, partition: Partition, seed: int) -> tuple[nn.Module, nn.Module | None]:

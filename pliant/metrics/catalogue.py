@@ -267,7 +267,7 @@ _ENTRIES = (
         {},
     ),
     MetricInfo(
-        "churn", outputs.churn, "outputs", "network", "low",
+        "churn", outputs.churn, "outputs", "network", None,
         _MEAN,
         "No: a difference of outputs.",
         'Yes: proportional; kind="argmax" is not.',

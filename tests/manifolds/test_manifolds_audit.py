@@ -187,6 +187,22 @@ def test_attached_methods_are_measured_as_they_are():
         assert all(verdicts[repr(method)] == verdict for method in chosen), verdicts
 
 
+def test_a_network_in_single_precision_is_audited_in_double():
+    own = tanh_net()
+    model, x = copy.deepcopy(own.model).float(), own.batch.float()
+    wide = manifolds.clone(model, 3, x)
+    adam = o.Adam(wide.model.parameters(), lr=1e-2, weight_decay=0.05)
+    labels = torch.randint(0, 2, (64,))
+    for inputs in (x, lambda step: (x[step : step + 9], lambda output: output.square().sum())):
+        found = manifolds.audit(
+            wide.model, wide.partition, inputs, lambda y: nn.functional.cross_entropy(y, labels), adam, steps=10
+        )
+        assert [item.verdict for item in found.settings] == ["stays", "leaves from a redistributed leaf"]
+    assert next(wide.model.parameters()).dtype == torch.float32
+    assert manifolds.trap_test(wide.model, wide.partition, x, lambda y: y.square().sum(), optimizer=adam).stays
+    assert manifolds.certificate(wide.model, wide.partition).holds
+
+
 def test_a_partition_with_blocks_on_one_side_only_has_no_other_leaf():
     own = tanh_net()
     wide = manifolds.clone(own.model, {"0": 2}, own.batch, units=own.units)

@@ -119,6 +119,22 @@ def test_samples_one_by_one_certify_more_than_a_batch():
     assert found.samples <= 1e-12
 
 
+def test_the_update_is_the_optimizers_own_and_may_leave_where_the_gradient_does_not():
+    own, wide = net("mlp"), doubled("mlp")
+    optimizer = torch.optim.SGD(wide.model.parameters(), lr=0.1, momentum=0.9)
+    even = manifolds.trap_test(wide.model, wide.partition, own.batch, zoo.loss_of, optimizer=optimizer)
+    assert even.update is not None
+    assert even.update.norm == pytest.approx(0.1 * even.gradient.norm, rel=1e-9)
+    weight = wide.model[0].weight
+    optimizer.state[weight]["momentum_buffer"] = torch.randn_like(weight)  # gathered before they were clones
+    found = manifolds.trap_test(wide.model, wide.partition, own.batch, zoo.loss_of, optimizer=optimizer)
+    assert found.gradient.share <= 1e-12
+    assert found.update is not None
+    assert found.update.share > 0.1
+    assert not found.stays
+    assert even.stays
+
+
 def test_a_redistribution_has_the_distance_that_was_asked_for():
     wide = doubled("resnet_basic")
     state = manifolds.redistributed(wide.model, wide.partition, scale=0.25)

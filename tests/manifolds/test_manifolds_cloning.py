@@ -197,6 +197,7 @@ def test_wrong_requests_name_the_group():
     refused("mlp", {"nothing": 2}, "no unit group 'nothing'.*: 0, 2")
     refused("mlp", {"0": [1, 2]}, "'0' has 8 units")
     refused("mlp", {"0": 0}, "1 or more")
+    refused("mlp", 1.5, "factor=1.5")
     refused("vit", {"block.attn.qkv:head_dims": 2}, "inside heads", NotYetSupported)
     refused("mlp", {"0": 2}, "must add up to one", split={"0": [0.5, 0.6] * 8})
     refused("mlp", {"0": 2}, "8 shares.*16 copies", split={"0": [0.5] * 8})

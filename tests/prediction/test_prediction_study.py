@@ -129,3 +129,15 @@ def test_twins_are_drawn_as_the_networks_are() -> None:
                 assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.35), name
             else:
                 assert (ours == 0).all() == (theirs == 0).all(), name
+
+
+def test_the_page_and_the_evidence_are_what_the_records_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert analysis.main(["--check"]) == 0, capsys.readouterr().out
+    evidence = json.loads(analysis.EVIDENCE.read_text(encoding="utf-8"))
+    page = analysis.PAGE.read_text(encoding="utf-8")
+    for name, entry in evidence.items():
+        if name != "about":
+            assert f"`{name}`" in page
+            assert entry["interval"][0] <= entry["auroc"] <= entry["interval"][1]
+            assert entry["seeds"] >= 10
+            assert len(entry["streams"]) == (2 if name == "entropy" else 3)
