@@ -157,6 +157,8 @@ is that of the mechanism's strongest score against the healthy networks.
 
 ![ROC](../images/diagnosis_roc.svg)
 
+True positives against false alarms, a line per dose; the number behind each dose is the area under its curve.
+
 ## False alarms
 
 Networks of the judging half as they begin, and after brief training; an alarm is any finding above a note.
