@@ -34,13 +34,14 @@ KINDS: Mapping[str, Kind] = {
 }
 """How a metric is scored, see :func:`score`. Entropy is shown and never scored: a network that has learned is sure."""
 
-_STUDIED = {
-    "copied_fraction": "cloned_fraction",
-    "dependent_fraction": "numerical_rank",
-    "largest_row": "weight_growth",
-    "certain_and_wrong": "entropy",
-    "output_deviation": "output_diversity",
+_STUDIED: Mapping[str, tuple[str, Literal["high", "low"]]] = {
+    "copied_fraction": ("cloned_fraction", "high"),
+    "dependent_fraction": ("numerical_rank", "low"),
+    "largest_row": ("weight_growth", "high"),
+    "output_deviation": ("output_diversity", "low"),
 }
+"""The nearest metric of the study, where it has not the metric itself, and which of its values are bad. (Certain and
+wrong is not what entropy says.)"""
 _INFINITE = 40.0  # the score of a reading of zero whose twins' are not: two to the fortieth
 _NAMES = {
     "dead_fraction": "are dead: exactly zero on every sample",
@@ -114,7 +115,7 @@ def findings(
         if not others and severity == "severe":
             severity = "warning"  # how a fresh network would look is not known
         sentence = _sentence(metric, layer, reading, others)
-        weight = weight_of(_STUDIED.get(metric, metric))
+        weight = weight_of(*_STUDIED.get(metric, (metric, "low" if KINDS[metric] == "low" else "high")))
         found.append(
             Finding(mechanism, severity, layer, metric, reading.value, others, reading.size, got, sentence, weight)
         )

@@ -22,6 +22,7 @@ class Weight:
     """How well a metric foretold, in the prediction study, that a network learns a new task worse than a fresh one.
 
     Attributes:
+        metric: The metric of the study.
         auroc: Area under the ROC curve; 0.5 is chance.
         low: Lower bound of its 95 % interval.
         high: Upper bound.
@@ -30,6 +31,7 @@ class Weight:
         commit: The commit that was measured.
     """
 
+    metric: str
     auroc: float
     low: float
     high: float
@@ -44,7 +46,7 @@ class Weight:
 
     def __str__(self) -> str:
         words = {"strong": "a good predictor", "weak": "a weak predictor", "none": "no predictor"}[self.strength]
-        return f"{words} in the study (AUROC {self.auroc:.2f}, {self.low:.2f} to {self.high:.2f})"
+        return f"{self.metric} was {words} in the study (AUROC {self.auroc:.2f}, {self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Finding:
         size: Units of the layer where ``value`` is a fraction of them, samples where it is one of these; else 0.
         score: What the thresholds are on: the larger, the worse.
         sentence: What was found, for a reader.
-        weight: How well this metric predicts lost plasticity, ``None`` if it has not been studied.
+        weight: How well this metric, or the nearest one in the study, predicts lost plasticity; ``None`` if that has
+            not been studied.
     """
 
     mechanism: str
@@ -91,7 +94,7 @@ class Finding:
             num = len(self.twins)
             is_beyond = all(self.value > twin for twin in self.twins) or all(self.value < twin for twin in self.twins)
             against = f"beyond {'all' if is_beyond else 'most'} of {num} fresh twins" if num > 1 else "beside one twin"
-        return f"{against}; {self.weight or 'what it means for learning is not yet weighed'}"
+        return f"{against}; {self.weight or f'{self.metric} is not yet weighed by a study'}"
 
 
 @dataclass(frozen=True)

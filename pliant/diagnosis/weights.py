@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib import resources
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pliant.diagnosis.findings import Weight
 
@@ -28,14 +28,21 @@ def thresholds() -> dict[str, Thresholds]:
 
 
 @cache
-def weight_of(metric: str) -> Weight | None:
-    """What the study says of a metric, from ``evidence.json``; ``None`` where it has not been studied."""
+def weight_of(metric: str, worse: Literal["high", "low"]) -> Weight | None:
+    """What the study says of a metric, from ``evidence.json``; ``None`` where it has not been studied.
+
+    Args:
+        metric: Its name in the study.
+        worse: Which values a finding calls bad. Where the study has it the other way, its area is turned over.
+    """
     text = _read("evidence.json")
     entry = json.loads(text).get(metric) if text else None
     if entry is None:
         return None
-    low, high = entry["interval"]
-    return Weight(entry["auroc"], low, high, tuple(entry["streams"]), int(entry["seeds"]), entry["commit"])
+    auroc, (low, high) = entry["auroc"], entry["interval"]
+    if entry.get("worse", worse) != worse:
+        auroc, low, high = 1 - auroc, 1 - high, 1 - low
+    return Weight(metric, auroc, low, high, tuple(entry["streams"]), int(entry["seeds"]), entry["commit"])
 
 
 def _read(name: str) -> str | None:

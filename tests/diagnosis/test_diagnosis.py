@@ -19,7 +19,7 @@ from benchmarks.diagnosis.planted import DOSES, MECHANISM_OF, activation_of, bat
 from pliant.diagnosis import TrainsLike
 from pliant.diagnosis.evidence import score
 from pliant.diagnosis.findings import Weight
-from pliant.diagnosis.weights import thresholds
+from pliant.diagnosis.weights import thresholds, weight_of
 from pliant.mechanisms import MECHANISMS
 from pliant.probe import RandomLabels, probe
 
@@ -110,11 +110,22 @@ def test_thresholds_and_mechanisms_are_known():
 
 
 @pytest.mark.parametrize(
-    ("low", "word"), [(0.45, "no predictor"), (0.6, "a weak predictor"), (0.8, "a good predictor")]
+    ("low", "word"), [(0.45, "was no predictor"), (0.6, "was a weak predictor"), (0.8, "was a good predictor")]
 )
 def test_evidence_is_weighed_by_the_study(low, word):
-    weight = Weight(0.85, low, 0.9, ("a", "b", "c"), 10, "abc")
-    assert str(weight).startswith(word)
+    weight = Weight("dead_fraction", 0.85, low, 0.9, ("a", "b", "c"), 10, "abc")
+    assert str(weight).startswith(f"dead_fraction {word}")
+
+
+def test_the_study_is_read_in_the_direction_of_the_finding():
+    high, low = weight_of("dead_fraction", "high"), weight_of("dead_fraction", "low")
+    assert len(high.streams) >= 3
+    assert 0.5 < high.low < high.auroc < high.high
+    assert (low.auroc, low.low, low.high) == pytest.approx((1 - high.auroc, 1 - high.high, 1 - high.low))
+    assert weight_of("nothing", "high") is None
+    found = diagnose(kill(mlp(), 8), data(), twins=2).of("dead_units")[0]
+    assert found.weight == high
+    assert "beyond all of 2 fresh twins; dead_fraction was" in found.sureness
 
 
 def test_loss_that_never_fell_is_remarked_and_a_probe_decides():
