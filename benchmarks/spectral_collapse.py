@@ -35,6 +35,7 @@ STEPS = EPOCHS * math.ceil(EXAMPLES / BATCH)
 EPS = 1 / (2 * LR * STEPS)
 FACTORS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 PUBLISHED = (0.01, 0.03, 0.1)
+QUANTILES = (0.1, 0.5, 0.9, 1.0)
 MEASURES = {
     "share": "GGN, share above eps*",
     "kernel": "kernel, share above eps*",
@@ -146,7 +147,7 @@ def measured(model: Any, x: Any, y: Any, *, spectrum: bool) -> dict[str, Any]:
     }
     if spectrum:
         values = ggn.eigenvalues()
-        found["eigenvalues"] = [float(f"{value:.4g}") for value in values.tolist()]
+        found["quantiles"] = np.quantile(values.numpy(), QUANTILES).tolist()
         size = ggn.num_parameters
         found["exact"] = [float((values.abs() > eps).sum()) / size for eps in PUBLISHED]
         found["published"] = published_recipe(model, few)
@@ -296,6 +297,19 @@ def by_eps(plain: list[dict[str, Any]]) -> list[str]:
     return rows("eps / eps* | share, before tasks 2 to 4 | last 5 | rank correlation with accuracy", body)
 
 
+def by_spectrum(runs: list[dict[str, Any]]) -> list[str]:
+    """Quantiles of the spectrum, early and late, as means of their logarithms."""
+    body = []
+    for name in METHODS:
+        found = [run for run in runs if run["method"] == name]
+        for title, index in (("task 2", 1), ("the last", -1)) if found else ():
+            values = np.array([run["tasks"][index]["quantiles"] for run in found])
+            means = np.exp(np.log(np.maximum(values, 1e-12)).mean(0))
+            cells = [f"{value:.1e}" if value > 1e-8 else "0" for value in means]
+            body.append([f"`{name}`", title, *cells])
+    return rows("eigenvalues of the GGN | before task | " + " | ".join(f"{q:.0%}" for q in QUANTILES), body)
+
+
 def by_estimator(plain: list[dict[str, Any]]) -> list[str]:
     """The published recipe beside the truth."""
     body = []
@@ -315,10 +329,12 @@ def tables(runs: list[dict[str, Any]]) -> str:
     note = (
         f"{len(runs)} runs; 64-{WIDTH}-{WIDTH}-10, Adam, step size {LR:g}, {TASKS} tasks of {EXAMPLES} digits with "
         f"random labels, {STEPS} steps each in batches of {BATCH}; eps* = {EPS:.3g}, {SAMPLES} samples. Means with "
-        "95 % intervals over seeds; those of AUROC by bootstrap over the runs of all methods. Correlations, leads (in "
+        "95 % intervals over seeds (geometric means of eigenvalues); those of AUROC by bootstrap "
+        "over the runs of all methods. Correlations, leads (in "
         f"tasks) and the last two tables are of `backprop`. Measuring took {share:.0f} % of the time. Commit {commits}."
     )
-    lines = [*by_method(runs), *by_measure(runs, plain), *by_eps(plain), *by_estimator(plain), note]
+    parts = (by_method(runs), by_spectrum(runs), by_measure(runs, plain), by_eps(plain), by_estimator(plain))
+    lines = [*(line for part in parts for line in part), note]
     return "\n".join(lines)
 
 

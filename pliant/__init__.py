@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pliant.attach import attach
+    from pliant.diagnosis import Diagnosis, diagnose
     from pliant.errors import (
         IllegalConfiguration,
         NoEffect,
@@ -83,6 +84,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "WandbWriter",
     "fresh_twin",
     "probe",
+    "diagnose",
+    "Diagnosis",
     "ProbeResult",
     "live_twin",
     "LiveTwin",
@@ -179,6 +182,8 @@ _SOURCES = {
     "WandbWriter": "pliant.monitor",
     "monitor": "pliant.monitor",
     "fresh_twin": "pliant.fresh",
+    "diagnose": "pliant.diagnosis",
+    "Diagnosis": "pliant.diagnosis",
     "LiveTwin": "pliant.probe",
     "live_twin": "pliant.probe",
     "ProbeResult": "pliant.probe",

@@ -1,8 +1,8 @@
-"""The command line: ``pliant demo | run | list | show | report | units``.
+"""The command line: ``pliant demo | run | list | show | report | units | diagnose``.
 
 Each command is a dataclass in :mod:`pliant.commands`: its fields are the options, its ``run`` does the work. Whatever
 a user may get wrong ends in one line on stderr and exit code 2; exit code 1 means that a run failed, 130 that it was
-interrupted. Nothing here imports PyTorch, so that help and errors come at once.
+interrupted, 3 to 5 what ``diagnose`` found. Nothing here imports PyTorch, so that help and errors come at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after ``pliant``; None: those of this process.
 
     Returns:
-        The exit code: 0, 1 where a run failed, 2 for what the user can mend, 130 after Ctrl-C.
+        The exit code: 0, 1 where a run failed, 2 for what the user can mend, 3 to 5 as a diagnosis says, 130 after
+        Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

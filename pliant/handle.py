@@ -162,6 +162,10 @@ class Handle:
         """
         return self._collector.unheard
 
+    def waiting_for(self, call: str) -> tuple[str, ...]:
+        """Methods that still wait for a call of this handle: ``"penalty"``, ``"batch"`` or ``"task_boundary"``."""
+        return self._reminders.waiting_for(call)
+
     def task_boundary(self, data: Any = None) -> None:
         """Tell the interventions that the data has changed (for those that need to know).
 

@@ -41,6 +41,10 @@ class Reminders:
         steps = {"penalty": PENALTY_AFTER, "batch": PENALTY_AFTER, "task_boundary": BOUNDARY_AFTER}
         self.next = min((steps[call] for call, names in self._waiting.items() if names), default=sys.maxsize)
 
+    def waiting_for(self, call: str) -> tuple[str, ...]:
+        """Names of the methods that wait for a call which has not come: ``penalty``, ``batch`` or ``task_boundary``."""
+        return tuple(self._waiting[call])
+
     def called(self, call: str) -> None:
         """The user has made the call: nobody waits for it any more."""
         if self._waiting[call]:

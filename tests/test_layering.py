@@ -28,6 +28,7 @@ LAYERS: list[set[str]] = [
     {"attach", "monitor"},
     {"probe"},
     {"bench", "report"},
+    {"diagnosis"},
     {"commands"},
     {"cli"},
 ]

@@ -16,7 +16,7 @@ from pliant.commands import COMMANDS
 PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor Alarm CSVWriter JSONLWriter MLflowWriter TensorBoardWriter WandbWriter",
-    "fresh_twin probe ProbeResult live_twin LiveTwin",
+    "fresh_twin probe ProbeResult live_twin LiveTwin diagnose Diagnosis",
     "attach Handle",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
     "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2EffectiveRank L2Init LayerReset",
@@ -34,6 +34,7 @@ OPTIONS = {
     "show": "debug name",
     "report": "csv debug figure folder markdown metric out stream",
     "units": "debug input model verify",
+    "diagnose": "batch checkpoint debug html json loss mode model seed twins units",
 }
 
 METHODS = {
@@ -94,8 +95,8 @@ MANIFOLDS = """
     Audit Certificate Clone Collapsed Condition Confinement Distance DropoutBurst Escape FoundPartition FrozenGroup
     FrozenUnits NoiseBurst NormalShare Partition Setting Stability TrapTest UnitSpread audit certificate clone
     collapse confinement dimension distance drift_after_freezing escape escape_rate find_partition frozen_units
-    kicked matching_optimizer normal_part partition project redistributed reset_clones residual stability trap_test
-    variance_ratio
+    kicked matching_optimizer normal_part partition project redistributed reset_clones residual stability
+    transformed_tensors trap_test variance_ratio
 """
 
 SPECTRUM = """

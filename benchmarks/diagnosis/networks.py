@@ -73,11 +73,12 @@ def mlp(activation: str) -> nn.Module:
 
 
 def convnet(activation: str) -> nn.Module:
-    """Two convolutions and a linear layer, without a norm."""
+    """Two convolutions with group norm, pooled and flattened into a linear layer."""
     act = MODULES[activation]
     return nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1), act(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3, padding=1), act(),
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 64), act(), nn.Linear(64, CLASSES),
+        nn.Conv2d(3, 32, 3, padding=1), nn.GroupNorm(1, 32), act(), nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1), nn.GroupNorm(1, 64), act(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(256, 64), nn.LayerNorm(64), act(), nn.Linear(64, CLASSES),
     )  # fmt: skip
 
 
@@ -169,7 +170,7 @@ def gpt2(activation: str) -> nn.Module:
 
 NETWORKS = (
     Network("mlp", "fit", mlp, vectors, "4"),
-    Network("convnet", "fit", convnet, images, "9"),
+    Network("convnet", "fit", convnet, images, "12"),
     Network("encoder", "fit", Encoder, images, "head"),
     Network("mlp_functional", "judge", FunctionalMLP, vectors, "head"),
     Network("convnet_batch_norm", "judge", FunctionalConvNet, images, "head"),

@@ -7,16 +7,26 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from networks import NETWORKS, Network
 from torch import Tensor, nn
 
-import pliant
-from pliant.units.group import UnitGroup
+from benchmarks.diagnosis.networks import NETWORKS, Network
+from pliant.probe.objective import Objective
+from pliant.units import UnitGraph, UnitGroup
 
-__all__ = ["BATCH", "DOSES", "MECHANISM_OF", "PATHOLOGIES", "activation_of", "batch_of", "healthy", "network", "planted"]
+__all__ = [
+    "BATCH",
+    "DOSES",
+    "MECHANISM_OF",
+    "PATHOLOGIES",
+    "activation_of",
+    "batch_of",
+    "healthy",
+    "network",
+    "planted",
+]
 
 DOSES = (0.05, 0.2, 1.0)
-BATCH = 192
+BATCH = 128
 MECHANISM_OF = {
     "dead_layer": "dead_units",
     "saturated": "saturated_units",
@@ -45,13 +55,13 @@ def batch_of(net: Network, seed: int, size: int = BATCH) -> Any:
     return net.data(torch.Generator().manual_seed(10_000 + seed), size)
 
 
-def healthy(net: Network, activation: str, seed: int, steps: int, lr: float = 1e-3) -> nn.Module:
+def healthy(net: Network, activation: str, seed: int, steps: int, lr: float = 3e-4) -> nn.Module:
     """A network as it begins, or trained briefly with Adam."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = net.make(activation)
         optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-        objective, generator = pliant.probe.Objective(), torch.Generator().manual_seed(seed)
+        objective, generator = Objective(), torch.Generator().manual_seed(seed)
         for _ in range(steps):
             loss = objective(model, net.data(generator, 64)).loss
             optimizer.zero_grad()
@@ -60,21 +70,24 @@ def healthy(net: Network, activation: str, seed: int, steps: int, lr: float = 1e
     return model
 
 
-def planted(net: Network, model: nn.Module, pathology: str, dose: float, seed: int) -> tuple[nn.Module, str]:
-    """A copy of a network with a pathology, and the layer that has it."""
+def planted(
+    net: Network, model: nn.Module, pathology: str, dose: float, seed: int, batch: Any, units: UnitGraph
+) -> tuple[nn.Module, str]:
+    """A copy of a network with a pathology, and the layer that has it; the batch is the one that will be looked at."""
     model = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
-    batch = batch_of(net, seed + 500)
     if pathology == "collapsed_softmax":
         _collapse(net, model, dose, batch, generator)
         return model, net.head
-    inputs = batch if isinstance(batch, dict) else batch[0]
-    groups = [group for group in pliant.find_units(model, inputs) if group.site == "hidden"]
+    groups = [group for group in units if group.site == "hidden"]
     group = groups[int(torch.randint(len(groups), (), generator=generator))]
     count = max(1, round(dose * group.size))
     units = torch.randperm(group.size, generator=generator)[:count]
     with torch.no_grad():
-        PATHOLOGIES[pathology](model, group, units, generator)
+        if pathology == "rank_one":
+            _rank_one(model, group, units, generator, any_size=_keeps_shape(group, pathology, seed))
+        else:
+            PATHOLOGIES[pathology](model, group, units, generator)
     return model, group.name
 
 
@@ -94,7 +107,7 @@ def _rows(tensor: Tensor, dim: int) -> Tensor:
 
 def _offset(model: nn.Module, group: UnitGroup) -> tuple[Tensor, Tensor] | None:
     """What is added last to the units' pre-activations: a norm's offset, else a bias."""
-    names = {name: tensor for name, tensor in model.named_parameters()}
+    names = dict(model.named_parameters())
     for role in ("carried", "incoming"):
         for piece in group.role(role):
             if piece.name.endswith("bias"):
@@ -135,8 +148,14 @@ def _cloned(model: nn.Module, group: UnitGroup, units: Tensor, generator: torch.
             _copy(model, group, int(block[0]), block[1:], torch.ones(len(block) - 1))
 
 
-def _rank_one(model: nn.Module, group: UnitGroup, units: Tensor, generator: torch.Generator) -> None:
-    scales = 0.5 + torch.rand(len(units), generator=generator)
+def _keeps_shape(group: UnitGroup, pathology: str, seed: int) -> bool:
+    """Whether a multiple of a unit's incoming weights gives a multiple of its activations."""
+    return activation_of(pathology, seed) == "relu" and not group.role("carried")
+
+
+def _rank_one(model: nn.Module, group: UnitGroup, units: Tensor, generator: torch.Generator, *, any_size: bool) -> None:
+    """All units become one feature, of any size where the activation function keeps its shape then."""
+    scales = 0.5 + torch.rand(len(units), generator=generator) if any_size else torch.ones(len(units))
     _copy(model, group, int(units[0]), units, scales)
 
 
@@ -151,10 +170,8 @@ def _collapse(net: Network, model: nn.Module, dose: float, batch: Any, generator
     head = model.get_submodule(net.head)
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().flatten(0, -2)))
-    with torch.no_grad():
-        model.eval()
+    with torch.no_grad(), torch.random.fork_rng():
         model(**batch) if isinstance(batch, dict) else model(batch[0])
-        model.train()
         handle.remove()
         weight: Tensor = head.weight  # type: ignore[assignment]
         along = seen[0] - seen[0].mean(0)
@@ -162,19 +179,21 @@ def _collapse(net: Network, model: nn.Module, dose: float, batch: Any, generator
         height = seen[0] @ direction
         threshold = torch.quantile(height, 1 - dose) if dose < 1 else height.mean() - 50 * height.std()
         gain = 400 / height.std()
+        taken = 0  # a class to which none or few of these samples belong
+        if not isinstance(batch, dict):
+            taken = int(torch.bincount(batch[1][height >= threshold], minlength=len(weight)).argmin())
         if head.bias is None:  # the mean feature stands for a bias
             mean = seen[0].mean(0)
-            weight[0] = gain * (direction - (threshold / mean.square().sum()) * mean)
+            weight[taken] = gain * (direction - (threshold / mean.square().sum()) * mean)
         else:
-            weight[0] = gain * direction
-            head.bias[0] = -gain * threshold
+            weight[taken] = gain * direction
+            head.bias[taken] = -gain * threshold
 
 
 PATHOLOGIES: dict[str, Callable[[nn.Module, UnitGroup, Tensor, torch.Generator], None]] = {
     "dead_layer": _dead,
     "saturated": _saturated,
     "cloned_blocks": _cloned,
-    "rank_one": _rank_one,
     "exploded_weights": _exploded,
 }
-"""Pathologies of units; ``collapsed_softmax`` is one of the head."""
+"""Pathologies of units, beside ``rank_one``; ``collapsed_softmax`` is one of the head."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pliant.commands.base import Command
 from pliant.commands.demo import Demo
+from pliant.commands.diagnose import Diagnose
 from pliant.commands.listing import List
 from pliant.commands.report import Report
 from pliant.commands.run import Run
@@ -19,5 +20,6 @@ COMMANDS: dict[str, type[Command]] = {
     "show": Show,
     "report": Report,
     "units": Units,
+    "diagnose": Diagnose,
 }
 """The commands by name, in the order in which help shows them."""

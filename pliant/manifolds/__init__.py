@@ -9,6 +9,7 @@ from pliant.manifolds.dynamics import matching_optimizer
 from pliant.manifolds.escape import Escape, escape, escape_rate, variance_ratio
 from pliant.manifolds.frozen import FrozenGroup, FrozenUnits, drift_after_freezing, frozen_units
 from pliant.manifolds.kicks import DropoutBurst, NoiseBurst, kicked, reset_clones
+from pliant.manifolds.linearity import transformed_tensors
 from pliant.manifolds.partition import Partition, partition
 from pliant.manifolds.projection import Distance, dimension, distance, normal_part, project, residual
 from pliant.manifolds.redistribution import redistributed
@@ -57,6 +58,7 @@ __all__ = [
     "reset_clones",
     "residual",
     "stability",
+    "transformed_tensors",
     "trap_test",
     "variance_ratio",
 ]

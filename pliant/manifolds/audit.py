@@ -4,8 +4,8 @@ What keeps clones together: gradient descent on any data in any order, momentum,
 by norm, learning-rate schedules, and weight decay that is linear in the weights. Two starts are measured, because a
 plain copy hides what a *redistributed* one shows: coupled weight decay under an element-wise adaptive optimizer
 treats the unequal weights inside a block differently, and leaves. From plain copies nothing does that treats equal
-weights equally. Between pairs, even that stays: a block of 2 x 2 on the manifold is [[a, b], [b, a]], and any
-element-wise map keeps that form.
+weights equally. Where all blocks are pairs, even that stays: a block of 2 x 2 on the manifold is
+[[a, b], [b, a]], and any element-wise map keeps that form.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
+from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration
 from pliant.manifolds.confinement import AfterStep, Confinement, confinement, norm_of
@@ -85,6 +86,7 @@ def audit(
     loss: Callable[[Any], Tensor],
     optimizer: Optimizer,
     *,
+    others: Mapping[str, Callable[[nn.Module], Optimizer]] | None = None,
     after_step: Mapping[str, AfterStep] | None = None,
     steps: int = 50,
     seed: int = 0,
@@ -101,6 +103,8 @@ def audit(
         inputs: A batch, or a function from the step to a batch and its loss.
         loss: From the model's output to a scalar.
         optimizer: Its optimizer.
+        others: Name to what makes an optimizer for a copy of the model: other optimizers, or one to which a method has
+            been attached (:func:`pliant.attach`).
         after_step: Name to what a method does after each step, with the model, the optimizer and the step.
         steps: Number of steps of each measurement.
         seed: Seed of redistribution and of what is random.
@@ -125,7 +129,7 @@ def audit(
     """
     if partition.is_trivial:
         raise IllegalConfiguration("every block of the partition is a single unit: there are no clones to audit.")
-    bare = _prepared(model)
+    bare, batches = _prepared(model), _in_float64(inputs)
     starts = _starts(bare, partition, seed)
     lr = float(optimizer.param_groups[0]["lr"])
 
@@ -146,7 +150,7 @@ def audit(
                 continue
             with _rate(start, rates):
                 results.append(
-                    confinement(start, partition, inputs, loss, make, steps=steps, after_step=after, seed=seed)
+                    confinement(start, partition, batches, loss, make, steps=steps, after_step=after, seed=seed)
                 )
         assert results[0] is not None
         verdict = _verdict(results[0], results[1], tolerance)
@@ -162,6 +166,8 @@ def audit(
         found.append(
             measured(f"{path or 'model'}.{key}={rate}", plain, "clones get different masks", (path, key, rate))
         )
+    for name, make in (others or {}).items():
+        found.append(measured(name, make, "it treats clones differently"))
     for name, after in (after_step or {}).items():
         found.append(measured(name, plain, "it treats clones differently", None, after))
     return Audit(tuple(found), steps)
@@ -189,6 +195,20 @@ def _prepared(model: nn.Module) -> nn.Module:
     for path, key, _ in random_rates(bare):
         setattr(bare.get_submodule(path), key, 0.0)
     return bare
+
+
+def _in_float64(inputs: Any) -> Any:
+    """A batch whose floating-point tensors are of the copies' type; of a function, of what it returns."""
+    if callable(inputs):
+
+        def made(step: int) -> tuple[Any, Callable[[Any], Tensor]]:
+            batch, loss = inputs(step)
+            return _in_float64(batch), loss
+
+        return made
+    return pytree.tree_map(
+        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, inputs
+    )
 
 
 def _starts(model: nn.Module, partition: Partition, seed: int) -> tuple[nn.Module, nn.Module | None]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration
+from pliant.manifolds.linearity import transformed_tensors
 from pliant.manifolds.partition import Partition
 from pliant.manifolds.projection import KINDS, Distance, distance, residual
 from pliant.manifolds.structure import Kind, block_structure, tensors_of
@@ -77,12 +78,14 @@ def certificate(
     kind: Kind | Literal["leaf"] = "both",
     *,
     reference: Mapping[str, Tensor] | None = None,
+    example_inputs: Any = None,
     tolerance: float = 1e-12,
 ) -> Certificate:
     """Check the conditions of a manifold on the weights alone.
 
-    ``"both"`` certifies the cloning manifold: with it, and with nothing random in the forward pass, every gradient on
-    any data stays tangent to it. :func:`~pliant.manifolds.trap_test` measures the same on a batch.
+    ``"both"`` certifies the cloning manifold: with it, with weights that multiply activations as they are, and with
+    nothing random in the forward pass, every gradient on any data stays tangent to it.
+    :func:`~pliant.manifolds.trap_test` measures the same on a batch.
 
     Args:
         model: The model; float64 for the tolerance to mean rounding.
@@ -90,6 +93,9 @@ def certificate(
         kind: ``"incoming"``, ``"outgoing"``, ``"both"``, ``"block_constant"``; or ``"leaf"``: on the cloning manifold
             and with the same difference to block-constant weights as ``reference``.
         reference: For ``"leaf"``: the state dict of a point on it.
+        example_inputs: One small batch. With it the model is run to find the tensors that it does not use as they are
+            (:func:`transformed_tensors`: standardised or normalised weights); of these block-constancy is asked as
+            well, because sums of their entries prove nothing. Without it, of parametrised ones only.
         tolerance: Largest defect, relative to the largest entry of the tensor, that counts as rounding.
 
     Returns:
@@ -121,11 +127,17 @@ def certificate(
         raise IllegalConfiguration('kind="leaf" compares with a point of the leaf: give reference=, its state dict.')
     tensors, found = tensors_of(model), []
     wanted: list[Kind] = ["incoming", "outgoing"] if kind in ("both", "leaf") else [kind]  # type: ignore[list-item]
+    strict = {name for name in tensors if ".parametrizations." in name or name.endswith(_REPARAMETRISED)}
+    if example_inputs is not None:
+        strict |= set(transformed_tensors(model, partition, example_inputs))
     for name, blocks in block_structure(model, partition).items():
         value = tensors[name].detach().double()
         for one in wanted:
             defect = _relative(blocks.off(value, one), value)
             found.append(Condition(name, one, defect, defect <= tolerance))
+        if name in strict and "block_constant" not in wanted:
+            defect = _relative(blocks.off(value, "block_constant"), value)
+            found.append(Condition(name, "block_constant", defect, defect <= tolerance))
     if kind == "leaf":
         there = residual(model, partition, state=reference)
         for name, mine in residual(model, partition).items():
@@ -134,6 +146,9 @@ def certificate(
             defect = _relative(mine - there[name].to(mine), tensors[name].detach())
             found.append(Condition(name, "leaf", defect, defect <= tolerance))
     return Certificate(kind, tuple(found), tolerance, distance(model, partition, "both" if kind == "leaf" else kind))
+
+
+_REPARAMETRISED = ("_orig", "weight_g", "weight_v")
 
 
 def _relative(off: Tensor, value: Tensor) -> float:

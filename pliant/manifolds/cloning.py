@@ -117,6 +117,8 @@ def clone(
 
 
 def _counts(units: UnitGraph, factor: int | Mapping[str, int | Sequence[int]]) -> dict[str, list[int]]:
+    if not isinstance(factor, (int, Mapping)):
+        raise IllegalConfiguration(f"factor={factor!r}: give a number of copies, or numbers by group.")
     if isinstance(factor, int):
         taken: set[tuple[str, int, int]] = set()
         chosen: dict[str, int | Sequence[int]] = {}

@@ -68,6 +68,7 @@ class Escape:
         steps: The steps at which it was measured.
         distances: Distance to the cloning manifold.
         losses: Loss before each of these steps.
+        ratios: :func:`variance_ratio` of the activations there; empty unless it was asked for.
         rate: Slope of ``log(distance)`` in a step over the part that grows from ten times the first distance to a tenth
             of the largest; ``nan`` where there is no such part.
     """
@@ -75,6 +76,7 @@ class Escape:
     steps: tuple[int, ...]
     distances: tuple[float, ...]
     losses: tuple[float, ...]
+    ratios: tuple[float, ...]
     rate: float
 
 
@@ -112,6 +114,7 @@ def escape(
     kick: Mapping[str, Tensor] | None = None,
     treatment: Treatment | None = None,
     every: int = 1,
+    ratios: bool = False,
     seed: int = 0,
 ) -> Escape:
     """Train a copy after a kick, or under a treatment, and measure how it leaves.
@@ -126,6 +129,7 @@ def escape(
         kick: Parameters to begin with, of :func:`kicked` or :func:`reset_clones`.
         treatment: What happens between the backward pass and the step.
         every: Measured every so many steps.
+        ratios: Whether to measure the variance ratio, too; another forward pass each time.
         seed: Seed of what is random in the forward pass.
 
     Returns:
@@ -136,6 +140,7 @@ def escape(
         wide.load_state_dict(dict(kick), strict=False)
     stepper = optimizer(wide)
     seen: list[tuple[int, float, float]] = []
+    alike: list[float] = []
     with torch.random.fork_rng(), unrecorded():
         torch.manual_seed(seed)
         if treatment is not None and isinstance(treatment, DropoutBurst):
@@ -147,6 +152,7 @@ def escape(
             value = own_loss(wide(*args, **kwargs))
             if step % every == 0:
                 seen.append((step, distance(wide, partition).total, float(value.detach())))
+                alike.extend([variance_ratio(wide, partition, batch)] if ratios else [])
             if step == steps:
                 break
             value.backward()
@@ -155,4 +161,4 @@ def escape(
             stepper.step()
     at, far, losses = (tuple(column) for column in zip(*seen, strict=True))
     rate = escape_rate(at, far, low=10 * far[0], high=0.1 * max(far)) if far[0] > 0 else float("nan")
-    return Escape(at, far, losses, rate)
+    return Escape(at, far, losses, tuple(alike), rate)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,15 @@ from pliant.manifolds.structure import block_structure, tensors_of
 __all__ = ["redistributed"]
 
 
-def redistributed(model: nn.Module, partition: Partition, *, scale: float = 0.3, seed: int = 0) -> dict[str, Tensor]:
+def redistributed(
+    model: nn.Module,
+    partition: Partition,
+    *,
+    scale: float = 0.3,
+    seed: int = 0,
+    only: str | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     r"""A point of the cloning manifold on another leaf: block sums stay, the entries inside each block move.
 
     To every tensor with blocks on both sides comes a random matrix whose block sums over rows and over columns are
@@ -23,6 +33,8 @@ def redistributed(model: nn.Module, partition: Partition, *, scale: float = 0.3,
         partition: Its blocks.
         scale: Norm of the change of each tensor, relative to that of the tensor.
         seed: Seed of :math:`Z`.
+        only: Move this tensor alone.
+        state: Other values than the model's own, by name.
 
     Returns:
         Tensor name to tensor, of all parameters and buffers, for ``load_state_dict(..., strict=False)``.
@@ -46,9 +58,12 @@ def redistributed(model: nn.Module, partition: Partition, *, scale: float = 0.3,
         raise IllegalConfiguration(f"scale={scale}: it must be above zero.")
     generator = torch.Generator().manual_seed(seed)
     blocks = block_structure(model, partition)
-    state = {name: tensor.detach().clone() for name, tensor in tensors_of(model).items()}
+    values = tensors_of(model) if state is None else state
+    state = {name: tensor.detach().clone() for name, tensor in values.items()}
     moved = False
     for name, own in blocks.items():
+        if only not in (None, name):
+            continue
         value = state[name]
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
         on = noise - own.off(noise, "both")

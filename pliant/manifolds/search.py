@@ -9,7 +9,7 @@ included. It is no exhaustive search: with a tolerance, another partition may be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +37,7 @@ class FoundPartition:
         null_cloned_fraction: The same for networks with these very weights, shuffled inside each tensor: the largest
             share over all shuffles. What does not exceed it is no sign of clones.
         tolerance: Largest distance of two signatures that counts as equal, relative to that of two random units.
-        curve: ``(tolerance, number of blocks, distance)`` from strict to loose.
+        curve: ``(tolerance, number of blocks, distance)`` from strict to loose, for ``tolerance`` and the ``levels``.
     """
 
     partition: Partition
@@ -64,11 +64,14 @@ class FoundPartition:
         return "\n".join([*rows, f"relative distance to that manifold {off:.1e}; near is not trapped"])
 
 
-_CURVE = (1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.2, 0.4, 0.8)
-
-
 def find_partition(
-    model: nn.Module, units: UnitGraph, *, tolerance: float = 0.1, num_shuffles: int = 5, seed: int = 0
+    model: nn.Module,
+    units: UnitGraph,
+    *,
+    tolerance: float = 0.1,
+    num_shuffles: int = 5,
+    levels: Sequence[float] = (),
+    seed: int = 0,
 ) -> FoundPartition:
     """The clones of a network, when nobody says which units they are.
 
@@ -78,6 +81,7 @@ def find_partition(
         tolerance: Two units are clones when their signatures differ by less than this share of the median difference
             between units of the same group in shuffled networks.
         num_shuffles: Number of shuffled networks that the null baseline is taken over.
+        levels: Further tolerances, for the curve of blocks against distance; each costs another search.
         seed: Seed of the shuffles.
 
     Returns:
@@ -107,7 +111,7 @@ def find_partition(
     nulls = [_refined(model, units, shuffled, scales, tolerance) for shuffled in shuffles]
     partition = _refined(model, units, state, scales, tolerance)
     curve = []
-    for level in sorted({*_CURVE, tolerance}):
+    for level in sorted({*levels, tolerance}):
         own = partition if level == tolerance else _refined(model, units, state, scales, level)
         off = 0.0 if own.is_trivial else distance(model, own).total
         curve.append((level, sum(own.num_blocks(group.name) for group in units), off))
@@ -171,9 +175,7 @@ def _refined(
                 value = state[piece.name].double()
                 for summed in _seen_from(piece.role):
                     rows = _rows(own.mean(value, *summed), piece.dim, piece.positions())
-                    # means over large blocks differ less between random units than the entries do
-                    share = (own.num_classes(*summed) / value.numel()) ** 0.5
-                    same &= torch.cdist(rows, rows) <= tolerance * share * scale + 1e-9 * float(rows.abs().max())
+                    same &= torch.cdist(rows, rows) <= tolerance * scale + 1e-9 * float(rows.abs().max())
             labels[name] = _components(same)
         if labels == dict(partition.labels):
             return Partition(units, {name: own for name, own in labels.items() if len(set(own)) < len(own)})

@@ -14,12 +14,12 @@ from pliant.monitor.core import Monitor
 from pliant.monitor.history import History, Reading
 from pliant.monitor.watched import DEFAULT, METRICS
 from pliant.monitor.writers import CSVWriter, JSONLWriter, MLflowWriter, TensorBoardWriter, WandbWriter, Writer
-from pliant.sharded import process_group_of
+from pliant.sharded import process_group_of, refuse_join
 from pliant.units import UnitGraph
 from pliant.units.export import refuse_wrapped
 from pliant.units.init import InitSpec
 from pliant.units.several import Models, as_module
-from pliant.wiring import as_optimizers, units_of, unwrapped
+from pliant.wiring import as_optimizers, units_of, unwrapped, wrappers_of
 
 __all__ = [
     "DEFAULT",
@@ -151,6 +151,8 @@ def monitor(
         writers=list(writers) if isinstance(writers, (list, tuple)) else [writers],  # type: ignore[list-item]
         on_alarm=[on_alarm] if callable(on_alarm) else list(on_alarm),
     )
+    if wrappers := wrappers_of(model):
+        found.also_remove([item.register_step_pre_hook(refuse_join(wrappers)) for item in optimizers])
     _add_twin(found, example_inputs if reference is None else reference, init, asked=reference is not None)
     return found
 

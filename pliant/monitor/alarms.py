@@ -57,7 +57,7 @@ RULES: tuple[Rule, ...] = (
     Rule("cloned_fraction", "cloned_units", "high", 0.3, 0.6),
     Rule("effective_rank", "rank_collapse", "low", 4.0, 10.0, is_factor=True),
     Rule("participation_ratio", "rank_collapse", "low", 6.0, 30.0, is_factor=True),
-    Rule("weight_growth", "weight_growth", "high", 2.5, 6.0, is_factor=True),
+    Rule("weight_growth", "weight_growth", "high", 2.5, 10.0, is_factor=True),
     Rule("gradient_norm", "vanishing_gradients", "low", 1e4, None, is_factor=True),
 )
 """One rule for each metric that speaks for a mechanism."""

@@ -105,6 +105,10 @@ class Monitor:
         """Note why alarms have no twin to compare with."""
         self._instruments.twin = no_twin(why_not)
 
+    def also_remove(self, hooks: Sequence[Any]) -> None:
+        """Take over hooks that others put on the optimizers: :meth:`detach` removes them."""
+        self._hooks.extend(hooks)
+
     # ---- what the user reads ----
     @property
     def num_steps(self) -> int:

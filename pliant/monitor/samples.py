@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import time
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from pliant.observation.rows import Masks, row_mask
@@ -19,6 +22,7 @@ from pliant.units.several import Several
 __all__ = ["Padding", "Rows", "paddings", "taken", "thinned"]
 
 _MAX_FORWARDS = 8
+_CHECKPOINT = torch.utils.checkpoint.__file__
 
 
 def thinned(rows_NU: Tensor, limit: int) -> Tensor:
@@ -133,8 +137,7 @@ class Rows:
         found: Tensor | str
         if self.reader.replay is not None:
             found = "its activations are recomputed apart from the forward pass"
-        elif torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-            # what a checkpointed forward has saved may be asked for only once
+        elif _packs_away():  # what a checkpointed forward has saved may be asked for only once
             found = "what its forward pass saves for the backward pass is packed away (activation checkpointing)"
         else:
             with torch.no_grad():
@@ -191,6 +194,19 @@ class Rows:
         """Start anew."""
         self.heard, self.in_forward, self.seconds = [], False, 0.0
         self.compiled_count.zero_()
+
+
+def _packs_away() -> bool:
+    """Whether what is computed now does not keep what its backward pass needs: it is checkpointed, or moved away."""
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if hooks is not None:
+        return hooks(True) is not None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:  # before PyTorch 2.8 only the stack tells
+        if frame.f_code.co_name == "checkpoint" and frame.f_code.co_filename == _CHECKPOINT:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def taken(sinks: Mapping[str, Rows], process_group: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

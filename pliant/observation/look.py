@@ -12,7 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.forward import untouched
-from pliant.observation.outputs import first_line, logits, measured, takes_softmax
+from pliant.observation.outputs import as_rows, first_line, logits_of, measured, takes_softmax
 from pliant.observation.rows import Masks, kept_rows
 from pliant.observation.values import GroupObservation, Observation
 from pliant.sharded import is_sharded, reshard, sharded_modules
@@ -202,7 +202,8 @@ class _Look:
             name: [activation_derivative(value, edge) for value, edge in zip(item.values, item.edges, strict=True)]
             for name, item in heard.items()
         }
-        gradients, of_acts = self._gradients(loss, heard)
+        logits, mask = logits_of(output), self.masks.of_output()
+        gradients, of_acts, of_logits = self._gradients(loss, heard, logits)
         seen: dict[str, GroupObservation] = {}
         unseen: dict[str, str] = {}
         for group in groups:
@@ -218,13 +219,13 @@ class _Look:
                     seen[group.name] = _of_group(item, rows, *pieces, gradients, loss is not None)
                 else:
                     unseen[group.name] = "the batch has no sample for it that is not padding"
-        logits_NC = logits(output, self.masks.of_output())
         return Observation(
             seen,
             unseen,
             loss=None if loss is None else float(loss.detach()),
             outputs=tuple(measured(leaf) for leaf in model_outputs(output) if leaf.is_floating_point()),
-            logits_NC=None if logits_NC is None else measured(logits_NC),
+            logits_NC=as_rows(logits, mask),
+            logits_grad_NC=as_rows(of_logits, mask),
             is_classification=None if loss is None else takes_softmax(loss, output),
             gradients={name: measured(gradient) for name, gradient in gradients.items()},
             weights={name: measured(tensor) for name, tensor in self.weights.items()},
@@ -276,16 +277,17 @@ class _Look:
         return loss
 
     def _gradients(
-        self, loss: Tensor | None, heard: Mapping[str, _Heard]
-    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor | None]]]:
-        """Gradients of the loss: by parameter name, and of every activation that was heard."""
+        self, loss: Tensor | None, heard: Mapping[str, _Heard], logits: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, list[Tensor | None]], Tensor | None]:
+        """Gradients of the loss: by parameter name, of every activation that was heard, and of the logits."""
         of_acts: dict[str, list[Tensor | None]] = {name: [None] * len(item.edges) for name, item in heard.items()}
         if loss is None:
-            return {}, of_acts
+            return {}, of_acts, None
         names = [name for name, tensor in self.weights.items() if tensor.requires_grad]
         places = [(name, i) for name, item in heard.items() for i, edge in enumerate(item.edges) if edge is not None]
         sources: list[Any] = [self.weights[name] for name in names]
         sources += [heard[name].edges[i] for name, i in places]
+        sources += [logits] if logits is not None and logits.requires_grad else []
         try:
             found = torch.autograd.grad(loss.reshape(()), sources, allow_unused=True)
         except RuntimeError as error:
@@ -295,9 +297,14 @@ class _Look:
                 "the model checkpoints its activations in the reentrant way, which gives no gradients of activations: "
                 "use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)."
             ) from error
-        for (name, i), gradient in zip(places, found[len(names) :], strict=True):
+        for (name, i), gradient in zip(places, found[len(names) :], strict=False):
             of_acts[name][i] = gradient
-        return {name: value for name, value in zip(names, found, strict=False) if value is not None}, of_acts
+        of_logits = found[-1] if len(sources) > len(names) + len(places) else None
+        return (
+            {name: value for name, value in zip(names, found, strict=False) if value is not None},
+            of_acts,
+            of_logits,
+        )
 
 
 def _of_group(

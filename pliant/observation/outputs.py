@@ -11,20 +11,24 @@ from torch import Tensor
 from pliant.observation.rows import row_mask
 from pliant.units.export import model_outputs
 
-__all__ = ["first_line", "logits", "measured", "takes_softmax"]
+__all__ = ["as_rows", "first_line", "logits_of", "measured", "takes_softmax"]
 
 
-def logits(output: Any, mask: Tensor | None) -> Tensor | None:
-    """The first output with at least two dimensions as samples x classes, padding left out."""
+def logits_of(output: Any) -> Tensor | None:
+    """The first output with at least two dimensions."""
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     leaves = [named] if isinstance(named, Tensor) else model_outputs(output)
-    for leaf in leaves:
-        if leaf.is_floating_point() and leaf.ndim >= 2:
-            last = leaf if leaf.ndim <= 3 else leaf.movedim(1, -1)  # maps of classes have them second
-            counts = row_mask(last.shape[:-1], mask)
-            rows_NC = last.reshape(-1, last.shape[-1])
-            return rows_NC if counts is None else rows_NC[counts]
-    return None
+    return next((leaf for leaf in leaves if leaf.is_floating_point() and leaf.ndim >= 2), None)
+
+
+def as_rows(tensor: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Outputs, or their gradients, as samples x classes, in the precision that is measured in, padding left out."""
+    if tensor is None:
+        return None
+    last = tensor if tensor.ndim <= 3 else tensor.movedim(1, -1)  # maps of classes have them second
+    counts = row_mask(last.shape[:-1], mask)
+    rows_NC = last.reshape(-1, last.shape[-1])
+    return measured(rows_NC if counts is None else rows_NC[counts])
 
 
 def takes_softmax(loss: Tensor, output: Any) -> bool:

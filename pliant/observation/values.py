@@ -52,6 +52,8 @@ class Observation:
         outputs: The floating-point outputs of the model.
         logits_NC: The first output with at least two dimensions, as samples x classes (or x dimensions), padded
             samples left out; ``None`` where there is none.
+        logits_grad_NC: Gradient of the loss with respect to them; ``None`` without a loss, or where the loss does not
+            depend on them.
         is_classification: Whether the loss takes a softmax of the outputs; ``None`` without a loss.
         gradients: Parameter name to the gradient of the loss; only those that have one.
         weights: Name to every parameter.
@@ -66,6 +68,7 @@ class Observation:
     loss: float | None
     outputs: tuple[Tensor, ...] = field(repr=False)
     logits_NC: Tensor | None = field(repr=False)
+    logits_grad_NC: Tensor | None = field(repr=False)
     is_classification: bool | None
     gradients: Mapping[str, Tensor] = field(repr=False)
     weights: Mapping[str, Tensor] = field(repr=False)

@@ -226,14 +226,11 @@ def _rows(
         with torch.enable_grad():
             out = problem.outputs(leaves, None if piece is None else problem.sample(piece))
         mine = factor_NPCQ if piece is None else factor_NPCQ[piece : piece + 1]
-        ok = None if valid is None else (valid if piece is None else valid[piece : piece + 1])
+        counts = None if valid is None else (valid if piece is None else valid[piece]).flatten().tolist()
         # one cotangent per position and column, zero at all other positions
         flat = mine.reshape(-1, components, width)
         rows = [
-            (place, column)
-            for place in range(len(flat))
-            if ok is None or bool(ok.reshape(-1)[place])
-            for column in range(width)
+            (place, column) for place in range(len(flat)) if counts is None or counts[place] for column in range(width)
         ]
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]

@@ -206,7 +206,8 @@ def _of_module(module: nn.Module, leaf: str, tensor: Tensor, members: bool) -> I
     own = ("weight", "bias", "weight_v", "weight_orig", "bias_orig")  # not the mask of a pruned layer
     if (isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or members) and leaf in own:
         weight: Tensor = module.weight  # type: ignore[assignment]  # stacked members are linear layers
-        return Init("uniform", 1 / math.sqrt(_fans(weight[0] if members else weight)[0]))
+        fan_in = _fans(weight[0] if members else weight)[0]
+        return Init("uniform", 1 / math.sqrt(fan_in) if fan_in else 0.0)
     if isinstance(module, nn.Bilinear):
         return Init("uniform", 1 / math.sqrt(module.weight.shape[1]))
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):

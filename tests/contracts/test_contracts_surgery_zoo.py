@@ -27,6 +27,7 @@ METHODS: dict[str, Any] = {
 }
 
 HAS_NORM, RAW, TIED = "has a norm behind it already", "none of its weights", "used by other code"
+SHARED_OUT, NO_LINEAR = "does not go into an activation alone", "no linear layer"
 FUSED, SHARES = "the fused inference path", "shares a parameter with"
 NO_NORM: dict[str, str] = {
     **dict.fromkeys(("conv_groupnorm", "resnet_basic", "resnet_preactivation", "resnet_bottleneck"), HAS_NORM),
@@ -38,7 +39,8 @@ NO_NORM: dict[str, str] = {
     "convolutional_lstm": "but also into 'chunk'",
     "forecaster": HAS_NORM,
     **dict.fromkeys(("transformer_post_norm", "transformer_norm_first"), FUSED),
-    "hf_mixtral": "does not go into an activation alone",
+    **dict.fromkeys(("fourier_operator", "siamese_interleaved", "graph_convolution", "rotary_complex"), SHARED_OUT),
+    "hf_mixtral": SHARED_OUT,
 }
 REFUSED: dict[str, dict[str, str]] = {
     "norm": NO_NORM,
@@ -48,13 +50,13 @@ REFUSED: dict[str, dict[str, str]] = {
         **dict.fromkeys(("tied_autoencoder", "tied_autoencoder_deep"), TIED),
         **dict.fromkeys(("transformer_post_norm", "transformer_norm_first"), FUSED),
         "hf_t5": "has dropout before it already",
-        "hf_mixtral": "which is no activation",
+        **dict.fromkeys(("rotary_complex", "hf_mixtral"), "which is no activation"),
     },
     "injection": {
-        **dict.fromkeys(("mlp_raw", "unet", "weight_standardised", "channel_shuffle"), "no linear layer"),
+        **dict.fromkeys(("mlp_raw", "unet", "weight_standardised", "channel_shuffle"), NO_LINEAR),
         **dict.fromkeys(("tied_language_model", "hf_gpt2", "hf_gpt2_eager", "hf_bert_mlm", "hf_t5"), SHARES),
         "hf_whisper": SHARES,
-        "convolutional_lstm": "no linear layer",
+        **dict.fromkeys(("convolutional_lstm", "fourier_operator"), NO_LINEAR),
         **dict.fromkeys(("tied_autoencoder", "tied_autoencoder_deep"), "other code reads the 'weight'"),
     },
 }

@@ -11,6 +11,7 @@ import torch
 from nets import tanh_net
 from torch import Tensor, nn
 
+import pliant
 from pliant import manifolds
 from pliant.errors import IllegalConfiguration
 from pliant.manifolds import Clone, Confinement
@@ -150,6 +151,56 @@ def test_the_report_names_what_breaks_the_symmetry():
     for name in verdicts:
         assert name in str(found)
     assert all(torch.equal(value, before[key]) for key, value in wide.model.state_dict().items())
+
+
+def test_attached_methods_are_measured_as_they_are():
+    own = tanh_net()
+    wide = tripled()
+
+    def attached(method: pliant.interventions.Intervention):
+        def make(model: nn.Module) -> o.Optimizer:
+            optimizer = o.SGD(model.parameters(), lr=0.05)
+            pliant.attach(model, optimizer, method, units=wide.units, seed=0)
+            return optimizer
+
+        return make
+
+    methods = {
+        "stays": (),
+        "moves between leaves": (pliant.L2(strength=0.01),),
+        "leaves": (
+            pliant.ShrinkAndPerturb(shrink=0.9, noise_scale=0.01, every=5),
+            pliant.WeightNoise(noise_scale=1e-3),
+        ),
+    }
+    found = manifolds.audit(
+        wide.model,
+        wide.partition,
+        own.batch,
+        loss,
+        o.SGD(wide.model.parameters(), lr=0.05),
+        others={repr(method): attached(method) for chosen in methods.values() for method in chosen},
+        steps=10,
+    )
+    verdicts = {item.name: item.verdict for item in found.settings}
+    for verdict, chosen in methods.items():
+        assert all(verdicts[repr(method)] == verdict for method in chosen), verdicts
+
+
+def test_a_network_in_single_precision_is_audited_in_double():
+    own = tanh_net()
+    model, x = copy.deepcopy(own.model).float(), own.batch.float()
+    wide = manifolds.clone(model, 3, x)
+    adam = o.Adam(wide.model.parameters(), lr=1e-2, weight_decay=0.05)
+    labels = torch.randint(0, 2, (64,))
+    for inputs in (x, lambda step: (x[step : step + 9], lambda output: output.square().sum())):
+        found = manifolds.audit(
+            wide.model, wide.partition, inputs, lambda y: nn.functional.cross_entropy(y, labels), adam, steps=10
+        )
+        assert [item.verdict for item in found.settings] == ["stays", "leaves from a redistributed leaf"]
+    assert next(wide.model.parameters()).dtype == torch.float32
+    assert manifolds.trap_test(wide.model, wide.partition, x, lambda y: y.square().sum(), optimizer=adam).stays
+    assert manifolds.certificate(wide.model, wide.partition).holds
 
 
 def test_a_partition_with_blocks_on_one_side_only_has_no_other_leaf():

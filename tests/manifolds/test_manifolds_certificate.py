@@ -13,6 +13,7 @@ from nets import NAMES, doubled, generic, net
 from test_manifolds_projection import blocks_of
 from torch import nn
 
+import pliant
 from pliant import manifolds
 from pliant.errors import IllegalConfiguration
 from pliant.manifolds import Partition, TrapTest
@@ -89,6 +90,21 @@ def test_incoming_sums_alone_make_equal_activations_and_nothing_more():
     assert looked("mlp", other, blocks).gradient.share > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("name", "blamed"),
+    [("weight_standardised", ("3.weight",)), ("mlp", ()), ("conv_grouped", ()), ("noisy_network", ())],
+)
+def test_weights_that_are_not_used_as_they_are_must_be_block_constant(name: str, blamed: tuple[str, ...]):
+    own, blocks = net(name), blocks_of(name, 1)
+    assert set(blamed) <= set(manifolds.transformed_tensors(own.model, blocks, own.batch))
+    model = placed(name, blocks, "both")
+    assert manifolds.certificate(model, blocks, example_inputs=own.batch).holds == (not blamed)
+    assert (looked(name, model, blocks).gradient.share <= 1e-12) == (not blamed)
+    exact = placed(name, blocks, "block_constant")
+    assert manifolds.certificate(exact, blocks, example_inputs=own.batch).holds
+    assert looked(name, exact, blocks).gradient.share <= 1e-12
+
+
 def test_samples_one_by_one_certify_more_than_a_batch():
     own, wide = net("mlp"), doubled("mlp")
 
@@ -101,6 +117,22 @@ def test_samples_one_by_one_certify_more_than_a_batch():
     )
     assert found.samples is not None
     assert found.samples <= 1e-12
+
+
+def test_the_update_is_the_optimizers_own_and_may_leave_where_the_gradient_does_not():
+    own, wide = net("mlp"), doubled("mlp")
+    optimizer = torch.optim.SGD(wide.model.parameters(), lr=0.1, momentum=0.9)
+    even = manifolds.trap_test(wide.model, wide.partition, own.batch, zoo.loss_of, optimizer=optimizer)
+    assert even.update is not None
+    assert even.update.norm == pytest.approx(0.1 * even.gradient.norm, rel=1e-9)
+    weight = wide.model[0].weight
+    optimizer.state[weight]["momentum_buffer"] = torch.randn_like(weight)  # gathered before they were clones
+    found = manifolds.trap_test(wide.model, wide.partition, own.batch, zoo.loss_of, optimizer=optimizer)
+    assert found.gradient.share <= 1e-12
+    assert found.update is not None
+    assert found.update.share > 0.1
+    assert not found.stays
+    assert even.stays
 
 
 def test_a_redistribution_has_the_distance_that_was_asked_for():
@@ -141,3 +173,25 @@ def test_dropout_is_refused_by_its_place():
     wide = manifolds.clone(own.model, 2, own.batch, units=own.units)
     with pytest.raises(IllegalConfiguration, match="two forward passes of Functional"):
         manifolds.trap_test(wide.model.train(), wide.partition, own.batch, zoo.loss_of)
+
+
+NOT_IN_FLOAT64 = {"hf_mixtral"}
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", [name for name in zoo.NAMES if name not in NOT_IN_FLOAT64])
+def test_the_certificate_is_right_on_the_whole_zoo(name: str):
+    own = zoo.ZOO[name]
+    model, batch = own.model().double().eval(), zoo.cast(own.batch(), torch.float64)
+    units = pliant.find_units(model, batch)
+    generator = torch.Generator().manual_seed(1)
+    blocks = manifolds.partition(
+        units, {g.name: torch.randint(0, max(1, g.size // 2), (g.size,), generator=generator).tolist() for g in units}
+    )
+    known = manifolds.project(model, blocks, "both")
+    state = {key: value for key, value in generic(model, seed=1).items() if key in known}
+    model.load_state_dict(manifolds.project(model, blocks, "both", state=state), strict=False)
+    found = manifolds.trap_test(model, blocks, batch, None if isinstance(batch, dict) else zoo.loss_of)
+    certified = manifolds.certificate(model, blocks, example_inputs=batch).holds
+    assert certified == (found.gradient.share <= 1e-10)
+    assert certified == (name not in ("weight_standardised", "tcn_weight_norm"))

@@ -197,6 +197,7 @@ def test_wrong_requests_name_the_group():
     refused("mlp", {"nothing": 2}, "no unit group 'nothing'.*: 0, 2")
     refused("mlp", {"0": [1, 2]}, "'0' has 8 units")
     refused("mlp", {"0": 0}, "1 or more")
+    refused("mlp", 1.5, "factor=1.5")
     refused("vit", {"block.attn.qkv:head_dims": 2}, "inside heads", NotYetSupported)
     refused("mlp", {"0": 2}, "must add up to one", split={"0": [0.5, 0.6] * 8})
     refused("mlp", {"0": 2}, "8 shares.*16 copies", split={"0": [0.5] * 8})
@@ -243,14 +244,16 @@ def test_a_model_that_fixes_its_width_can_be_filled_by_hand():
 
 REFUSED = {
     "weight_standardised": "computes something else",
-    "channel_shuffle": "does not run",
+    "channel_shuffle": "fixes how they are grouped",
     "tied_autoencoder": "tied weights",
     "tied_autoencoder_deep": "tied weights",
     "tied_language_model": "tied weights",
     "hf_mixtral": "Double",
+    "recommender_dot": "computes something else",
     "lstm_projected": "does not run",
     "convolutional_lstm": "does not run",
     "tcn_weight_norm": "computes something else",
+    "rotary_complex": "does not run",
     "parameter_slices": "does not run",
     "parameter_views": "does not run",
 }

@@ -187,7 +187,10 @@ def test_treatments_leave_and_the_variance_ratio_falls():
         )
 
     assert max(run().distances) < 1e-12
-    noisy = run(treatment=manifolds.NoiseBurst(0.5))
+    noisy = run(treatment=manifolds.NoiseBurst(0.5), ratios=True)
+    assert noisy.ratios[0] == pytest.approx(1, abs=1e-12)
+    assert noisy.ratios[1] < 1 - 1e-6
+    assert len(noisy.ratios) == len(noisy.steps)
     assert noisy.distances[0] < 1e-12 < 1e-4 < noisy.distances[1]
     assert run(treatment=manifolds.DropoutBurst(0.5)).distances[1] > 1e-4
     assert all(module.p == 0 for module in wide.model.modules() if isinstance(module, nn.Dropout))

@@ -69,7 +69,7 @@ def test_the_curve_goes_from_many_blocks_at_no_distance_to_few_at_a_large_one():
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(1e-3 * torch.randn(parameter.shape, dtype=torch.float64))
-    curve = manifolds.find_partition(model, wide.units).curve
+    curve = manifolds.find_partition(model, wide.units, levels=(1e-9, 1e-4, 1e-2, 0.03, 0.4, 0.8)).curve
     assert curve[0][1:] == (28, 0.0)
     assert (14, pytest.approx(1.44e-2, rel=0.3)) in [entry[1:] for entry in curve]
     assert all(a[0] < b[0] and a[1] >= b[1] and a[2] <= b[2] for a, b in itertools.pairwise(curve))
@@ -84,6 +84,18 @@ def test_a_wide_random_network_is_not_called_cloned():
     assert found.null_cloned_fraction["0"] > 0  # chance does it, and the baseline says so
     for tolerance in (0.01, 0.1):
         assert manifolds.find_partition(model, units, tolerance=tolerance).found == ()
+
+
+def test_sums_over_wide_layers_are_near_each_other_without_being_equal():
+    # deep inside, a coarse partition compares means over 64 units, which differ little between any two units: they are
+    # told apart once their neighbours are
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 64), nn.ReLU()]
+    for _ in range(3):
+        layers += [nn.Linear(64, 64, bias=False), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(64, 2)).double()
+    units = pliant.find_units(model, torch.randn(3, 4).double())
+    assert manifolds.find_partition(model, units, tolerance=0.15, num_shuffles=1).partition.is_trivial
 
 
 def test_two_dead_units_with_other_weights_are_no_clones_of_the_weights():

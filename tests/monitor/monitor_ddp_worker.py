@@ -66,7 +66,12 @@ def budgeted(rank: int) -> dict[str, Any]:
 
 
 def both(rank: int, folder: Path) -> dict[str, Any]:
-    return {"planted": planted(rank, folder), "budgeted": budgeted(rank), "eval": in_eval_mode(rank)}
+    return {
+        "planted": planted(rank, folder),
+        "budgeted": budgeted(rank),
+        "eval": in_eval_mode(rank),
+        "join": joined(rank),
+    }
 
 
 def in_eval_mode(rank: int) -> str:
@@ -74,6 +79,16 @@ def in_eval_mode(rank: int) -> str:
     loop.called.eval()
     try:
         loop.train(0, 1)
+    except pliant.IllegalConfiguration as error:
+        return str(error)
+    return "no error"
+
+
+def joined(rank: int) -> str:
+    loop = Loop(rank, every=1)
+    try:
+        with loop.called.join():
+            loop.train(0, 1)
     except pliant.IllegalConfiguration as error:
         return str(error)
     return "no error"

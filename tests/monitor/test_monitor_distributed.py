@@ -33,3 +33,4 @@ def test_every_process_reports_what_one_would_say_on_the_whole_batch(tmp_path):
     assert first["budgeted"]["ledger"]["spent"] > 0
     assert "evaluation mode" in first["eval"]
     assert "evaluation mode" in second["eval"]
+    assert "the same number of batches" in first["join"]

@@ -245,7 +245,10 @@ class Checkpointed(nn.Module):
         return self.head(h + (checkpoint(self.block, h, use_reentrant=self.reentrant) if wrap else self.block(h)))
 
 
-def test_checkpointed_forwards_count_once():
+@pytest.mark.parametrize("torch_is_old", [False, True])
+def test_checkpointed_forwards_count_once(torch_is_old, monkeypatch):
+    if torch_is_old:  # before 2.8 nothing but the stack says that a forward is checkpointed
+        monkeypatch.delattr("torch._C._autograd._top_saved_tensors_default_hooks", raising=False)
     readings = {}
     for kind in (None, True, False):
         torch.manual_seed(0)

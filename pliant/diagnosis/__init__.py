@@ -1,0 +1,7 @@
+"""What is wrong with a network that no longer learns: mechanisms, evidence beside twins, and what acts on them."""
+
+from pliant.diagnosis.causal import TrainsLike
+from pliant.diagnosis.findings import AttachedMethod, CausalTest, Diagnosis, Finding, Weight
+from pliant.diagnosis.run import diagnose
+
+__all__ = ["AttachedMethod", "CausalTest", "Diagnosis", "Finding", "TrainsLike", "Weight", "diagnose"]
