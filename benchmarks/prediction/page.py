@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.prediction.problems import PROBLEMS
-from benchmarks.prediction.scores import rank_correlation
+from benchmarks.prediction.scores import mean_over_seeds, rank_correlation
 from pliant.report.style import CHART_STYLE, COLOUR_STYLE, escape
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def live_section(live: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
                 str(len(runs)),
                 str(len(pairs)),
                 number(rank_correlation(*zip(*pairs, strict=True))),
-                number(sum(within) / len(within)),
+                interval(mean_over_seeds(within)),
             ]
         )
     return [
