@@ -27,7 +27,7 @@ def blocks(language: str) -> list[str]:
 def test_the_snippets_run_one_after_the_other(capsys):
     names: dict[str, object] = {}
     snippets = blocks("python")
-    assert len(snippets) == 7
+    assert len(snippets) == 10
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), names)
     text = capsys.readouterr().out

@@ -22,12 +22,13 @@ from pliant.interventions import AdaptiveNormalization, InsertDropout, InsertNor
 METHODS: dict[str, Any] = {
     "norm": InsertNormalization(gate=True),
     "dropout": InsertDropout(0.5),
-    "adaptive": AdaptiveNormalization(rate=0.5, every=2, dormant_above=0.0, dormant_below=0.0, tau=0.9),
+    "adaptive": AdaptiveNormalization(rate=0.5, every=2, dormant_above=0.0, dormant_below=0.0, tau=1.0),
     "injection": PlasticityInjection(at=0),
 }
 
 HAS_NORM, RAW, TIED = "has a norm behind it already", "none of its weights", "used by other code"
 SHARED_OUT, NO_LINEAR = "does not go into an activation alone", "no linear layer"
+READ = "other code reads the 'weight'"
 FUSED, SHARES = "the fused inference path", "shares a parameter with"
 NO_NORM: dict[str, str] = {
     **dict.fromkeys(("conv_groupnorm", "resnet_basic", "resnet_preactivation", "resnet_bottleneck"), HAS_NORM),
@@ -57,7 +58,7 @@ REFUSED: dict[str, dict[str, str]] = {
         **dict.fromkeys(("tied_language_model", "hf_gpt2", "hf_gpt2_eager", "hf_bert_mlm", "hf_t5"), SHARES),
         "hf_whisper": SHARES,
         **dict.fromkeys(("convolutional_lstm", "fourier_operator"), NO_LINEAR),
-        **dict.fromkeys(("tied_autoencoder", "tied_autoencoder_deep"), "other code reads the 'weight'"),
+        **dict.fromkeys(("tied_autoencoder", "tied_autoencoder_deep", "parameter_products"), READ),
     },
 }
 """Method to architecture to words of the reason; every other pair works."""
