@@ -94,6 +94,7 @@ ENTRIES: dict[str, Entry] = dict([
     _one("spectral_regularisation", "spectral regularisation", "strength", 1e-3, 1e-2),
     _one("parseval", "Parseval", "strength", 1e-3, 1e-2),
     _one("feature_norm", "feature norm", "strength", 1e-4, 1e-3),
+    _one("l2_effective_rank", "L2-ER", "strength", 1e-3, 1e-2),
     _one("weight_clipping", "weight clipping", "kappa", 1.0, 3.0),
     _one("c_chain", "C-CHAIN", "share", 0.01, 0.1),
     _one("gradient_noise", "gradient noise", "noise_scale", 0.001, 0.01),

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import comparison
 from benchmarks.comparison_settings import ENTRIES, NUM_SETTINGS, STREAMS, settings

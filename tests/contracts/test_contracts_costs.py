@@ -12,8 +12,6 @@ import pytest
 import torch
 from contract_tools import METHODS, SEEDLESS
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from benchmarks import methods_table
 from benchmarks.speed import methods
 from benchmarks.speed.minimal.base import Minimal

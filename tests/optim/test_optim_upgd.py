@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +16,6 @@ from pliant.bench.experiment import Experiment, optimizer_table
 from pliant.interventions import ContinualBackprop, ReDo
 from pliant.optim import UPGD, adam_equal_betas
 from pliant.optim.upgd import _mixed
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from references.upgd import SlowUPGD
 
 VARIANTS = [("global", True), ("local", True), ("global", False), ("local", False)]
