@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,31 +16,40 @@ from torch.utils import _pytree as pytree
 from pliant.edit_tensors import TensorEditor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.events import EventLog
+from pliant.isolation import preserved_randomness, seed_everything
 from pliant.units.export import canonical_names, refuse_wrapped
-from pliant.units.init import Init, InitSpec, initialisers
+from pliant.units.init import InitSpec, initialisers
 
 __all__ = ["copy_of", "fresh_twin", "redraw"]
 
 
-def fresh_twin(model: nn.Module, *, seed: int, init: InitSpec = None) -> nn.Module:
+def fresh_twin(
+    model: nn.Module, *, seed: int, init: InitSpec = None, make_model: Callable[[], nn.Module] | None = None
+) -> nn.Module:
     """A copy of a model in which everything that training has changed is drawn anew from its initial distribution.
 
     Parameters that are trained (``requires_grad``) and buffers with a known initial value (running statistics) are
     drawn, each from what its own layer draws. What training does not change keeps its values: frozen parameters and
     the buffers beside them (a pretrained backbone), masks, position tables. The copy is made by :func:`copy_of`.
 
+    A model that initialises its layers itself (``nn.init.orthogonal_(self.fc.weight)`` in ``__init__``) looks like one
+    that does not: give ``make_model`` or ``init``, or its twin begins where it never did.
+
     Args:
         model: The model; nothing about it changes, and no global random state is used.
         seed: Seed of the draws, from a generator of their own. The same seed gives the same twin.
         init: How parameters are initialised, where that is not the default of their layer, see
             :func:`pliant.units.init.initialisers`.
+        make_model: Or a function that makes a fresh network as the model was made: what is trained is taken from
+            there. It is called with every random state seeded, and put back afterwards.
 
     Returns:
         The twin, on the model's devices, in its data types and modes, with tied weights tied.
 
     Raises:
-        IllegalConfiguration: If the initial distribution of a trained parameter is not known, naming it; for wrapped
-            or compiled models, and for models that cannot be copied.
+        IllegalConfiguration: If the initial distribution of a trained parameter is not known, naming it; if
+            ``make_model`` makes another network, or ``init`` is given as well; for wrapped or compiled models, and for
+            models that cannot be copied.
         NoEffect: If no parameter requires a gradient, so that nothing would be drawn.
 
     Example:
@@ -51,7 +61,12 @@ def fresh_twin(model: nn.Module, *, seed: int, init: InitSpec = None) -> nn.Modu
         True
     """
     twin = copy_of(model)
-    redraw(twin, seed=seed, init=init)
+    if make_model is None:
+        redraw(twin, seed=seed, init=init)
+    elif init is not None:
+        raise IllegalConfiguration("fresh_twin takes init=... or make_model=..., not both.")
+    else:
+        _take(twin, make_model, seed)
     return twin
 
 
@@ -124,11 +139,8 @@ def redraw(model: nn.Module, *, seed: int, init: InitSpec = None) -> None:
     canonical = set(canonical_names(model).values())
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
-        raise NoEffect(
-            f"no parameter of {type(model).__name__} requires a gradient, so a fresh twin would be a plain copy. Call "
-            "model.requires_grad_(True) on what is trained."
-        )
-    drawn = trained | _buffers_of_trained(model, inits)
+        raise NoEffect(_NOTHING_TRAINED.format(type(model).__name__))
+    drawn = trained | {name for name in _buffers_beside(model) if inits.get(name) is not None}
     edit = TensorEditor(tensors, {}, inits, (seed,), num_members=None, events=EventLog(1))
     names = [name for name in tensors if name in drawn and name in canonical]
     for name in names:  # before anything is written
@@ -143,6 +155,31 @@ def redraw(model: nn.Module, *, seed: int, init: InitSpec = None) -> None:
     _restart_power_iterations(model, edit)
 
 
+def _take(twin: nn.Module, make_model: Callable[[], nn.Module], seed: int) -> None:
+    """Give a copy what training changes, as a newly made network has it."""
+    with preserved_randomness(twin):
+        seed_everything(twin, seed)
+        made = make_model()
+    if not isinstance(made, nn.Module):
+        raise IllegalConfiguration(f"make_model returned a {type(made).__name__}, not an nn.Module.")
+    mine, other = ({name: tuple(value.shape) for name, value in net.named_parameters()} for net in (twin, made))
+    if mine != other:
+        name = min(key for key, _ in mine.items() ^ other.items())
+        raise IllegalConfiguration(f"make_model makes another network than the model: {name!r} differs.")
+    trained = {name for name, parameter in twin.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise NoEffect(_NOTHING_TRAINED.format(type(twin).__name__))
+    tensors: dict[str, Tensor] = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+    values: dict[str, Tensor] = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+    edit = TensorEditor(tensors, {}, {}, (seed,), num_members=None, events=EventLog(1))
+    for name in trained | {key for key in _buffers_beside(twin) if key in values}:
+        edit.assign(name, values[name].detach().to(tensors[name]), moments="keep")
+
+
+_NOTHING_TRAINED = (
+    "no parameter of {} requires a gradient, so a fresh twin would be a plain copy. Call model.requires_grad_(True) on "
+    "what is trained."
+)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _REGISTERED = frozenset([*_HOOKS, "_parameters", "_buffers", "_modules"])
 _OF_THE_MODEL = frozenset(["torch", "transformers", "accelerate", "peft"])
@@ -167,15 +204,12 @@ def _apart(leaf: Any) -> Any:
     return leaf.clone_state() if isinstance(leaf, torch.Generator) else leaf.detach().clone()
 
 
-def _buffers_of_trained(model: nn.Module, inits: dict[str, Init | None]) -> set[str]:
-    """Buffers with a known initial value, unless all parameters of their module are frozen."""
-    found: set[str] = set()
+def _buffers_beside(model: nn.Module) -> Iterator[str]:
+    """Buffers of all modules but those whose parameters are all frozen."""
     for path, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         if not own or any(parameter.requires_grad for parameter in own):
-            names = (f"{path}.{leaf}" if path else leaf for leaf, _ in module.named_buffers(recurse=False))
-            found.update(name for name in names if inits.get(name) is not None)
-    return found
+            yield from (f"{path}.{leaf}" if path else leaf for leaf, _ in module.named_buffers(recurse=False))
 
 
 def _restart_power_iterations(model: nn.Module, edit: TensorEditor) -> None:

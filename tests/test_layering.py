@@ -16,7 +16,7 @@ PACKAGE = Path(pliant.__file__).parent
 # Lowest first. A module may import from its own layer's package and from every layer below; two packages of one
 # layer do not know each other.
 LAYERS: list[set[str]] = [
-    {"errors", "devices", "quiet", "intervals", "trainability"},
+    {"errors", "devices", "quiet", "intervals", "trainability", "isolation"},
     {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn"},
     {"mechanisms", "metrics", "stats", "events", "write", "optim", "insertion"},
     {"edit_tensors", "forward"},

@@ -18,7 +18,6 @@ from pliant.errors import IllegalConfiguration, NoEffect, UnsupportedOp
 from pliant.fresh import fresh_twin
 from pliant.observation import Observation, observe
 from pliant.probe import Objective, ProbeResult
-from pliant.probe.isolation import preserved_randomness, seed_everything
 from pliant.probe.objective import Loss, inputs_of
 from pliant.units import UnitGraph, find_units
 
@@ -71,7 +70,7 @@ def diagnose(
         mask: Bool ``[B, T]``, false where a position is padding; a mapping's own masks are read.
         init: How parameters are initialised where that is not their layer's default, see
             :func:`~pliant.fresh.fresh_twin`.
-        make_model: Makes a fresh network, instead of ``init``, where initial distributions are not known.
+        make_model: Or a function that makes a fresh network, as there.
         handle: Of methods that are attached: what each has done so far is told.
         probe: The result of a probe of this network.
         causal: With what to train, for the test whether large weights are the cause: see
@@ -198,11 +197,7 @@ def _twins(
     found: list[Observation] = []
     try:
         for number in range(count):
-            twin = fresh_twin(model, seed=seed + number, init=init) if make_model is None else None
-            if twin is None:
-                assert make_model is not None
-                twin = _made(model, make_model, seed + number)
-            found.append(look(twin))
+            found.append(look(fresh_twin(model, seed=seed + number, init=init, make_model=make_model)))
     except NoEffect as error:
         unknowns.append(f"fresh twins: {error}")
     except IllegalConfiguration as error:
@@ -210,20 +205,6 @@ def _twins(
             raise
         unknowns.append(f"fresh twins: {error} Or give make_model=..., a function that makes a fresh network.")
     return found
-
-
-def _made(model: nn.Module, make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
-    with preserved_randomness(model):
-        seed_everything(model, seed)
-        twin = make_model()
-    if not isinstance(twin, nn.Module):
-        raise IllegalConfiguration(f"make_model returned a {type(twin).__name__}, not an nn.Module.")
-    mine, other = ({name: tuple(value.shape) for name, value in net.named_parameters()} for net in (model, twin))
-    if mine != other:
-        name = next(iter({*mine.items()} ^ {*other.items()}))[0]
-        raise IllegalConfiguration(f"make_model makes another network than the model: {name!r} differs.")
-    first = next(iter(model.parameters()), None)
-    return twin if first is None else twin.to(device=first.device, dtype=first.dtype)
 
 
 def _missing(here: Observation, unknowns: list[str]) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from pliant.errors import IllegalConfiguration
 from pliant.fresh import copy_of
 from pliant.intervals import rank_correlation
-from pliant.probe.isolation import preserved_randomness, seed_everything
+from pliant.isolation import preserved_randomness, seed_everything
 from pliant.probe.learning import one_step
 from pliant.probe.live import live_twin
 from pliant.probe.loading import as_task, moved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 from pliant.errors import IllegalConfiguration
 from pliant.fresh import copy_of, fresh_twin
 from pliant.intervals import Estimate, estimate
-from pliant.probe.isolation import preserved_randomness, seed_everything
+from pliant.isolation import preserved_randomness, seed_everything
 from pliant.probe.learning import one_step
 from pliant.probe.loading import moved
 from pliant.probe.objective import Loss, Objective
@@ -93,8 +94,10 @@ class LiveTwin:
         seed: int,
         history: int,
         init: InitSpec,
+        make_model: Callable[[], nn.Module] | None,
     ) -> None:
-        self._model, self._make, self._objective, self._init = model, make, objective, init
+        self._model, self._make, self._objective = model, make, objective
+        self._fresh = functools.partial(fresh_twin, model, init=init, make_model=make_model)
         self.share, self.every, self.window, self.start = share, every, window, start
         self.recent, self.min_races, self.seed = recent, min_races, seed
         self.num_steps = self.num_races = self.num_abandoned = 0
@@ -268,7 +271,7 @@ class LiveTwin:
     def _begin(self) -> None:
         begin = time.perf_counter()
         with preserved_randomness(self._model), torch.inference_mode(False), torch.enable_grad():
-            twin = fresh_twin(self._model, seed=self.seed * _APART + self.num_races, init=self._init)
+            twin = self._fresh(seed=self.seed * _APART + self.num_races)
             self._race = self._networks(self.num_steps, [copy_of(self._model), twin])
         self._last_start = self.num_steps
         self.num_races += 1
@@ -320,6 +323,7 @@ def live_twin(
     seed: int = 0,
     history: int = 100,
     init: InitSpec = None,
+    make_model: Callable[[], nn.Module] | None = None,
 ) -> LiveTwin:
     """Let a fresh twin and a copy of the live network race on the batches of the live run, as they come.
 
@@ -348,7 +352,9 @@ def live_twin(
         min_races: How many it needs, at least two.
         seed: Seed of twins and dropout masks.
         history: How many races are remembered.
-        init: How parameters are initialised, see :func:`~pliant.fresh.fresh_twin`.
+        init: How parameters are initialised, see :func:`~pliant.fresh.fresh_twin`. A model that initialises its layers
+            itself needs this or ``make_model``.
+        make_model: Or a function that makes a fresh network, as there.
 
     Returns:
         The live twin: call its ``step(batch)`` after every optimizer step; ``print`` it.
@@ -391,7 +397,8 @@ def live_twin(
     if moments is None and (isinstance(optimizer, Optimizer) or not callable(optimizer)):
         moments = "carried"
     with preserved_randomness(model):
-        fresh_twin(model, seed=seed, init=init)  # what cannot be drawn is said now, and not in the middle of the run
+        # what cannot be drawn is said now, and not in the middle of the run
+        fresh_twin(model, seed=seed, init=init, make_model=make_model)
     return LiveTwin(
         model,
         maker(model, optimizer, moments),
@@ -405,4 +412,5 @@ def live_twin(
         seed=seed,
         history=history,
         init=init,
+        make_model=make_model,
     )

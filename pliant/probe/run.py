@@ -17,7 +17,7 @@ from pliant.fresh import copy_of, fresh_twin
 from pliant.handle import Handle
 from pliant.interventions.base import Intervention
 from pliant.interventions.state import matches
-from pliant.probe.isolation import preserved_randomness, seed_everything
+from pliant.isolation import preserved_randomness, seed_everything
 from pliant.probe.learning import Network, Run, learn
 from pliant.probe.loading import as_task, described_task, moved
 from pliant.probe.objective import Loss, Objective, inputs_of
@@ -50,6 +50,7 @@ def probe(
     threshold: float | None = None,
     reset_head: str | None = None,
     init: InitSpec = None,
+    make_model: Callable[[], nn.Module] | None = None,
 ) -> ProbeResult:
     """Let copies of a network and freshly initialised twins learn the same new task, and compare how well they do.
 
@@ -81,7 +82,9 @@ def probe(
         threshold: The loss that counts as learnt; by default, for each seed, where the fresh twins have made nine
             tenths of their progress.
         reset_head: Pattern of names (``"head"``): these layers start the task as the first twin's do.
-        init: How parameters are initialised, see :func:`~pliant.fresh.fresh_twin`.
+        init: How parameters are initialised, see :func:`~pliant.fresh.fresh_twin`. A model that initialises its layers
+            itself needs this or ``make_model``.
+        make_model: Or a function that makes a fresh network, as there.
 
     Returns:
         Curves, gaps with intervals, and a verdict; ``print`` it.
@@ -120,7 +123,9 @@ def probe(
     with preserved_randomness(model), torch.inference_mode(False), torch.enable_grad():
         for seed in numbers:
             batches, judged = plan.batches(seed)
-            fresh = [fresh_twin(model, seed=seed * _APART + twin, init=init) for twin in range(twins)]
+            fresh = [
+                fresh_twin(model, seed=seed * _APART + twin, init=init, make_model=make_model) for twin in range(twins)
+            ]
             aged = copy_of(model)
             if reset_head is not None:
                 _take_over(aged, fresh[0], reset_head)

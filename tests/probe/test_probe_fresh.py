@@ -15,6 +15,7 @@ from zoo import NAMES, ZOO
 import pliant
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.fresh import copy_of, fresh_twin
+from pliant.probe import RandomLabels
 
 MANY = 64  # entries from which moments of a draw say something
 
@@ -200,3 +201,70 @@ def test_data_types_are_kept(dtype):
     twin = fresh_twin(nn.Linear(64, 64).to(dtype), seed=0)
     assert twin.weight.dtype == dtype
     assert float(twin.weight.detach().double().std()) == pytest.approx(0.125 / 3**0.5, rel=0.05)
+
+
+def orthogonal() -> nn.Module:
+    """A model that initialises its layers itself, which nobody can see."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+    nn.init.orthogonal_(model[0].weight)
+    return model
+
+
+def is_orthogonal(weight):
+    return torch.allclose(weight @ weight.T, torch.eye(6), atol=1e-5)
+
+
+def test_a_model_that_initialises_itself_is_made_anew_by_its_maker():
+    model = orthogonal()
+    model(torch.randn(8, 6))  # running statistics move
+    model[3].weight.requires_grad_(False)
+    before, random_state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    twin = pliant.fresh_twin(model, seed=3, make_model=orthogonal)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert is_orthogonal(twin[0].weight)
+    assert not torch.equal(twin[0].weight, model[0].weight)
+    assert torch.equal(twin[3].weight, model[3].weight)  # frozen
+    assert torch.equal(twin[1].running_mean, torch.zeros(6))
+    assert twin[1].num_batches_tracked == 0
+    again = pliant.fresh_twin(model, seed=3, make_model=orthogonal)
+    assert torch.equal(twin[0].weight, again[0].weight)
+    assert not torch.equal(twin[0].weight, pliant.fresh_twin(model, seed=4, make_model=orthogonal)[0].weight)
+    assert not is_orthogonal(pliant.fresh_twin(model, seed=3)[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("maker", "options", "words"),
+    [
+        (lambda: nn.Linear(2, 2), {}, "another network"),
+        (lambda: "a network", {}, "not an nn.Module"),
+        (orthogonal, {"init": "kaiming_uniform"}, "not both"),
+    ],
+)
+def test_a_maker_that_does_not_fit_is_refused(maker, options, words):
+    with pytest.raises(pliant.IllegalConfiguration, match=words):
+        pliant.fresh_twin(orthogonal(), seed=0, make_model=maker, **options)
+
+
+def test_probes_and_live_twins_begin_where_the_maker_does():
+    """A fresh network is no worse than those that are made as it was."""
+    made = []
+
+    def maker():
+        made.append(orthogonal())
+        return made[-1]
+
+    result = pliant.probe(
+        orthogonal(),
+        RandomLabels(inputs=torch.randn(32, 6), num_classes=2),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        steps=5,
+        seeds=2,
+        make_model=maker,
+    )
+    assert len(made) == result.gap.num == 2
+    model = orthogonal()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    live = pliant.live_twin(model, optimizer, make_model=maker)
+    assert len(made) == 3
+    del live

@@ -1,4 +1,4 @@
-"""What a probe must not leave behind: a changed random state anywhere."""
+"""Random states that are put back: what networks of Pliant's own must not leave behind."""
 
 from __future__ import annotations
 
