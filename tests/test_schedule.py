@@ -98,8 +98,8 @@ def test_a_due_step_after_a_resume_is_the_due_step_of_the_whole_run():
     model, optimizer, handle = attached(method)
     train(model, optimizer, 7)
     saved = handle.state_dict()
-    other = pliant.attach(model, optimizer, method, units=handle.units)
     handle.detach()
+    other = pliant.attach(model, optimizer, method, units=handle.units)
     other.load_state_dict(saved)
     train(model, optimizer, 3)
     assert other.num_steps == 10

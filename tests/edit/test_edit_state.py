@@ -203,6 +203,7 @@ def test_parameters_that_join_later_get_their_state_then():
     assert set(handle._contexts[0][0].parameter_state("initial")) == set(dict(model.named_parameters()))
     assert (model[4].weight == 2).all()
     file = handle.state_dict()
+    handle.detach()
     fresh = pliant.attach(model, optimizer, Initial(every=1), example_inputs=torch.ones(2, 5))
     fresh.load_state_dict(file)
     assert torch.equal(fresh.state_dict()["memory"]["0"]["parameters"]["initial"]["0.weight"],

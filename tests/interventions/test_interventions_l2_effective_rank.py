@@ -130,6 +130,7 @@ def test_examples_of_several_shapes_cannot_be_put_together():
     handle.batch(x[..., :5])
     with pytest.raises(IllegalConfiguration, match="several shapes"):
         optimizer.step()
+    handle.detach()
     model, optimizer, handle = attached(L2EffectiveRank(0.1, every=2, keep=1), model, x)
     for part in (x, x[..., :5]):
         handle.batch(part)
@@ -263,5 +264,6 @@ def test_what_cannot_work_is_refused():
     x = torch.randn(2, 3, 8).double()
     _, _, handle = attached(L2EffectiveRank(), model, x)
     apart = next(group.name for group in handle.units.select("*") if group.name in handle.units.replays)
+    handle.detach()
     with pytest.raises(NoEffect, match="can be listened to with gradients"):
         attached(L2EffectiveRank(where=apart), model, x)
