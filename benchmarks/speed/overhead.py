@@ -252,13 +252,17 @@ def main() -> None:
         return
     from pliant.bench.environment import run_meta
 
-    results: dict[str, Any] = {"replacement_rate": REPLACEMENT_RATE, "meta": run_meta(), "cells": []}
+    meta = run_meta()
+    known: dict[str, Any] = {}
+    if options.only and options.out.exists():  # cells that are not measured again stay, with the commit of theirs
+        known = {cell["cell"]: cell for cell in json.loads(options.out.read_text())["cells"]}
+    results: dict[str, Any] = {"replacement_rate": REPLACEMENT_RATE, "meta": meta, "cells": []}
     for cell in CELLS:
         if options.only in cell.name:
-            results["cells"].append(measure_in_process(cell, options.rounds))
-            shown = results["cells"][-1]
+            shown = known[cell.name] = {**measure_in_process(cell, options.rounds), "commit": meta["git_commit"]}
             ratios = shown["ratios"][shown["clock"] or "wall"]
             print(cell.name, shown["clock"], *(f"{kind} {ratios[kind]['median']:.3f}" for kind in ARMS[1:]), flush=True)
+            results["cells"] = [known[other.name] for other in CELLS if other.name in known]
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
