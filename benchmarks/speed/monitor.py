@@ -171,10 +171,15 @@ def main() -> None:
     from pliant.bench.environment import run_meta
 
     rounds, period = (2, 20) if options.quick else (options.rounds, options.period)
-    results: dict[str, Any] = {"limit": LIMIT, "meta": run_meta(), "cells": []}
+    meta = run_meta()
+    known: dict[str, Any] = {}
+    if options.only and not options.quick and options.out.exists():  # the others stay, with the commit of theirs
+        known = {cell["cell"]: cell for cell in json.loads(options.out.read_text())["cells"]}
+    results: dict[str, Any] = {"limit": LIMIT, "meta": meta, "cells": []}
     for cell in CELLS:
         if options.only in cell:
-            results["cells"].append(measure_in_process(cell, rounds, period))
+            known[cell] = {**measure_in_process(cell, rounds, period), "commit": meta["git_commit"]}
+            results["cells"] = [known[other] for other in CELLS if other in known]
             if not options.quick:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
