@@ -31,7 +31,9 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed" / "overhead.json"
 ARMS = ("plain", "plain_again", "default", "every_step")
 REPLACEMENT_RATE = 1e-4
-WARM_UP, BLOCK_SECONDS, ROUNDS, TRIES = 130, 0.12, 11, 4
+WARM_UP = {"mlp": 130, "convnet": 400}  # steps; the narrow layers of the latter decide every 630 steps
+PERIOD = 40  # whole periods of samples, and of decisions on the widest layers
+BLOCK_SECONDS, ROUNDS, TRIES = 0.12, 11, 4
 TOLERANCE = 0.01
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -135,9 +137,10 @@ def measure(cell: Cell, rounds: int) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     arms = {kind: Arm(kind, cell) for kind in ARMS}
-    seconds = [arm.run(WARM_UP)[0] for arm in arms.values()]
-    step = min(seconds) / WARM_UP
-    block = max(16, 16 * round(BLOCK_SECONDS / step / 16))  # whole periods of the default cadence
+    warm_up = WARM_UP.get(cell.network, WARM_UP["mlp"])
+    seconds = [arm.run(warm_up)[0] for arm in arms.values()]
+    step = min(seconds) / warm_up
+    block = max(PERIOD, PERIOD * round(BLOCK_SECONDS / step / PERIOD))
     before = {kind: arm.num_resets for kind, arm in arms.items()}
     times = in_turn(arms, rounds, block)
     clocks = ratios(times, "plain")
