@@ -39,7 +39,7 @@ OPTIONS = {
 
 METHODS = {
     "adaptive_normalization": "rate every dormant_above dormant_below growth_above growth_below tau where",
-    "c_chain": "share lag start window",
+    "c_chain": "share lag start window every",
     "continual_backprop": (
         "replacement_rate maturity_threshold decay_rate utility exact decide_every sample_every where rates accumulate "
         "compensate_bias"

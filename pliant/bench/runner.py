@@ -116,6 +116,14 @@ def _pending(experiment: Experiment, seeds: Iterable[int], results: Path) -> lis
     return pending
 
 
+def _tidy(experiment: Experiment, results: Path) -> None:
+    """Remove checkpoints whose seeds are all final: killed between the last record and the removal."""
+    folder = results / experiment.id
+    for group in checkpoint.find_checkpoints(folder):
+        if not _pending(experiment, group, results):
+            checkpoint.remove_checkpoint(folder, group)
+
+
 def plan_jobs(
     experiment: Experiment, seeds: Sequence[int], results: str | os.PathLike[str], checkpoint_every: float = 30.0
 ) -> list[Job]:
@@ -134,6 +142,7 @@ def plan_jobs(
         records.prepare_folder(root, experiment.to_dict(), experiment.id)
     pending = _pending(experiment, seeds, root)
     if not pending:
+        _tidy(experiment, root)
         return []
     # Everything is put together once before anything runs: a wrong setting is an error now, not a failed seed.
     stream = experiment.build_stream()
@@ -143,7 +152,13 @@ def plan_jobs(
     Members(experiment, pending[:1], None, stacked=False).close()
     stacked = can_stack(experiment)
     folder = records.prepare_folder(root, experiment.to_dict(), experiment.id)
-    groups = [group for group in checkpoint.find_checkpoints(folder) if set(group) <= set(pending)]
+    _tidy(experiment, root)
+    groups: list[tuple[int, ...]] = []
+    for group in checkpoint.find_checkpoints(folder):
+        # Killed while the records of a finished group were written, some seeds are final; the others go on with them.
+        wanted = set(_pending(experiment, group, root)) <= set(pending)
+        if wanted and not any(set(group) & set(other) for other in groups):
+            groups.append(group)
     rest = [seed for seed in pending if not any(seed in group for group in groups)]
     if rest:
         groups += [tuple(rest)] if stacked else [(seed,) for seed in rest]
@@ -185,7 +200,10 @@ def write_failed(
 
 
 def _write_records(job: Job, members: Members, started: str) -> None:
+    pending = set(_pending(job.experiment, job.seeds, Path(job.results)))
     for position, seed in enumerate(job.seeds):
+        if seed not in pending:  # written before a kill; it stays as it is
+            continue
         failure = members.failures.get(position)
         meta: dict[str, Any] = {
             **run_meta(),

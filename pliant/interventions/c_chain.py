@@ -39,6 +39,8 @@ class CChain(Intervention):
         lag: How many steps ago, ``>= 1``.
         start: The first steps add nothing; the running means begin in them.
         window: Steps that the running means cover.
+        every: Compare at every so many steps only, each time so many times as strongly; the other steps run no further
+            forward pass.
 
     State:
         ``theta_0`` to ``theta_<lag>``: copies of the network after the last steps; running means of the loss's absolute
@@ -64,13 +66,14 @@ class CChain(Intervention):
 
     Example:
         >>> CChain(share=0.1).null()
-        CChain(share=0.0, lag=1, start=100, window=100)
+        CChain(share=0.0, lag=1, start=100, window=100, every=1)
     """
 
     share: float = 0.05
     lag: int = 1
     start: int = 100
     window: int = 100
+    every: int = 1
 
     source: ClassVar[str] = "Tang et al. 2025"
     defaults: ClassVar[Mapping[str, str]] = {
@@ -78,6 +81,7 @@ class CChain(Intervention):
         "lag": "authors' code: the agent before the last update",
         "start": "choice of this library; their coefficient adapts after 50 iterations, or 10,000 updates",
         "window": "authors' code, DeepMind Control: the last 100 values",
+        "every": "every step, as in the paper",
     }
 
     @property
@@ -104,6 +108,7 @@ class CChain(Intervention):
         require(self.lag >= 1, self, "lag", ">= 1")
         require(self.start >= 0, self, "start", ">= 0")
         require(self.window >= 1, self, "window", ">= 1")
+        require(self.every >= 1, self, "every", ">= 1")
 
     def prepare(self, ctx: Context) -> None:
         """A model that is not sharded."""
@@ -116,7 +121,7 @@ class CChain(Intervention):
 
     def penalty(self, ctx: Context) -> Tensor | None:
         """The term for the loss; nothing but the values in progress is changed."""
-        if self.share == 0 or ctx.index > 0:
+        if self.share == 0 or ctx.index > 0 or (ctx.clock.step + 1) % self.every:
             return None
         loss, reference = self._given(ctx)
         starts = ctx.clock.step >= max(self.start, self.lag)
@@ -127,7 +132,7 @@ class CChain(Intervention):
             churn = self._churn(ctx, now, before)
         ctx.scalar("loss").copy_(loss.detach().abs())
         ctx.scalar("churn").copy_(churn.detach())
-        return (self._coefficient(ctx) * churn).sum() if starts else None
+        return (self.every * self._coefficient(ctx) * churn).sum() if starts else None
 
     def after_step(self, ctx: Context) -> None:
         """Move the running means, and let the copies age by one step."""
@@ -137,7 +142,7 @@ class CChain(Intervention):
         known = loss.isfinite() & churn.isfinite() & (churn >= 0)
         if ctx.live is not None:
             known = known & (ctx.live > 0)
-        weight = 1 / min(max(ctx.clock.step - self.lag, 1), self.window)
+        weight = self.every / min(max(ctx.clock.step - self.lag, self.every), max(self.window, self.every))
         for mean, value in ((ctx.scalar("mean_loss"), loss), (ctx.scalar("mean_churn"), churn)):
             if ctx.clock.step > self.lag:  # before, both networks were the initial one
                 mean.copy_(torch.where(known, torch.lerp(mean, value, weight), mean))

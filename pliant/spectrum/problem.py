@@ -131,7 +131,9 @@ class Problem:
             try:
                 yield
             except (RuntimeError, NotImplementedError) as error:
-                raise _explanation(error, what, type(self.model).__name__) from error
+                if (explained := _explanation(error, what, type(self.model).__name__)) is None:
+                    raise
+                raise explained from error
 
     # ---- inside ----
     def _raw(self, parameters: Mapping[str, Tensor], inputs: Any) -> Tensor:
@@ -266,8 +268,8 @@ _NO_SECOND = (
 )
 
 
-def _explanation(error: Exception, what: str, model: str) -> Exception:
-    """An error of PyTorch's with what to do about it, or as it was."""
+def _explanation(error: Exception, what: str, model: str) -> UnsupportedOp | None:
+    """What to do about an error of PyTorch's; ``None`` for one that is not about derivatives."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if any(part in str(error) for part in _IN_PLACE):
         return UnsupportedOp(
@@ -280,4 +282,4 @@ def _explanation(error: Exception, what: str, model: str) -> Exception:
             "need their plain version, and an autograd.Function a backward that can be differentiated. The exact "
             "Gauss-Newton spectrum (ggn_spectrum) needs first derivatives alone."
         )
-    return error
+    return None

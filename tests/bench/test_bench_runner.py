@@ -21,7 +21,7 @@ from pliant.bench import checkpoint, engine, runner
 from pliant.bench.data import mnist
 from pliant.bench.engine import Members, _logit_gradient
 from pliant.bench.experiment import Experiment
-from pliant.bench.runner import plan_jobs, run_experiments
+from pliant.bench.runner import plan_jobs, run_experiments, run_job
 from pliant.errors import IllegalConfiguration, RecordError
 
 HERE = Path(__file__).parent
@@ -341,7 +341,7 @@ def test_killed_at_a_random_moment_and_resumed_the_records_are_the_same_bits(tmp
     run_experiments(experiments, [0, 1], whole, num_workers=0)
     moment = random.Random()
     process = start(broken, names, 0, tmp_path)
-    wait_for(process, moment.randrange(1, 20))
+    wait_for(process, moment.randrange(3, 20))  # the checkpoint of the first task is written by then
     time.sleep(moment.random() * 0.03)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -354,6 +354,35 @@ def test_killed_at_a_random_moment_and_resumed_the_records_are_the_same_bits(tmp
     for experiment in experiments:
         assert series(broken, experiment) == series(whole, experiment)
         assert not (broken / experiment.id / checkpoint.FOLDER).exists()
+
+
+@pytest.mark.parametrize("written", [1, 2])
+def test_killed_while_the_records_are_written_nothing_is_computed_again(tmp_path, written, monkeypatch):
+    experiment = tiny(num_tasks=6)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_experiments([experiment], [0, 1], whole, num_workers=0)
+    write, count = records.write_record, []
+
+    def killed(record, results):
+        if len(count) == written:
+            raise KeyboardInterrupt
+        count.append(record.seed)
+        return write(record, results)
+
+    monkeypatch.setattr(records, "write_record", killed)
+    monkeypatch.setattr(checkpoint, "remove_checkpoint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_job(plan_jobs(experiment, [0, 1], broken, checkpoint_every=0)[0])
+    monkeypatch.undo()
+    assert len(series(broken, experiment)) == written
+    before = {path: path.read_bytes() for path in broken.rglob("*.json")}
+    seen = []
+    report = run_experiments([experiment], [0, 1], broken, num_workers=0, on_progress=seen.append)
+    assert report.num_complete == 2
+    assert len(seen) <= 1, "at most the last task, after the last checkpoint"
+    assert all(path.read_bytes() == text for path, text in before.items())
+    assert series(broken, experiment) == series(whole, experiment)
+    assert not (broken / experiment.id / checkpoint.FOLDER).exists()
 
 
 def test_ctrl_c_leaves_complete_records_and_says_how_to_resume(tmp_path):

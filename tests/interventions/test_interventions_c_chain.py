@@ -69,6 +69,19 @@ def test_the_copy_is_of_lag_steps_ago():
         step(model, optimizer, handle, number)
 
 
+def test_between_comparisons_no_further_pass_is_run():
+    model, optimizer, handle = attached(CChain(0.5, start=0, every=3))
+    calls, terms = [], []
+    model[-1].register_forward_hook(lambda *_: calls.append(None))
+    for number in range(12):
+        before = len(calls)
+        terms.append((len(calls), step(model, optimizer, handle, number)[1]))
+        terms[-1] = (len(calls) - before, terms[-1][1])
+    assert [term != 0 for _, term in terms] == [False] * 5 + [True] + [False, False, True] * 2
+    assert len({count for count, _ in terms[::3]}) == 1  # the training pass, and what hooks hear of it
+    handle.detach()
+
+
 def test_asking_twice_changes_nothing():
     model, optimizer, handle = attached(CChain(0.5, start=2))
     for number in range(5):

@@ -21,12 +21,14 @@ def test_feature_norm_is_the_papers(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("lag", "start", "window"), [(1, 0, 100), (2, 5, 3), (3, 1, 5)])
-def test_c_chain_is_the_papers(lag, start, window, optimizer):
-    options = {"share": 0.5, "lag": lag, "start": start, "window": window}
+@pytest.mark.parametrize(
+    ("lag", "start", "window", "every"), [(1, 0, 100, 1), (2, 5, 3, 1), (3, 1, 5, 1), (1, 2, 6, 3)]
+)
+def test_c_chain_is_the_papers(lag, start, window, every, optimizer):
+    options = {"share": 0.5, "lag": lag, "start": start, "window": window, "every": every}
     pair = Pair(CChain(**options), optimizer)
     reference = SlowCChain(pair.slow, **options)
-    for number in range(12):
+    for number in range(12 if every == 1 else 21):
         x, _ = batch("mlp", number + 1000)
         pair.step(number, penalty=lambda loss, x=x: reference.penalty(loss, x), after=reference.after_step)
     assert len(reference.coefficients) >= 6
