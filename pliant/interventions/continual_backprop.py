@@ -18,8 +18,8 @@ from pliant.units.group import UnitGroup
 
 __all__ = ["ContinualBackprop"]
 
-_MAX_CADENCE = 10
-_SAMPLES_PER_WINDOW = 10
+_MAX_CADENCE = 8
+_SAMPLES_PER_WINDOW = 12
 _MAX_UNITS = 8
 _MAX_DELAY = 0.08
 
