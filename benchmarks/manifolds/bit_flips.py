@@ -53,8 +53,8 @@ class Preset:
     """
 
     widths: Sequence[int] = (5, 10, 50, 100)
-    num_tasks: int = 100
-    num_examples: int = 1000
+    num_tasks: int = 80
+    num_examples: int = 500
     lr: float = 0.01
     replacement_rate: float = 1e-3
     maturity_threshold: int = 100

@@ -140,7 +140,7 @@ def page(widths: Widths, records: Sequence[Mapping[str, Any]], preset: Any) -> s
         *differences(widths),
         *claims_section(expected("bit_flips"), claims(widths)),
         "## What this does not say",
-        "- Tasks are a tenth as long as the published ones, and a run is a fiftieth: symptoms that take millions of steps to build up are not seen.\n"
+        "- Tasks are a twentieth as long as the published ones, and a run has 1/125 of their examples: symptoms that take millions of steps to build up are not seen.\n"
         "- Five bits vary within a task, so there are 32 different inputs and the rank of the activations is small whatever the width.\n"
         "- The replacement rate is not tuned for each width.",
     ]  # fmt: skip

@@ -57,7 +57,7 @@ class Preset:
         steps: Steps after it.
         batch_size: Examples per step.
         num_seen: Examples on which activations are compared.
-        lr: Step size of SGD.
+        lr: Step size of SGD for each network.
         lr_adam: Step size of Adam.
         dropout: Its rate, where it is the treatment.
         sigma: Of the noise: of the published kind, and of ``noise_small``.
@@ -70,14 +70,14 @@ class Preset:
     norms: Mapping[str, str] = field(
         default_factory=lambda: {"mlp": "none", "convnet": "batch", "resnet": "batch", "vit": "layer"}
     )
-    base_steps: int = 400
-    steps: int = 1000
+    base_steps: int = 300
+    steps: int = 500
     batch_size: int = 32
     num_seen: int = 128
-    lr: float = 0.1
+    lr: Mapping[str, float] = field(default_factory=lambda: {"mlp": 0.5, "convnet": 0.1, "resnet": 0.1, "vit": 0.05})
     lr_adam: float = 3e-3
     dropout: float = 0.1
-    sigma: float = 0.01
+    sigma: float = 0.05
     measured_at: Sequence[int] = (0, 1, 3, 10, 30, 100, 300)
 
 
@@ -93,8 +93,9 @@ PRESETS: Mapping[str, Preset] = {
         steps=500 * 390,
         batch_size=128,
         num_seen=500,
-        lr=0.01,
+        lr=dict.fromkeys(NETWORKS, 0.01),
         lr_adam=1e-3,
+        sigma=0.01,
         measured_at=(0, 1, 10, 100, 1000, 10_000, 50_000, 100_000),
     ),
 }
@@ -204,15 +205,15 @@ def one(preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int]) -> Iterat
 def _one(preset: Preset, network: str, seed: int) -> dict[str, Any]:
     x, y, shape, num_classes = problem_of(preset, seed)
     seeded(1, seed)
-    options = {"norm": preset.norms[network], "dropout": 0.0}
+    options, lr = {"norm": preset.norms[network], "dropout": 0.0}, preset.lr[network]
     base = build(network, preset.sizes, shape, num_classes, **options).double()
-    train(base, torch.optim.SGD(base.parameters(), lr=preset.lr), x, y, preset, preset.base_steps, (1, seed))
+    train(base, torch.optim.SGD(base.parameters(), lr=lr), x, y, preset, preset.base_steps, (1, seed))
     base.eval()
     units = find_units(base, x[:4])
     wide = clone(base, 2, x[:4], units=units)
     found, trained = {}, {}
     for name in CLONES:
-        found[name], trained[name] = treated(preset, name, wide, x, y, seed)
+        found[name], trained[name] = treated(preset, name, wide, x, y, seed, lr)
     followed = trained["sgd"]
     for name in OTHERS:
         model = copy.deepcopy(base)
@@ -220,9 +221,9 @@ def _one(preset: Preset, network: str, seed: int) -> dict[str, Any]:
             seeded(1, seed)
             model = build(network, {network: doubled(preset.sizes[network])}, shape, num_classes, **options).double()
         with_dropout(model, preset.dropout if name == "base_dropout" else 0.0)
-        optimizer: Optimizer = torch.optim.SGD(model.parameters(), lr=preset.lr)
+        optimizer: Optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         if name == "base_matched":
-            sgd = torch.optim.SGD(wide.model.parameters(), lr=preset.lr)
+            sgd = torch.optim.SGD(wide.model.parameters(), lr=lr)
             optimizer = matching_optimizer(sgd, model, wide, units)
         train(model, optimizer, x, y, preset, preset.steps, (2, seed))
         found[name] = {"loss": rounded(whole_loss(model, x, y))}
@@ -245,16 +246,16 @@ def doubled(sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def treated(
-    preset: Preset, name: str, wide: Clone, x: Tensor, y: Tensor, seed: int
+    preset: Preset, name: str, wide: Clone, x: Tensor, y: Tensor, seed: int, lr: float
 ) -> tuple[dict[str, Any], nn.Module]:
     """What the clone does under one treatment, and what it has become, in evaluation mode."""
     model = copy.deepcopy(wide.model)
     if name == "float32":
         model, x = model.float(), x.float()
     with_dropout(model, preset.dropout if name == "dropout" else 0.0)
-    optimizer: Optimizer = torch.optim.SGD(model.parameters(), lr=preset.lr)
+    optimizer: Optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     if name == "momentum":
-        optimizer = torch.optim.SGD(model.parameters(), lr=preset.lr / 3, momentum=0.9)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr / 3, momentum=0.9)
     elif name == "adam":
         optimizer = torch.optim.Adam(model.parameters(), lr=preset.lr_adam)
     noise: Mapping[str, Callable[[nn.Module, int], None]] = {

@@ -28,7 +28,7 @@ NAMES = {
     "float32": "SGD in float32",
     "noise": "noise, published kind, every step",
     "noise_once": "the same, one step only",
-    "noise_small": "noise with a hundredth of the gradient's norm, every step",
+    "noise_small": "noise of σ times the gradient's norm, every step",
     "dropout": "dropout 0.1",
     "base": "the base, same step size",
     "base_matched": "the base, step sizes that match",
@@ -106,15 +106,16 @@ def page(nets: Runs, records: Sequence[Mapping[str, Any]], preset: Any) -> str:
     came_true = claims(nets)
     heads = [TITLES[name] for name in nets]
     clones = [*STAY, "float32", *LEAVE]
+    rates = ", ".join(f"{TITLES[name]} {preset.lr[name]:g}" for name in nets)
     before = "; ".join(f"{TITLES[n]} {mean(run['loss'] for run in runs)}" for n, runs in nets.items())
     parts = [
         "# A network is cloned: what stays, and what leaves?",
         provenance(records, "cloning.py", f"{len(records)} runs, twelve trainings each"),
         "## Setting",
         f"A narrow base learns {preset.num_examples} digits with random labels by heart for {preset.base_steps} steps of SGD "
-        f"(step size {preset.lr}, batches of {preset.batch_size}, float64). Then `pliant.manifolds.clone` doubles every unit, "
-        f"and the wide network goes on for {preset.steps} steps under one treatment; SGD unless it says Adam ({preset.lr_adam:g}) "
-        f"or momentum (step size {preset.lr / 3:.3g}). All treatments of a seed begin with the same weights and see the same "
+        f"(step size {rates}; batches of {preset.batch_size}, float64). Then `pliant.manifolds.clone` doubles every unit, "
+        f"and the wide network goes on for {preset.steps} steps under one treatment; SGD unless it says Adam (step size {preset.lr_adam:g}) "
+        f"or momentum (a third of the step size). Noise has σ = {preset.sigma:g}; that of the published kind has σ times the gradient's norm in every entry. All treatments of a seed begin with the same weights and see the same "
         f"batches. Bases: {'; '.join(f'{TITLES[n]} {sizes(preset.sizes[n])}, norm {preset.norms[n]}' for n in nets)}. They are "
         "too small for what they have to learn, so that a network which leaves the manifold has something to gain.",
         "Distance: of the weights to the cloning manifold, over their norm. R²: 1 minus the variance of activations within "
@@ -164,7 +165,7 @@ def page(nets: Runs, records: Sequence[Mapping[str, Any]], preset: Any) -> str:
         *differences(nets),
         *claims_section(told, came_true),
         "## What this does not say",
-        "- A thousand steps are few. What has left is still leaving; what stays, stays by a theorem.\n"
+        "- Some hundred steps are few. What has left is still leaving; what stays, stays by a theorem.\n"
         "- The problem is made so that width helps. On a problem that the base solves, leaving gains nothing.\n"
         "- R² is read in evaluation mode. Weights off the manifold can have equal activations on the examples that were seen.\n"
         "- Losses differ between networks for many reasons; only differences within a column are paired.",

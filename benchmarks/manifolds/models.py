@@ -24,13 +24,13 @@ MINI: Sizes = {
     "mlp": {"hidden": [64, 64, 64]},
     "convnet": {"channels": [16, 32], "hidden": 64},
     "resnet": {"width": 8, "blocks": [1, 1]},
-    "vit": {"patch": 2, "width": 32, "depth": 2, "heads": 4, "ratio": 2},
+    "vit": {"patch": 4, "width": 32, "depth": 2, "heads": 4, "ratio": 2},
 }
 NARROW: Sizes = {
     "mlp": {"hidden": [12, 12, 12]},
     "convnet": {"channels": [4, 6], "hidden": 12},
-    "resnet": {"width": 4, "blocks": [1, 1]},
-    "vit": {"patch": 4, "width": 8, "depth": 2, "heads": 2, "ratio": 2},
+    "resnet": {"width": 4, "blocks": [1]},
+    "vit": {"patch": 4, "width": 8, "depth": 1, "heads": 2, "ratio": 2},
 }
 """Too small for what they have to learn, so that a clone which leaves has something to gain."""
 PUBLISHED: Sizes = {

@@ -57,15 +57,15 @@ class Preset:
 
     data: str = "digits"
     sizes: Mapping[str, Any] = field(default_factory=lambda: dict(MINI))
-    num_tasks: int = 32
+    num_tasks: int = 20
     num_examples: int = 160
-    num_epochs: int = 12
+    num_epochs: int = 4
     batch_size: int = 32
-    lr: Mapping[str, float] = field(default_factory=lambda: {"mlp": 1e-2, "convnet": 1e-2, "resnet": 1e-2, "vit": 1e-2})
+    lr: Mapping[str, float] = field(default_factory=lambda: {"mlp": 0.03, "convnet": 0.03, "resnet": 0.03, "vit": 0.02})
     dropout: float = 0.1
     sigma: float = 1.0
     num_seen: int = 160
-    every: int = 4
+    every: int = 3
     augment: bool = False
 
     def stream(self) -> TransformedDigits | ImageClasses:
