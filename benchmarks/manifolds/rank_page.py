@@ -88,7 +88,7 @@ def page(records: Sequence[Mapping[str, Any]], preset: Any) -> str:
         "## Setting",
         f"{preset.num_units} Gaussian pre-activations with a random correlation matrix: {preset.num_factors} common factors carry half of each one's variance. {preset.num_samples:,} samples go through "
         "tanh(a z) or ReLU(z + b). The gain of rank is the participation ratio of the correlation matrix after the activation over that before; beside the samples stand the theory (Hermite series) and "
-        f"its lower bound. A derivative has vanished below {preset.tau:g} in size; a unit is frozen where it has on more than {preset.share:.0%} of the samples. In the third sweep units come in independent "
+        f"its lower bound. A derivative has vanished below {preset.tau:g} in size; a unit is frozen where it has on more than {100 * preset.share:g} % of the samples. In the third sweep units come in independent "
         f"blocks of {preset.block_size} with one correlation inside, and go through ReLU(z): at 1 they are clones.",
         "## Answer",
         *answer(tanh, relu, clones),
@@ -126,7 +126,7 @@ def differences(tanh: Sweep, relu: Sweep, clones: Sweep) -> list[str]:
     holds = all(e["theory"].mean >= e["bound"].mean - 1e-4 for sweep in (tanh, relu, clones) for e in sweep.values())
     largest = max(relu, key=lambda v: relu[v]["of_covariance"].mean)
     return [
-        f"- *γ of tanh does not go to one.* It ends at {number(tanh[a]['nonlinearity'].mean, 3)}: with centred pre-activations tanh becomes a sign, whose γ is (π − 2)/(π + 2) = {number(LIMIT, 3)}. ReLU's goes to {number(relu[b]['nonlinearity'].mean, 3)} at b = {number(b, 1)}.\n"
+        f"- *Saturation by gain does not bring γ to one.* Tanh's ends at {number(tanh[a]['nonlinearity'].mean, 3)}: with centred pre-activations tanh becomes a sign, whose γ is (π − 2)/(π + 2) = {number(LIMIT, 3)}. ReLU's goes to {number(relu[b]['nonlinearity'].mean, 3)} at b = {number(b, 1)}. That γ near one needs saturation is not refuted; that a large gain is enough is, as long as pre-activations are centred.\n"
         f"- *Rank of samples is not rank of correlations.* At b = {number(b, 1)}, {interval(relu[b]['silent'])} of the units never vary on the samples, and the participation ratio of the covariance, which is what a monitor measures on a network, has a gain of {interval(relu[b]['of_covariance'])} there, {interval(relu[largest]['of_covariance'])} at b = {number(largest, 1)}, where theory says {interval(relu[b]['theory'])} and {interval(relu[largest]['theory'])}.\n"
         + ("- The lower bound of the later versions holds at every point." if holds else "- **The lower bound is violated.**"),
     ]  # fmt: skip

@@ -18,10 +18,15 @@ def values(items: Iterable[float | None]) -> list[float]:
 
 
 def interval(found: Estimate, digits: int = 2) -> str:
-    """Mean and 95 % interval; with fewer seeds than there are, how many."""
+    """Mean and 95 % interval, unless that is narrower than the last digit; with fewer seeds than there are, how many.
+
+    >>> interval(estimate([1.0, 2.0, 3.0])), interval(estimate([0.5, 0.5])), interval(estimate([2.0, math.nan]))
+    ('2.00 [−0.48, 4.48]', '0.50', '2.00 (1 of 2 seeds)')
+    """
     if not found.num:
         return "–"
-    bounds = f" [{number(found.low, digits)}, {number(found.high, digits)}]" if found.num > 1 else ""
+    low, middle, high = (number(value, digits) for value in (found.low, found.mean, found.high))
+    bounds = "" if found.num == 1 or low == middle == high else f" [{low}, {high}]"
     left = f" ({found.num} of {found.num + found.num_excluded} seeds)" if found.num_excluded else ""
     return f"{number(found.mean, digits)}{bounds}{left}"
 
@@ -50,15 +55,16 @@ def commits(records: Sequence[Mapping[str, Any]]) -> str:
 def provenance(records: Sequence[Mapping[str, Any]], command: str, what: str) -> str:
     """The first sentences of a page."""
     seeds = sorted({int(record["seed"]) for record in records})
-    minutes = sum(float(record["seconds"]) for record in records) / 60
+    seconds = sum(float(record["seconds"]) for record in records)
+    took = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
     dirty = " The code had changes that were not committed." if any(
         record["environment"]["uncommitted"] for record in records
     ) else ""  # fmt: skip
     return (
         f"Written by `python benchmarks/manifolds/{command} page` from the records of `python benchmarks/manifolds/"
         f"{command} run` ({what}, seeds {seeds[0]} to {seeds[-1]}, {commits(records)}, PyTorch "
-        f"{records[0]['environment']['torch']}, {minutes:.0f} minutes of one core).{dirty} Intervals are 95 % t "
-        "intervals over seeds."
+        f"{records[0]['environment']['torch']}, {took} of one core).{dirty} Intervals are 95 % t "
+        "intervals over seeds; one that is narrower than the last digit is left out."
     )
 
 

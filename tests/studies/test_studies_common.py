@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.manifolds import bit_flips, bit_flips_page, cloning, images, normalisation, rank, streams, symptoms
+from benchmarks.manifolds import (
+    bit_flips,
+    bit_flips_page,
+    cloning,
+    images,
+    normalisation,
+    rank,
+    streams,
+    symptoms,
+    text,
+)
 from benchmarks.manifolds.common import ROOT, Records
 from benchmarks.manifolds.draw import Line, Panel, Row, panels, rows
 from benchmarks.manifolds.models import MINI, NETWORKS, NORMS, build
@@ -76,7 +86,7 @@ def test_pages_are_what_the_records_say(name: str, capsys: pytest.CaptureFixture
 
 
 def test_examples_in_the_studies() -> None:
-    for module in (bit_flips_page, cloning, streams, symptoms):
+    for module in (bit_flips_page, cloning, streams, symptoms, text):
         found = doctest.testmod(module)
         assert found.failed == 0
         assert found.attempted > 0
@@ -219,17 +229,17 @@ def test_batch_norm_of_tokens_is_per_dimension() -> None:
 # ---- figures and text ----
 def test_figures_are_well_formed_and_inside() -> None:
     points = [estimate([1.0, 2.0]), Estimate(math.nan, math.nan, math.nan, 0), estimate([3.0])]
-    text = panels(
+    drawn = panels(
         "A < B", [Panel("p & q", "step", [Line("a", 0, [1, 10, 100], points, 1)], log_x=True, log_y=True)] * 3, 2
     )
-    root = ElementTree.fromstring(text)
+    root = ElementTree.fromstring(drawn)
     height = float(root.attrib["viewBox"].split()[3])
     for line in root.iter(f"{SVG}polyline"):
         for pair in line.attrib["points"].split():
             x, y = map(float, pair.split(","))
             assert 0 <= x <= 960
             assert 0 <= y <= height
-    assert "nan" not in text
+    assert "nan" not in drawn
     dots = rows("rows", [Row("r", [(0, estimate([0.1, 0.3])), (1, points[1])])], [(0, "net")], "x", limits=(-1, 1))
     assert len(list(ElementTree.fromstring(dots).iter(f"{SVG}circle"))) == 2  # one in the legend
     assert "nan" not in dots
