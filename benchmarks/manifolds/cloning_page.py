@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.manifolds.common import ROOT, expected
 from benchmarks.manifolds.draw import Line, Panel, panels
 from benchmarks.manifolds.models import TITLES
-from benchmarks.manifolds.text import claims_section, exact, mean, number, provenance, table, values
+from benchmarks.manifolds.text import claims_section, exact, interval, mean, number, provenance, table, values
 from pliant.intervals import Estimate, estimate
 
 __all__ = ["by_network", "claims", "end", "texts"]
@@ -124,9 +124,8 @@ def page(nets: Runs, records: Sequence[Mapping[str, Any]], preset: Any) -> str:
         *answer(nets, came_true),
         "![Distance to the cloning manifold under each treatment](../images/cloning.svg)",
         "## Where they are at the end",
-        "Smallest to largest over seeds.",
         table(
-            ["distance at the end", *heads],
+            ["distance at the end, smallest to largest over seeds", *heads],
             [[NAMES[name], *(exact(ends(runs, name, "distance")) for runs in nets.values())] for name in clones],
         ),
         table(
@@ -146,7 +145,7 @@ def page(nets: Runs, records: Sequence[Mapping[str, Any]], preset: Any) -> str:
         table(
             ["difference of the losses, seed by seed", *heads],
             [
-                [f"{NAMES[a]} − {NAMES[b]}", *(show(difference(runs, a, b)) for runs in nets.values())]
+                [f"{NAMES[a]} − {NAMES[b]}", *(interval(difference(runs, a, b)) for runs in nets.values())]
                 for a, b in (("noise", "sgd"), ("noise_once", "sgd"), ("noise_small", "sgd"), ("dropout", "sgd"), ("dropout", "base_dropout"), ("sgd", "base"), ("sgd", "fresh"), ("noise", "fresh"))
             ],
         ),
@@ -173,10 +172,6 @@ def page(nets: Runs, records: Sequence[Mapping[str, Any]], preset: Any) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def show(found: Estimate) -> str:
-    return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
-
-
 def said(network: str, place: int) -> str:
     return number(PUBLISHED[network][place]) if place < 2 else "1.00"
 
@@ -198,15 +193,15 @@ def answer(nets: Runs, came_true: Mapping[str, bool]) -> list[str]:
     own = min(ends(every, "base", "difference"))
 
     def listed(found: Mapping[str, float]) -> str:
-        return ", ".join(f"{TITLES[name]} {number(value)}" for name, value in found.items())
+        return ", ".join(f"{TITLES[name]} {number(value, 3)}" for name, value in found.items())
 
     def which(found: Mapping[str, Estimate], low: bool) -> str:
         names = [TITLES[n] for n, e in found.items() if (e.high < 0 if low else e.low > 0)]
         return " and ".join(names) if names else "none of the networks"
 
     return [
-        f"- *SGD, momentum and Adam stay*: the largest distance over all networks and seeds is {stayed:.0e}, which is rounding. "
-        f"In float32 it is {single:.0e} after as many steps: rounding errors did not lead away either.\n"
+        f"- *SGD, momentum and Adam stay*: the largest distance over all networks and seeds is {exact([stayed])}, which is rounding. "
+        f"In float32 SGD's is {exact([single])} after as many steps: rounding did not lead away there either.\n"
         f"- *Noise and dropout leave.* R² at the end under noise of the published kind: {listed(noise)}; under dropout: {listed(dropped)}.\n"
         f"- *Leaving pays only sometimes.* Noise ends with a lower loss than the trapped clone, with an interval below zero, for {which(gains, True)}; with a higher one for {which(gains, False)}. "
         f"Dropout ends with a lower one for {which(costs, True)}, with a higher one for {which(costs, False)}.\n"
