@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,8 +29,14 @@ EXPECTATIONS = ROOT / "benchmarks" / "manifolds" / "expectations.json"
 RESULTS = ROOT / "benchmarks" / "results" / "manifolds"
 SCHEMA = 1
 Record = dict[str, Any]
-_environment = functools.cache(environment)
-"""As it was when the code was loaded: a commit made during a run is not what runs."""
+
+
+@functools.cache
+def _environment() -> Record:
+    """As it was when the code was loaded: a commit made during a run is not what runs. Records are not code."""
+    command = ["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "pliant", "benchmarks"]
+    done = subprocess.run([*command, ":!benchmarks/results"], capture_output=True, text=True, check=False)
+    return {**environment(), "uncommitted": bool(done.stdout.strip())}
 
 
 def expected(study: str) -> dict[str, Any]:
