@@ -45,9 +45,9 @@ def expected(study: str) -> dict[str, Any]:
     return found
 
 
-def seeded(*key: int) -> None:
-    """Seed PyTorch by several numbers; two keys never share a state."""
-    torch.manual_seed(int.from_bytes(b"".join(number.to_bytes(4, "big") for number in key[-4:]), "big") % 2**63)
+def seeded(purpose: int, seed: int) -> None:
+    """Seed PyTorch for one purpose and one seed of a study."""
+    torch.manual_seed(purpose << 32 | seed)
 
 
 class Records:
