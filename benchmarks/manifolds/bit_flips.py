@@ -83,7 +83,7 @@ def stacked_task(stream: BitFlips, index: int, seeds: Sequence[int]) -> tuple[Te
 
 def learner(width: int, seed: int) -> nn.Module:
     """20 - width - 1, as PyTorch initialises it."""
-    seeded(width, seed)
+    seeded("bit_flips learner", width, seed)
     return nn.Sequential(nn.Linear(20, width), nn.ReLU(), nn.Linear(width, 1))
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.manifolds import cloning_page, images
-from benchmarks.manifolds.common import Study, main, rounded, seeded
+from benchmarks.manifolds.common import Study, main, rounded
 from benchmarks.manifolds.models import NARROW, NETWORKS, PUBLISHED, build
 from benchmarks.manifolds.symptoms import hidden, published_ratio
 from pliant import metrics
@@ -178,7 +178,7 @@ def train(
 ) -> None:
     """All steps; ``look`` is called before each, and after the last."""
     model.train()
-    seeded(*key)
+    torch.manual_seed(key[-1])
     for step, rows in enumerate(batches(len(y), preset.batch_size, steps, *key)):
         look(step)
         optimizer.zero_grad(set_to_none=True)
@@ -204,7 +204,7 @@ def one(preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int]) -> Iterat
 
 def _one(preset: Preset, network: str, seed: int) -> dict[str, Any]:
     x, y, shape, num_classes = problem_of(preset, seed)
-    seeded(1, seed)
+    torch.manual_seed(seed)
     options, lr = {"norm": preset.norms[network], "dropout": 0.0}, preset.lr[network]
     base = build(network, preset.sizes, shape, num_classes, **options).double()
     train(base, torch.optim.SGD(base.parameters(), lr=lr), x, y, preset, preset.base_steps, (1, seed))
@@ -218,7 +218,7 @@ def _one(preset: Preset, network: str, seed: int) -> dict[str, Any]:
     for name in OTHERS:
         model = copy.deepcopy(base)
         if name == "fresh":
-            seeded(1, seed)
+            torch.manual_seed(seed)
             model = build(network, {network: doubled(preset.sizes[network])}, shape, num_classes, **options).double()
         with_dropout(model, preset.dropout if name == "base_dropout" else 0.0)
         optimizer: Optimizer = torch.optim.SGD(model.parameters(), lr=lr)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.prediction.study import environment, rounded  # noqa: E402
+from pliant.bench.streams.base import generator  # noqa: E402
 
 __all__ = ["EXPECTATIONS", "ROOT", "Records", "Study", "expected", "main", "rounded", "seeded"]
 
@@ -45,9 +46,12 @@ def expected(study: str) -> dict[str, Any]:
     return found
 
 
-def seeded(purpose: int, seed: int) -> None:
-    """Seed PyTorch for one purpose and one seed of a study."""
-    torch.manual_seed(purpose << 32 | seed)
+def seeded(purpose: str, *key: int) -> None:
+    """Seed PyTorch for one purpose: two purposes, or two keys, never share a state.
+
+    Not by shifting one into the upper half of a seed: PyTorch's generator on a CPU drops that half.
+    """
+    torch.manual_seed(int(generator(purpose, *key).integers(2**32)))
 
 
 class Records:

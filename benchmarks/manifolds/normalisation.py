@@ -120,13 +120,13 @@ def one(preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int]) -> Iterat
 def _one(preset: Preset, cell: Mapping[str, Any], seed: int) -> dict[str, Any]:
     stream, network = preset.stream(), str(cell["network"])
     shape = stream.shape
-    seeded(3, seed)
+    seeded("normalisation network", seed)
     dropout = preset.dropout if cell["dropout"] else 0.0
     model = build(network, preset.sizes, shape, stream.num_classes, norm=str(cell["norm"]), dropout=dropout)
     optimizer = torch.optim.Adam(model.parameters(), lr=preset.lr[network])
     noise = NoiseBurst(preset.sigma, sys.maxsize, seed) if cell["noise"] else None
     result: dict[str, list[Any]] = {"online": [], "trained": [], "test": [], "looks": []}
-    seeded(4, seed)  # dropout draws from here
+    seeded("normalisation dropout", seed)
     step = 0
     for index in range(preset.num_tasks):
         task, outputs = stream.task(index, seed), torch.tensor(stream.active_outputs(index, seed))

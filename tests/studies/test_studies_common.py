@@ -24,7 +24,7 @@ from benchmarks.manifolds import (
     symptoms,
     text,
 )
-from benchmarks.manifolds.common import ROOT, Records
+from benchmarks.manifolds.common import ROOT, Records, seeded
 from benchmarks.manifolds.draw import Line, Panel, Row, panels, rows
 from benchmarks.manifolds.models import MINI, NETWORKS, NORMS, build
 from benchmarks.manifolds.text import exact
@@ -90,6 +90,16 @@ def test_examples_in_the_studies() -> None:
         found = doctest.testmod(module)
         assert found.failed == 0
         assert found.attempted > 0
+
+
+def test_purposes_do_not_share_a_state() -> None:
+    drawn = []
+    for key in (("a", 1), ("a", 2), ("b", 1), ("a", 1, 2)):
+        seeded(*key)
+        drawn.append(torch.rand(()).item())
+    assert len(set(drawn)) == 4
+    seeded("a", 1)
+    assert torch.rand(()).item() == drawn[0]
 
 
 # ---- streams ----
