@@ -57,7 +57,7 @@ def test_a_head_ages_only_in_steps_that_use_it():
 
 
 def test_the_default_cadence_follows_the_slower_clocks_of_the_method():
-    assert pliant.ContinualBackprop().cadence == 10
+    assert pliant.ContinualBackprop().cadence == 8
     assert pliant.ContinualBackprop(exact=True).cadence == 1
     assert pliant.ContinualBackprop(maturity_threshold=24).cadence == 2
     assert pliant.ContinualBackprop(decay_rate=0.9).cadence == 1
@@ -69,8 +69,8 @@ def test_decisions_wait_for_a_few_units_but_not_long():
     """At most 8 % of a unit's mean life, and at least every second sample."""
     model, _, handle = attached(pliant.ContinualBackprop(1e-3))
     (trunk,) = handle.units.select("trunk.0")
-    assert pliant.ContinualBackprop(1e-3).period(trunk) == 130  # one of eight units in 125 steps, in whole samples
-    assert pliant.ContinualBackprop(1.0).period(trunk) == 20
+    assert pliant.ContinualBackprop(1e-3).period(trunk) == 128  # one of eight units in 125 steps, in whole samples
+    assert pliant.ContinualBackprop(1.0).period(trunk) == 16
     wide = pliant.find_units(nn.Sequential(nn.Linear(4, 200), nn.ReLU(), nn.Linear(200, 2)), torch.randn(2, 4))
     assert pliant.ContinualBackprop(1e-3).period(wide["0"]) == 40  # eight of two hundred in 40 steps, in whole samples
     handle.detach()
