@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pliant.bench.streams.base import LOSSES
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["LOSSES", "SCORES", "Heads", "Meter", "Objective", "auc", "logit_gradient"]
+__all__ = ["Heads", "Meter", "Objective", "auc", "logit_gradient"]
 
-LOSSES = ("cross_entropy", "mse", "binary_cross_entropy")
-SCORES: dict[str, bool] = {"accuracy": False, "auc": False, "mse": True, "mae": True, "log_loss": True}
-"""What a stream may measure: name to whether lower is better."""
+_FITTING = {
+    "cross_entropy": ("accuracy",),
+    "mse": ("mse",),
+    "binary_cross_entropy": ("accuracy", "auc"),
+}
+"""The scores that can be taken of the outputs, by the loss that these are trained with."""
 
 
 def logit_gradient(logits: Tensor, target_SBC: Tensor) -> Tensor:
@@ -71,8 +75,8 @@ class Objective:
     cross-entropy, and float ``[K, S, B]`` or ``[K, S, B, C]`` otherwise.
 
     Attributes:
-        loss: one of :data:`LOSSES`; a mean over examples (and positions, or outputs).
-        score: one of :data:`SCORES`.
+        loss: one of :data:`~pliant.bench.streams.base.LOSSES`; a mean over examples (and positions, or outputs).
+        score: ``"accuracy"``, ``"mse"`` or ``"auc"``.
 
     Raises:
         IllegalConfiguration: an unknown loss or score, or a score that does not fit the loss.
@@ -84,20 +88,11 @@ class Objective:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise IllegalConfiguration(f"a stream's loss is one of {', '.join(LOSSES)}; this one has {self.loss!r}")
-        if self.score not in SCORES:
-            raise IllegalConfiguration(f"a stream's score is one of {', '.join(SCORES)}; this one has {self.score!r}")
-        fits = {
-            "cross_entropy": ("accuracy", "log_loss"),
-            "mse": ("mse", "mae"),
-            "binary_cross_entropy": ("accuracy", "auc", "log_loss"),
-        }
-        if self.score not in fits[self.loss]:
-            raise IllegalConfiguration(f"the score {self.score!r} does not fit the loss {self.loss!r}")
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether a smaller score is a better one."""
-        return SCORES[self.score]
+        if self.score not in _FITTING[self.loss]:
+            raise IllegalConfiguration(
+                f"a stream with the loss {self.loss!r} can be scored by {' or '.join(_FITTING[self.loss])}, not by "
+                f"{self.score!r}"
+            )
 
     def constant(self, targets: Tensor, num_outputs: int, dtype: torch.dtype, weight_S: Tensor | None) -> Tensor:
         """The part of the gradient that does not depend on the outputs, of a whole chunk.
@@ -145,15 +140,12 @@ class Objective:
 
     def scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The score of each example, float64 ``[K, S, B]``; not for ``"auc"``, which no example has by itself."""
-        if self.score == "log_loss":
-            return self.losses(outputs, targets)
         if self.loss == "cross_entropy":
             return _per_example((outputs.argmax(-1) == targets).double())
         wanted = _wide(targets)
         if self.score == "accuracy":
             return ((outputs > 0) == (wanted > 0.5)).double().mean(-1)
-        away = outputs.double() - wanted.double()
-        return (away.square() if self.score == "mse" else away.abs()).mean(-1)
+        return (outputs.double() - wanted.double()).square().mean(-1)
 
 
 @final
@@ -252,7 +244,9 @@ class Heads:
             raise IllegalConfiguration(f"active outputs must be different and in 0..{num_outputs - 1}: {active[0]}")
         self.active_SA = torch.tensor([list(each) for each in active], device=device)
         self._place_SC = torch.full((len(active), num_outputs), -1, device=device)
-        self._place_SC.scatter_(1, self.active_SA, torch.arange(len(active[0]), device=device).expand_as(self.active_SA))
+        self._place_SC.scatter_(
+            1, self.active_SA, torch.arange(len(active[0]), device=device).expand_as(self.active_SA)
+        )
 
     def select(self, outputs: Tensor) -> Tensor:
         """The active ones of outputs ``[S, B, ..., C]``."""
@@ -285,6 +279,15 @@ class Heads:
         """See :meth:`Objective.constant`; targets from :meth:`targets`."""
         num_outputs = self.num_outputs if self.active_SA is None else self.active_SA.shape[1]
         return self.objective.constant(targets, num_outputs, dtype, weight_S)
+
+    def loss(self, outputs: Tensor, constant: Tensor) -> Tensor:
+        """Each member's mean loss of a batch, ``[S]``, from what the gradient is made of."""
+        chosen = self.select(outputs)
+        if self.objective.loss == "cross_entropy":
+            return (constant * torch.log_softmax(chosen, -1)).flatten(1).sum(1)
+        if self.objective.loss == "mse":
+            return (chosen - constant).square().flatten(1).mean(1)
+        return F.binary_cross_entropy_with_logits(chosen, constant, reduction="none").flatten(1).mean(1)
 
     def gradient(self, outputs: Tensor, constant: Tensor, weight_S: Tensor | None) -> Tensor:
         """See :meth:`Objective.gradient`; zero for outputs that take no part."""
