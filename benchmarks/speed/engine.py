@@ -1,6 +1,6 @@
 """How many seed-steps a second the ensemble engine trains, beside the published learner and a plain PyTorch loop.
 
-    python benchmarks/speed/engine.py                        # all cells and curves, about half an hour on a quiet machine
+    python benchmarks/speed/engine.py                        # everything, half an hour on a quiet machine
     python benchmarks/speed/engine.py --only mlp-3x100       # cells and curves whose name contains this
     python benchmarks/speed/engine.py --table                # the tables of the last run, in Markdown
 
@@ -394,7 +394,7 @@ def trusted(result: Mapping[str, Any]) -> str | None:
 def table(results: Mapping[str, Any]) -> str:
     """The results in Markdown."""
     lines = [
-        "| cell | seeds | published | plain loop | engine, autograd | engine | published / engine | asked | again | by |",
+        "| cell | seeds | published | plain loop | autograd | engine | published / engine | asked | again | by |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in results.get("cell", {}).values():

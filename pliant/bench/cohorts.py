@@ -70,11 +70,13 @@ def check_together(experiments: Sequence[Experiment]) -> None:
 def adds_to_loss(method: Any) -> bool:
     """Whether a method has a term for the loss, as it is set."""
     from pliant.interventions.base import Intervention
-    from pliant.interventions.weight_penalty import WeightPenalty
 
-    if isinstance(method, WeightPenalty):
-        return method.needs_penalty
-    return type(method).penalty is not Intervention.penalty
+    if type(method).penalty is Intervention.penalty:
+        return False
+    says = type(method).needs_penalty is not Intervention.needs_penalty and type(method).__module__.startswith(
+        "pliant."
+    )
+    return bool(method.needs_penalty) if says else True
 
 
 def changes_batches(method: Any) -> bool:

@@ -206,7 +206,8 @@ class StackedBatchNorm(nn.modules.batchnorm._NormBase):
         """Normalise each member by its own statistics."""
         if x.ndim < 3 or x.shape[0] != self.num_members:
             raise IllegalConfiguration(
-                f"StackedBatchNorm: input of shape {tuple(x.shape)} should be [{self.num_members}, batch, channels, ...]"
+                f"StackedBatchNorm: input of shape {tuple(x.shape)} should be [{self.num_members}, batch, channels, "
+                "...]"
             )
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)

@@ -89,7 +89,7 @@ MIXED = [
     [("l2", {"strength": 0.1})],
     [("shrink_and_perturb", {"shrink": 0.9, "noise_scale": 0.1})],
     [("redo", {"tau": 0.5, "every": 5})],
-    [("re_gra_ma", {"tau": 0.5, "every": 5})],
+    [("regrama", {"tau": 0.5, "every": 5})],
     [("gradient_noise", {"noise_scale": 0.1})],
     [("l2", {"strength": 0.1, "apply": "gradient"})],
     [("fresh_start", {})],
