@@ -215,7 +215,7 @@ def make_cohorts(
     """The cohorts of a run: one for each experiment, with all seeds each.
 
     Args:
-        experiments: in order; the members of each follow those of the one before.
+        experiments: in order, see :func:`check_together`; the members of each follow those of the one before.
         seeds: of every experiment.
         whole: the model of all members.
         singles: the single models, one for each member.
@@ -224,7 +224,6 @@ def make_cohorts(
         first_inputs: see :class:`Cohort`.
         stacked: whether ``whole`` is a stack.
     """
-    check_together(experiments)
     made = []
     for number, experiment in enumerate(experiments):
         start = number * len(seeds)

@@ -64,6 +64,9 @@ _DTYPES = (torch.float32, torch.float64)
 _MAX_ROWS = 16
 """Examples whose updates may wait; more cost more than they save."""
 
+_SMALL = 4096
+"""Weights of a layer up to which a second pass over them costs less than a call of the matrix product."""
+
 _LARGE_FIRST, _LARGE = 32_768, 262_144
 """Weights of a layer, of one member, from which on it pays to let updates wait: the first layer, and the others."""
 
@@ -146,7 +149,7 @@ class _SGD:
             weight.mul_(self.keep_S)
             bias.mul_(self.keep_S[:, :, 0])
             keep = 1.0
-        weight.baddbmm_(delta_SBO.mT, input_SBI, beta=keep, alpha=-rate)
+        _add_product(weight, delta_SBO, input_SBI, beta=keep, alpha=-rate)
         if keep != 1:
             bias.mul_(keep)
         bias.add_(_over_batch(delta_SBO), alpha=-rate)
@@ -168,7 +171,7 @@ class _Momentum:
         weight, bias = self.layers[index]
         pair = self.part.parameters[2 * index : 2 * index + 2]
         of_weight, of_bias = (self._buffer(parameter) for parameter in pair)
-        of_weight.baddbmm_(delta_SBO.mT, input_SBI, beta=self.mu)
+        _add_product(of_weight, delta_SBO, input_SBI, beta=self.mu)
         of_bias.mul_(self.mu).add_(_over_batch(delta_SBO))
         if self.decay:
             of_weight.add_(weight, alpha=self.decay)
@@ -206,9 +209,9 @@ class _Adam:
         if self.keep != 1:
             weight.mul_(self.keep)
             bias.mul_(self.keep)
-        mean.baddbmm_(delta_SBO.mT, input_SBI, beta=beta1, alpha=1 - beta1)
+        _add_product(mean, delta_SBO, input_SBI, beta=beta1, alpha=1 - beta1)
         if delta_SBO.shape[1] == 1:  # the square of an outer product is the outer product of the squares
-            square.baddbmm_(delta_SBO.square().mT, input_SBI.square(), beta=beta2, alpha=1 - beta2)
+            _add_product(square, delta_SBO.square(), input_SBI.square(), beta=beta2, alpha=1 - beta2)
         else:
             torch.bmm(delta_SBO.mT, input_SBI, out=spare)
             square.mul_(beta2).addcmul_(spare, spare, value=1 - beta2)
@@ -539,6 +542,22 @@ class FusedMLP:
 
 def _member_view(tensor: Tensor, single: bool) -> Tensor:
     return tensor.unsqueeze(0) if single else tensor
+
+
+def _add_product(
+    target_SOI: Tensor, delta_SBO: Tensor, input_SBI: Tensor, *, beta: float = 1.0, alpha: float = 1.0
+) -> None:
+    """``target <- beta * target + alpha * delta^T input``, in place.
+
+    An outer product is no product of matrices to the libraries: element by element it is faster, by far where the
+    matrices are small.
+    """
+    if delta_SBO.shape[1] == 1 and (beta == 1 or target_SOI[0].numel() < _SMALL):
+        if beta != 1:
+            target_SOI.mul_(beta)
+        target_SOI.addcmul_(delta_SBO.mT, input_SBI, value=alpha)
+    else:
+        target_SOI.baddbmm_(delta_SBO.mT, input_SBI, beta=beta, alpha=alpha)
 
 
 def _over_batch(delta_SBO: Tensor) -> Tensor:
