@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pliant.bench.data.files import DataError, MissingData, data_folder, written_whole
+from pliant.bench.data.files import DataError, MissingData, written_whole
 from pliant.bench.data.idx import IdxFile, parse_idx, read_idx
 
-__all__ = ["FILES", "MIRRORS", "DataError", "IdxFile", "default_data_dir", "download", "load_mnist"]
+__all__ = ["FILES", "MIRRORS", "DataError", "IdxFile", "download", "load_mnist"]
 
 MIRRORS: tuple[str, ...] = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -55,14 +55,12 @@ FILES: dict[str, IdxFile] = {
 }
 
 
-def default_data_dir() -> Path:
-    """Return the folder of MNIST where nobody names another: see :func:`pliant.bench.data.files.data_folder`."""
-    return data_folder("", "mnist")
-
-
 def _where_to_put(folder: Path) -> str:
     names = ", ".join(f"{file.name}.gz" for file in FILES.values())
-    return f"put the four original files ({names}; unpacked works too) into {folder} and name it as data_dir"
+    return (
+        f"put the four original files ({names}; unpacked works too) into {folder} and name it as data_dir; "
+        "the digits need no files: pliant run permuted_digits"
+    )
 
 
 def _fetch(url: str, timeout: float = 30.0) -> bytes:

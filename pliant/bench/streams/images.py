@@ -132,7 +132,7 @@ class ImageStream(ABC):
         if not num_test:
             return None, None
         found = self.images()
-        return found.test_images[:num_test], found.test_labels[:num_test]
+        return found.test_images[:num_test].clone(), found.test_labels[:num_test].clone()
 
     def check_counts(self, num_examples: int, num_epochs: int, batch_size: int, num_test: int = 0) -> None:
         """Refuse numbers that cannot be."""

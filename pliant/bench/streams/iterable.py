@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, final
 
 import torch
@@ -119,4 +119,9 @@ class IterableStream:
     def task(self, index: int, seed: int) -> Task:
         """Return task ``index``; see :class:`pliant.bench.streams.base.Stream`."""
         require(index >= 0, self, f"there is no task {index}")
-        return checked(self, self._raw(index, seed), f"task {index}", self.loss, self.num_classes, ())
+        task = checked(self, self._raw(index, seed), f"task {index}", self.loss, self.num_classes, ())
+        # The iterator may go on using what it has yielded.
+        held = {field.name: getattr(task, field.name) for field in fields(Task)}
+        return Task(
+            **{name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in held.items()}
+        )
