@@ -181,7 +181,9 @@ def test_sizes_types_and_ranges_are_as_said(case, files):
         largest = max(largest, task.num_bytes)
     if type(stream).name not in OWN:
         assert about.task_bytes is not None
-        assert largest <= about.task_bytes <= 1.35 * largest
+        assert largest <= about.task_bytes
+        # How many test images a subset has is not known before it is read.
+        assert about.task_bytes <= 1.35 * largest or "subset" in CASES[case][1]
     if about.max_tasks is not None:
         with pytest.raises(IllegalConfiguration, match=f"no task {about.max_tasks}"):
             stream.task(about.max_tasks, 0)
