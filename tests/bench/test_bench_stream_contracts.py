@@ -191,6 +191,22 @@ def test_sizes_types_and_ranges_are_as_said(case, files):
         stream.task(-1, 0)
 
 
+@pytest.mark.parametrize("case", [case for case, (name, _) in CASES.items() if name != "folder"])
+def test_all_seeds_have_tasks_of_one_size(case, files):
+    """Otherwise their seeds could not be trained side by side."""
+    stream = build(case, files)
+    for index in sorted({index for index, _ in places(stream)}):
+        shapes = set()
+        for seed in (0, 1, 2):
+            task = stream.task(index, seed)
+            tensors = [getattr(task, name) for name in TENSORS]
+            active = None if task.active_outputs is None else len(task.active_outputs)
+            shapes.add(
+                (*(None if x is None else tuple(x.shape) for x in tensors), task.num_steps, active, task.reset_head)
+            )
+        assert len(shapes) == 1
+
+
 @pytest.mark.parametrize("case", ["class_incremental cifar100", "label_noise augmented"])
 def test_augmentation_depends_on_task_pass_and_step_alone(case, files):
     task = build(case, files).task(1, 0)

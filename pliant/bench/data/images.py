@@ -51,13 +51,24 @@ class ImageSet:
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
-    _places: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _places: dict[tuple[str, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def of_class(self, label: int) -> Tensor:
         """Return the places of the training images of one class, int64, in the order of the files."""
-        if label not in self._places:
-            self._places[label] = (self.train_labels == label).nonzero().flatten()
-        return self._places[label]
+        return self._of_class("train", self.train_labels, label)
+
+    def test_of_class(self, label: int) -> Tensor:
+        """Return the places of test images of one class, int64: as many as the smallest class has.
+
+        Tasks of different classes have tests of one size then, so that seeds can be trained side by side.
+        """
+        fewest = int(self.test_labels.bincount().min())
+        return self._of_class("test", self.test_labels, label)[:fewest]
+
+    def _of_class(self, part: str, labels: Tensor, label: int) -> Tensor:
+        if (part, label) not in self._places:
+            self._places[part, label] = (labels == label).nonzero().flatten()
+        return self._places[part, label]
 
 
 @final

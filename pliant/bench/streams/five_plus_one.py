@@ -68,8 +68,7 @@ class FivePlusOne(ImageStream):
     def task_bytes(self) -> int:
         """Memory of the larger kind of task."""
         train = self.per_class or self.num_train // self.num_classes
-        # Test parts of classes of unequal sizes are at most a quarter above the mean in the sets that there are.
-        test = -(-self._about.num_test * 5 // (4 * self.num_classes))
+        test = self._about.num_test // self.num_classes  # or fewer, where classes have unequal sizes
         return tensor_bytes(max(self.num_hard, self.num_easy) * (train + test), self.input_shape)
 
     def classes(self, index: int, seed: int) -> tuple[int, ...]:
@@ -88,7 +87,7 @@ class FivePlusOne(ImageStream):
         found = self.images()
         classes = self.classes(index, seed)
         train = torch.cat([found.of_class(label)[: self.per_class or None] for label in classes])
-        test = torch.isin(found.test_labels, torch.tensor(classes)).nonzero().flatten()
+        test = torch.cat([found.test_of_class(label) for label in classes])
         return Task(
             inputs=self.inputs(found.train_images[train]),
             targets=found.train_labels[train],
