@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from pliant.bench.experiment import Experiment
 from pliant.bench.presets import PRESETS
 from pliant.bench.streams import STREAMS, write_folder
 from pliant.bench.streams.base import Stream, Task, generator, traits
@@ -237,6 +238,12 @@ def test_presets_build_their_streams_and_say_what_they_need():
                 assert about.requires_data is None, name
     assert set(PRESETS) | OWN == set(STREAMS)
     assert {name for name, presets in PRESETS.items() if not {"mini", "demo"} & set(presets)} == set()
+
+
+def test_a_stream_that_ends_is_not_asked_for_more():
+    assert Experiment.from_preset("class_incremental", "mini").num_tasks == 10
+    with pytest.raises(IllegalConfiguration, match="there are 10 tasks; give num_tasks=10"):
+        Experiment.from_preset("class_incremental", "mini", num_tasks=11)
 
 
 def test_the_bytes_are_frozen(files):
