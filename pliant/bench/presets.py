@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ["PRESETS"]
 
 _CIFAR_NET = {"name": "convnet", "channels": [16, 16], "kernels": [5, 5], "hidden": [100, 100]}
-_DIGIT_NET = {"name": "convnet", "channels": [8, 16], "kernels": [3, 3], "hidden": [32], "image": [1, 8, 8]}
+_DIGIT_NET = {"name": "convnet", "channels": [8, 16], "kernels": [3, 2], "hidden": [32], "image": [1, 8, 8]}
 _MLP = {"name": "mlp", "hidden": [64, 64]}
 
 
@@ -169,10 +169,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "num_tasks": 20,
         },
         "mini": {
-            "stream": {"classes_per_task": 1, "num_epochs": 20},
+            "stream": {"classes_per_task": 2, "num_epochs": 20},
             "optimizer": _sgd(0.05, momentum=0.9, weight_decay=5e-4),
             "model": _MLP,
-            "num_tasks": 10,
+            "num_tasks": 5,
         },
     },
     "random_label_images": {

@@ -156,8 +156,11 @@ def test_imagenet_batches_become_class_files(tmp_path, protocol):
     (tmp_path / "classes" / "1.npy").write_bytes(b"kept")
     classes_from_batches(tmp_path, 8, num_classes=3)
     assert (tmp_path / "classes" / "1.npy").read_bytes() == b"kept"
-    with pytest.raises(DataError, match="has 10 images in the 1 batches"):
-        classes_from_batches(tmp_path, 11, num_classes=4)
+    for label in range(3):
+        (tmp_path / "classes" / f"{label}.npy").unlink()
+    with pytest.raises(DataError, match="class 0 has 10 images in the 1 batches"):
+        classes_from_batches(tmp_path, 11, num_classes=3)
+    assert not list((tmp_path / "classes").iterdir())
 
 
 class Evil:

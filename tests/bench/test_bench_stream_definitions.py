@@ -464,7 +464,7 @@ def test_flip_crop_and_turn_do_what_they_say():
         ([(np.ones((3, 2)), np.array([0, 1]))], "differ in length"),
         ([(np.ones((3, 2)), np.array([0.0, 1.0, 1.0]))], "must be whole numbers"),
         ([(np.full((3, 2), np.nan), np.array([0, 1, 1]))], "not finite"),
-        ([(np.ones((0, 2)), np.zeros(0, dtype=int))], "N > 0"),
+        ([(np.ones((0, 2)), np.zeros(0, dtype=int))], "at least one example"),
         ([(np.ones((3, 2)),)], "give \\(inputs, targets\\)"),
         ([(np.ones((3, 2)), None)], "must be given"),
         ([], "ends before task 0"),

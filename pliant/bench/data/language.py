@@ -23,7 +23,7 @@ def make_text(rng: np.random.Generator, num_characters: int) -> str:
     >>> len(text), text == make_text(np.random.default_rng(0), 60)
     (60, True)
     """
-    words = []
+    words: list[str] = []
     while len(words) < _NUM_WORDS:
         syllables = 1 + rng.integers(3)
         word = "".join(

@@ -77,6 +77,11 @@ class ClassStream(ABC):
         return (channels, self.image_size, self.image_size)
 
     @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Outputs of a model."""
+
+    @property
     def num_inputs(self) -> int:
         """Numbers of an image."""
         return math.prod(self._shape)

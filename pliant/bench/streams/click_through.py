@@ -141,6 +141,7 @@ class ClickThrough:
             self.num_epochs,
             self.batch_size,
             (seed, index),
-            *test,
+            test_inputs=test[0],
+            test_targets=test[1],
             name=f"{self.num_entries(index)} entries per field",
         )

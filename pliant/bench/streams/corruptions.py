@@ -27,7 +27,7 @@ def darken(images: Tensor, light: float, rng: np.random.Generator) -> Tensor:
     """
     brightness = 1 / 6 + light * 5 / 6
     grey = images.mean(1, keepdim=True)
-    seen = (grey + (images - grey) * (0.4 + 0.6 * light)) * brightness
+    seen = images.lerp(grey, 0.6 * (1 - light)) * brightness
     noise = torch.from_numpy(rng.standard_normal(tuple(images.shape), dtype=np.float32))
     return (seen + noise * (0.08 * (1 - light))).clamp_(0, 1)
 

@@ -121,8 +121,7 @@ def _page(folder: Path, wanted: str) -> dict[str, Any]:
     return page
 
 
-@lru_cache(maxsize=2)
-def _arrays(path: Path, wanted: str) -> dict[str, Tensor]:
+def _read(path: Path, wanted: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise MissingData(f"{path}: not found")
     content = path.read_bytes()
@@ -131,6 +130,9 @@ def _arrays(path: Path, wanted: str) -> dict[str, Tensor]:
         raise DataError(f"{path}: {len(content)} bytes with SHA-256 {found}, not {wanted}; write the folder again")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+_remembered = lru_cache(maxsize=2)(_read)
 
 
 @final
@@ -216,7 +218,7 @@ class FolderStream:
             DataError: a file is missing or damaged; names the checksums.
         """
         for entry in self._about["tasks"]:
-            _arrays(Path(self.data_dir).resolve() / entry["file"], entry["sha256"])
+            _read(Path(self.data_dir).resolve() / entry["file"], entry["sha256"])
 
     def task(self, index: int, seed: int) -> Task:
         """Return task ``index``; see :class:`pliant.bench.streams.base.Stream`."""
@@ -226,8 +228,8 @@ class FolderStream:
         if self.shuffle_tasks:
             place = int(generator(self.name, seed).permutation(self.max_tasks)[index])
         entry = about["tasks"][place]
-        arrays = _arrays(Path(self.data_dir).resolve() / entry["file"], entry["sha256"])
-        tensors = {name: tensor.clone() for name, tensor in arrays.items()}
+        arrays = _remembered(Path(self.data_dir).resolve() / entry["file"], entry["sha256"])
+        tensors: dict[str, Any] = {name: tensor.clone() for name, tensor in arrays.items()}
         active = entry["active_outputs"]
         task = Task(
             num_epochs=self.num_epochs or int(entry["num_epochs"]),

@@ -121,7 +121,6 @@ class IterableStream:
         require(index >= 0, self, f"there is no task {index}")
         task = checked(self, self._raw(index, seed), f"task {index}", self.loss, self.num_classes, ())
         # The iterator may go on using what it has yielded.
-        held = {field.name: getattr(task, field.name) for field in fields(Task)}
-        return Task(
-            **{name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in held.items()}
-        )
+        tensors = {field.name: getattr(task, field.name) for field in fields(Task)}
+        copies: dict[str, Any] = {name: x.clone() for name, x in tensors.items() if isinstance(x, torch.Tensor)}
+        return replace(task, **copies)

@@ -63,5 +63,12 @@ class Recurring(ConceptStream):
         test, labels = self.test_images(self.num_test)
         held_out = (None, None) if test is None or labels is None else self.seen_as(test, labels, concept, seed)
         return Task(
-            inputs, targets, self.num_epochs, self.batch_size, (seed, index), *held_out, name=f"concept {concept}"
+            inputs,
+            targets,
+            self.num_epochs,
+            self.batch_size,
+            (seed, index),
+            test_inputs=held_out[0],
+            test_targets=held_out[1],
+            name=f"concept {concept}",
         )

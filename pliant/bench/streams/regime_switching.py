@@ -145,7 +145,14 @@ class RegimeSwitching:
         inputs, targets = self._windows(series[: lengths[0]])
         held_out = self._windows(series[lengths[0] :]) if self.num_test else (None, None)
         return Task(
-            inputs, targets, self.num_epochs, self.batch_size, (seed, index), *held_out, name=f"regime {regime}"
+            inputs,
+            targets,
+            self.num_epochs,
+            self.batch_size,
+            (seed, index),
+            test_inputs=held_out[0],
+            test_targets=held_out[1],
+            name=f"regime {regime}",
         )
 
     def _windows(self, series: np.ndarray) -> tuple[Tensor, Tensor]:

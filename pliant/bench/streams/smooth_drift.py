@@ -69,6 +69,7 @@ class SmoothDrift(ConceptStream):
             self.num_epochs,
             self.batch_size,
             (seed, index),
-            *held_out,
+            test_inputs=held_out[0],
+            test_targets=held_out[1],
             name=f"concept {concept}, {phase / self.period:.0%} of {concept + 1}",
         )
