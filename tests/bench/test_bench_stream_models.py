@@ -47,11 +47,9 @@ def test_the_network_of_a_mini_learns_its_first_task(stream, preset):
     optimizer = experiment.build_optimizer(model)
     task = built.task(0, 0)
     name = traits(built).loss
-    assert (
-        model(task.inputs[:3]).shape
-        == (*task.inputs.shape[:1][:0], 3, *task.targets.shape[1:], built.num_classes)[: model(task.inputs[:3]).ndim]
-        or name != "cross_entropy"
-    )
+    # One output for each class and label, or one for each number.
+    labelled = task.targets.shape[1:] if name == "cross_entropy" else ()
+    assert model(task.inputs[:3]).shape == (3, *labelled, built.num_classes)
 
     def whole() -> float:
         with torch.no_grad():
@@ -74,12 +72,8 @@ def test_units_of_the_small_models_are_found_and_proven(name):
     units = pliant.find_units(model, (inputs,))
     assert len(list(units)) >= 2
     assert units.verify(model, (inputs,)).ok
-    assert {
-        "embedding_mlp": "tower.hidden_0",
-        "forecaster": "recurrent",
-        "char_gru": "up",
-        "char_transformer": "blocks.0.up",
-    }[name] in [group.name for group in units]
+    known = {"embedding_mlp": "tower.hidden_0", "forecaster": "recurrent", "char_gru": "up"}
+    assert known.get(name, "blocks.0.up") in [group.name for group in units]
 
 
 @pytest.mark.parametrize("name", SMALL)
