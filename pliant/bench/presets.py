@@ -71,7 +71,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "input_permuted": {
         # Elsayed & Mahmood (2024): 1,000,000 examples; the grid of plain SGD is 1e-2 to 1e-5.
         "paper": {
-            "stream": {"data": "mnist", "scaling": "half", "num_examples": 5000},
+            "stream": {"dataset": "mnist", "scaling": "half", "num_examples": 5000},
             "optimizer": _sgd(0.01),
             "model": {"name": "mlp", "hidden": [300, 150]},
             "num_tasks": 200,
@@ -79,7 +79,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # Kumar et al. (2023): permuted MNIST in batches.
         "kumar": {
             "stream": {
-                "data": "mnist",
+                "dataset": "mnist",
                 "scaling": "half",
                 "num_examples": 10000,
                 "same_images": True,
@@ -116,7 +116,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "continual_imagenet": {
         "paper": {
             "stream": {
-                "data": "imagenet32",
+                "dataset": "imagenet32",
                 "num_all": 1000,
                 "num_train": 600,
                 "num_test": 100,
@@ -131,7 +131,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "kumar": {
             "stream": {
-                "data": "imagenet32",
+                "dataset": "imagenet32",
                 "num_all": 1000,
                 "num_train": 600,
                 "num_test": 100,
@@ -154,7 +154,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "class_incremental": {
         "paper": {
             "stream": {
-                "data": "cifar100",
+                "dataset": "cifar100",
                 "scaling": "channel",
                 "flat": False,
                 "classes_per_task": 5,
@@ -177,13 +177,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "random_label_images": {
         "paper": {
-            "stream": {"data": "mnist", "scaling": "half"},
+            "stream": {"dataset": "mnist", "scaling": "half"},
             "optimizer": _sgd(0.01),
             "model": {"name": "mlp", "hidden": [100, 100]},
             "num_tasks": 50,
         },
         "paper_cifar": {
-            "stream": {"data": "cifar10", "scaling": "channel", "flat": False},
+            "stream": {"dataset": "cifar10", "scaling": "channel", "flat": False},
             "optimizer": _sgd(0.01),
             "model": _CIFAR_NET,
             "num_tasks": 50,
@@ -197,13 +197,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "label_permuted": {
         "paper": {
-            "stream": {"data": "emnist", "scaling": "half", "num_examples": 2500},
+            "stream": {"dataset": "emnist", "scaling": "half", "num_examples": 2500},
             "optimizer": _sgd(0.01),
             "model": {"name": "mlp", "hidden": [300, 150]},
             "num_tasks": 400,
         },
         "paper_cifar": {
-            "stream": {"data": "cifar10", "scaling": "half", "flat": False, "num_examples": 2500},
+            "stream": {"dataset": "cifar10", "scaling": "half", "flat": False, "num_examples": 2500},
             "optimizer": _sgd(0.01),
             "model": _CIFAR_NET,
             "num_tasks": 400,
@@ -212,7 +212,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "five_plus_one": {
         "paper": {
-            "stream": {"data": "cifar100", "scaling": "channel", "flat": False},
+            "stream": {"dataset": "cifar100", "scaling": "channel", "flat": False},
             "optimizer": _sgd(0.01),
             "model": _CIFAR_NET,
             "num_tasks": 31,
@@ -227,7 +227,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "data_growth": {
         "paper": {
             "stream": {
-                "data": "cifar10",
+                "dataset": "cifar10",
                 "scaling": "channel",
                 "flat": False,
                 "fractions": [0.1, 1.0],
@@ -241,7 +241,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "growth": {
             "stream": {
-                "data": "cifar10",
+                "dataset": "cifar10",
                 "scaling": "channel",
                 "flat": False,
                 "fractions": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
@@ -255,7 +255,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "half": {
             "stream": {
-                "data": "cifar10",
+                "dataset": "cifar10",
                 "scaling": "half",
                 "flat": False,
                 "fractions": [0.5, 1.0],
@@ -287,7 +287,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "continual_tiny_imagenet": {
         "paper": {
             "stream": {
-                "data": "tiny_imagenet",
+                "dataset": "tiny_imagenet",
                 "num_all": 200,
                 "num_train": 500,
                 "num_test": 50,
@@ -306,7 +306,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "label_noise": {
         "paper": {
             "stream": {
-                "data": "cifar10",
+                "dataset": "cifar10",
                 "scaling": "channel",
                 "flat": False,
                 "num_epochs": 100,
@@ -336,7 +336,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # On real photographs; a day of sixteen tasks.
         "cifar10": {
             "stream": {
-                "data": "cifar10",
+                "dataset": "cifar10",
                 "scaling": "channel",
                 "flat": False,
                 "day_length": 16,

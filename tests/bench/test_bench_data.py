@@ -428,7 +428,7 @@ def test_real_mnist_and_shakespeare():
     shared = data_files.shared_data()
     task = PermutedMNIST(data_dir=str(shared)).task(0, 0)
     assert torch.bincount(task.targets).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    stream = STREAMS["input_permuted"](data="mnist", data_dir=str(shared), scaling="half", num_examples=500)
+    stream = STREAMS["input_permuted"](dataset="mnist", data_dir=str(shared), scaling="half", num_examples=500)
     stream.prepare()
     task = stream.task(1, 0)
     assert (float(task.inputs.min()), float(task.inputs.max())) == (-1.0, 1.0)
@@ -442,7 +442,7 @@ def test_real_mnist_and_shakespeare():
 @pytest.mark.wide
 def test_real_cifar_and_imagenet(tmp_path):
     folder = data_files.prepared_data(tmp_path / "real")
-    options = {"data": "cifar100", "subset": 100, "data_dir": str(folder), "flat": False, "scaling": "channel"}
+    options = {"dataset": "cifar100", "subset": 100, "data_dir": str(folder), "flat": False, "scaling": "channel"}
     stream = STREAMS["class_incremental"](**options, classes_per_task=5, num_train_per_class=90, num_valid=10)
     stream.prepare()
     task = stream.task(3, 0)
@@ -450,9 +450,9 @@ def test_real_cifar_and_imagenet(tmp_path):
     assert abs(float(task.inputs.mean())) < 0.5
     assert 0.7 < float(task.inputs.std()) < 1.3
     pairs = STREAMS["continual_imagenet"](
-        data="imagenet32", data_dir=str(folder), num_all=200, num_train=100, num_test=50, image_size=32
+        dataset="imagenet32", data_dir=str(folder), num_all=200, num_train=100, num_test=50, image_size=32
     )
     pairs.prepare()
     assert pairs.task(150, 0).inputs.shape == (200, 3, 32, 32)
-    five = STREAMS["five_plus_one"](data="cifar100", subset=100, data_dir=str(folder), flat=False)
+    five = STREAMS["five_plus_one"](dataset="cifar100", subset=100, data_dir=str(folder), flat=False)
     assert len(five.task(0, 0).targets) == 500

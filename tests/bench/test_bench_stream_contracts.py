@@ -25,9 +25,9 @@ NEEDS_FILES = {
     for preset, settings in presets.items()
     if traits(STREAMS[name](**settings["stream"])).requires_data
 }
-CIFAR10 = {"data": "cifar10", "subset": 12, "flat": False, "scaling": "channel"}
-CIFAR100 = {"data": "cifar100", "subset": 8, "flat": False}
-FILES = {"data": "imagenet32", "num_all": data_files.NUM_FILES, "num_train": 5, "num_test": 3, "image_size": 32}
+CIFAR10 = {"dataset": "cifar10", "subset": 12, "flat": False, "scaling": "channel"}
+CIFAR100 = {"dataset": "cifar100", "subset": 8, "flat": False}
+FILES = {"dataset": "imagenet32", "num_all": data_files.NUM_FILES, "num_train": 5, "num_test": 3, "image_size": 32}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     f"{name} {preset}": (name, settings["stream"])
@@ -47,7 +47,7 @@ CASES |= {
     "continual_imagenet same order": ("continual_imagenet", {**FILES, "reshuffle": False, "reset_head": False}),
     "continual_tiny_imagenet files": (
         "continual_tiny_imagenet",
-        {**FILES, "data": "tiny_imagenet", "scaling": "channel", "classes_per_task": 5, "access": "limited"},
+        {**FILES, "dataset": "tiny_imagenet", "scaling": "channel", "classes_per_task": 5, "access": "limited"},
     ),
     "class_incremental cifar100": (
         "class_incremental",

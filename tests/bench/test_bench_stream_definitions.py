@@ -97,7 +97,7 @@ def test_label_permuted_renames_classes():
 
 
 def test_five_plus_one_uses_no_class_twice():
-    stream = FivePlusOne(data="cifar100", flat=False)
+    stream = FivePlusOne(dataset="cifar100", flat=False)
     seen = [label for index in range(stream.max_tasks) for label in stream.classes(index, 4)]
     assert stream.max_tasks == 32
     assert len(seen) == len(set(seen)) == 96

@@ -59,7 +59,7 @@ class ClassIncremental(ImageStream):
         require(self.num_valid >= 0, self, "num_valid must not be negative")
         known = self.num_train // self.num_classes
         wanted = self.num_train_per_class + self.num_valid
-        require(wanted <= known, self, f"num_train_per_class + num_valid is {wanted}; {self.data} has about {known}")
+        require(wanted <= known, self, f"num_train_per_class + num_valid is {wanted}; {self.dataset} has about {known}")
         require(not (self.augment and self.flat), self, "augment needs images: flat=False")
 
     @property

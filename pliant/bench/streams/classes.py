@@ -32,7 +32,7 @@ class ClassStream(ABC):
     """A stream over a set with many classes; its options come before those of the stream itself.
 
     Attributes:
-        data: ``imagenet32`` or ``tiny_imagenet`` (a file ``<class number>.npy`` for each class, images ``[n, 3, H,
+        dataset: ``imagenet32`` or ``tiny_imagenet`` (a file ``<class number>.npy`` for each class, images ``[n, 3, H,
             W]``, uint8, or floats that are scaled already; for ImageNet also its published batches), or one of the sets
             of :class:`pliant.bench.streams.images.ImageStream`.
         data_dir: folder with the files; see :func:`pliant.bench.data.files.data_folder`. It changes no result.
@@ -47,7 +47,7 @@ class ClassStream(ABC):
     name: ClassVar[str]
     not_identity: ClassVar[frozenset[str]] = frozenset({"data_dir"})
 
-    data: str = "digits"
+    dataset: str = "digits"
     data_dir: str = ""
     num_all: int = 10
     num_train: int = 100
@@ -58,18 +58,18 @@ class ClassStream(ABC):
 
     def __post_init__(self) -> None:
         valid = (*CLASS_FILES, *IMAGES)
-        require(self.data in valid, self, f"data {self.data!r} is none of {', '.join(valid)}")
+        require(self.dataset in valid, self, f"dataset {self.dataset!r} is none of {', '.join(valid)}")
         require(self.scaling in SCALINGS, self, f"scaling {self.scaling!r} is none of {', '.join(SCALINGS)}")
         for option in ("num_all", "num_train", "num_test", "image_size"):
             require(getattr(self, option) >= 1, self, f"{option} must be at least 1")
-        if self.data in IMAGES:
-            data = IMAGES[self.data]
-            require(self.image_size == data.shape[1], self, f"image_size of {self.data} is {data.shape[1]}")
-            require(self.num_all <= data.num_classes, self, f"num_all of {self.data} is at most {data.num_classes}")
+        if self.dataset in IMAGES:
+            data = IMAGES[self.dataset]
+            require(self.image_size == data.shape[1], self, f"image_size of {self.dataset} is {data.shape[1]}")
+            require(self.num_all <= data.num_classes, self, f"num_all of {self.dataset} is at most {data.num_classes}")
 
     @property
     def _about(self) -> ImageData | None:
-        return IMAGES.get(self.data)
+        return IMAGES.get(self.dataset)
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -95,14 +95,14 @@ class ClassStream(ABC):
     def requires_data(self) -> str | None:
         """The set of images, where it is read from files."""
         if self._about is None:
-            return CLASS_FILES[self.data][0]
+            return CLASS_FILES[self.dataset][0]
         return self._about.title if self._about.folder else None
 
     @property
     def folder(self) -> Path:
         """Where the files are, or should be."""
         about = self._about
-        return data_folder(self.data_dir, CLASS_FILES[self.data][1] if about is None else about.folder)
+        return data_folder(self.data_dir, CLASS_FILES[self.dataset][1] if about is None else about.folder)
 
     def prepare(self) -> None:
         """Make sure that every class has its file; ImageNet's batches are turned into such files once.
@@ -123,7 +123,7 @@ class ClassStream(ABC):
 
     def _remedy(self) -> str:
         files = "<class number>.npy for each class"
-        if self.data == "imagenet32":
+        if self.dataset == "imagenet32":
             files += " or the batches train_data_batch_1 to train_data_batch_10"
         if self._about is not None:
             files = self._about.files
@@ -138,12 +138,12 @@ class ClassStream(ABC):
         data = self._about
         try:
             if data is None:
-                numbers = (255, *CLASS_FILES[self.data][2:])
+                numbers = (255, *CLASS_FILES[self.dataset][2:])
                 sizes = (self.num_train, self.num_test, self.image_size)
                 train, test = read_class(self.folder.resolve(), label, *sizes)
             else:
                 numbers = (data.largest, data.mean, data.std)
-                found = load_images(self.data, self.data_dir)
+                found = load_images(self.dataset, self.data_dir)
                 train = found.train_images[found.of_class(label)[: self.num_train]]
                 test = found.test_images[(found.test_labels == label).nonzero().flatten()[: self.num_test]]
         except MissingData as error:
@@ -152,7 +152,7 @@ class ClassStream(ABC):
         require(
             (len(train), len(test)) == wanted,
             self,
-            f"class {label} of {self.data} has {len(train)} training and {len(test)} test images, not {wanted}",
+            f"class {label} of {self.dataset} has {len(train)} training and {len(test)} test images, not {wanted}",
         )
         both = [x if x.is_floating_point() else scaled(x, self.scaling, *numbers) for x in (train, test)]
         train, test = (x.flatten(1) if self.flat else x for x in both)

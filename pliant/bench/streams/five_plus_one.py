@@ -54,9 +54,9 @@ class FivePlusOne(ImageStream):
         together = self.num_hard + self.num_easy
         require(together <= self.num_classes, self, f"num_hard + num_easy must be at most {self.num_classes}")
         known = self.num_train // self.num_classes
-        unequal = self.data in ("digits", "mnist")
+        unequal = self.dataset in ("digits", "mnist")
         least = 1 if unequal else 0
-        require(least <= self.per_class <= known, self, f"per_class must be in {least}..{known} for {self.data}")
+        require(least <= self.per_class <= known, self, f"per_class must be in {least}..{known} for {self.dataset}")
 
     @property
     def max_tasks(self) -> int | None:

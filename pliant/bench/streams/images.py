@@ -41,7 +41,7 @@ class ImageStream(ABC):
     """A stream over one of the sets of images; its options come before those of the stream itself.
 
     Attributes:
-        data: the set of images: ``digits`` (comes with the package), ``mnist``, ``emnist``, ``cifar10``, ``cifar100``.
+        dataset: ``digits`` (comes with the package), ``mnist``, ``emnist``, ``cifar10`` or ``cifar100``.
         data_dir: folder with its files; see :func:`pliant.bench.data.files.data_folder`. It changes no result.
         subset: training images of each class, where the files hold fewer than the original; 0: the original files.
         scaling: ``unit`` (0..1), ``half`` ((x - 0.5) / 0.5) or ``channel`` (mean and deviation of each channel).
@@ -51,21 +51,21 @@ class ImageStream(ABC):
     name: ClassVar[str]
     not_identity: ClassVar[frozenset[str]] = frozenset({"data_dir"})
 
-    data: str = "digits"
+    dataset: str = "digits"
     data_dir: str = ""
     subset: int = 0
     scaling: str = "unit"
     flat: bool = True
 
     def __post_init__(self) -> None:
-        require(self.data in IMAGES, self, f"data {self.data!r} is none of {', '.join(IMAGES)}")
+        require(self.dataset in IMAGES, self, f"dataset {self.dataset!r} is none of {', '.join(IMAGES)}")
         require(self.scaling in SCALINGS, self, f"scaling {self.scaling!r} is none of {', '.join(SCALINGS)}")
         require(self.subset >= 0, self, "subset must not be negative")
-        require(not self.subset or self._about.shape[1] == 32, self, f"{self.data} is read whole: leave out subset")
+        require(not self.subset or self._about.shape[1] == 32, self, f"{self.dataset} is read whole: leave out subset")
 
     @property
     def _about(self) -> ImageData:
-        return IMAGES[self.data]
+        return IMAGES[self.dataset]
 
     @property
     def num_classes(self) -> int:
@@ -117,7 +117,7 @@ class ImageStream(ABC):
             DataError: files are missing or damaged.
         """
         try:
-            return load_images(self.data, self.data_dir, self.subset)
+            return load_images(self.dataset, self.data_dir, self.subset)
         except MissingData as error:
             raise MissingData(f"{error}; {self._remedy()}") from error
 
