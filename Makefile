@@ -74,7 +74,7 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
-	$(PIP) -c constraints.txt -e '.[dev,huggingface,rl]'
+	$(PIP) -c constraints.txt -e '.[dev,data,huggingface,rl]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)-lower/.installed: $(SOURCES)
@@ -82,5 +82,5 @@ $(VENV)-lower/.installed: $(SOURCES)
 	grep -v '^torch==' constraints.txt > $(VENV)-lower/constraints.txt
 	$(VENV)-lower/bin/python -m pip --disable-pip-version-check install --quiet \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		-c $(VENV)-lower/constraints.txt -e '.[dev,huggingface,rl]' 'torch==$(LOWEST)'
+		-c $(VENV)-lower/constraints.txt -e '.[dev,data,huggingface,rl]' 'torch==$(LOWEST)'
 	@touch $@

@@ -21,6 +21,7 @@ __all__ = [
     "Stream",
     "Task",
     "Traits",
+    "check_length",
     "generator",
     "require",
     "tensor_bytes",
@@ -194,6 +195,16 @@ def traits(stream: Stream) -> Traits:
     said["input_shape"] = tuple(said["input_shape"]) or (stream.num_inputs,)
     require(said["loss"] in LOSSES, stream, f"loss {said['loss']!r} is none of {', '.join(LOSSES)}")
     return Traits(**said)
+
+
+def check_length(stream: object, num_tasks: int) -> None:
+    """Raise IllegalConfiguration if ``stream`` ends before so many tasks."""
+    last = getattr(stream, "max_tasks", None)
+    require(
+        last is None or num_tasks <= last,
+        stream,
+        f"num_tasks is {num_tasks}, but there are {last} tasks; give num_tasks={last} (--tasks {last}) or fewer",
+    )
 
 
 def tensor_bytes(num_examples: int, input_shape: tuple[int, ...], itemsize: int = 4, target_bytes: int = 8) -> int:
