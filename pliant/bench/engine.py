@@ -15,6 +15,7 @@ from pliant import metrics, records
 from pliant.bench import checkpoint, measure
 from pliant.bench.ensemble import stack
 from pliant.bench.experiment import Experiment
+from pliant.bench.schedules import StepSizes
 from pliant.bench.streams.base import Task, generator
 from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported, RecordError, UnsupportedError
 
@@ -183,6 +184,9 @@ class Members:
         self.model = stack(singles, example) if self.stacked else singles[0]
         self.model.train()
         self.optimizer = self.experiment.build_optimizer(self.model, self.seeds if self.stacked else self.seeds[0])
+        schedule = self.experiment.build_schedule()
+        num_tasks = self.experiment.num_tasks
+        self.step_sizes = None if schedule is None else StepSizes(schedule, self.optimizer, num_tasks)
         methods = self.experiment.build_methods()
         changes_model = any(method.changes_model for method in methods)
         self.units = None if changes_model else _find_units(singles[0], example, required=bool(methods))
@@ -282,6 +286,8 @@ class Members:
             torch.manual_seed(int(generator("training", *self.seeds, index).integers(2**63)))
             if index > 0 and self.handle is not None:
                 self.handle.task_boundary()
+            if self.step_sizes is not None:
+                self.step_sizes.begin_task(index, data.tasks[0].num_steps)
             try:
                 hits_S, losses_S, num_seen = self._train(data)
             except UnsupportedError:
@@ -319,6 +325,7 @@ class Members:
         penalty = self.handle.penalty if self.handle is not None and self._has_penalty else None
         extends = self.handle is not None and self._changes_batches
         weight_S = self._weights()
+        step_sizes = self.step_sizes
         previous: Tensor | None = None  # the inputs of the step before: what methods that compare outputs look at
         for chunk in data.chunks(weight_S):
             kept = []
@@ -338,6 +345,8 @@ class Members:
                     torch.autograd.backward([logits, extra], [_logit_gradient(detached, gradients), None])
                 else:
                     logits.backward(_logit_gradient(detached, gradients))
+                if step_sizes is not None:
+                    step_sizes.before_step()
                 optimizer.step()
                 kept.append(detached[:, : targets.shape[1]] if extends else detached)  # new examples alone count
             logits_KSBC = torch.stack(kept)
