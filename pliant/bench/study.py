@@ -152,11 +152,14 @@ def best_of_k(scores: Sequence[float], *, lower_is_better: bool = False) -> list
     """
     ordered = sorted(scores, reverse=lower_is_better)
     total = len(ordered)
-    # The weights are made as exact fractions: binomials overflow a float where their ratio is harmless.
-    return [
-        sum(math.comb(i - 1, k - 1) / math.comb(total, k) * value for i, value in enumerate(ordered, start=1) if i >= k)
-        for k in range(1, total + 1)
-    ]
+    found = []
+    for k in range(1, total + 1):
+        weight, expected = k / total, 0.0  # of the best; the binomials themselves would overflow
+        for i in range(total, k - 1, -1):
+            expected += weight * ordered[i - 1] if weight else 0.0
+            weight *= (i - k) / (i - 1) if i > 1 else 0.0
+        found.append(expected)
+    return found
 
 
 def study_path(folder: Path, experiment: Experiment, target: Experiment, setting: Mapping[str, Any]) -> Path:

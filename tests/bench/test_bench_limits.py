@@ -104,7 +104,7 @@ def small_files(size):
     [
         pytest.param(200, 0.0, 0, id="no folder"),
         pytest.param(5000, 0.0, 0, id="no checkpoint"),
-        pytest.param(2500, 1e9, 0, id="no record"),
+        pytest.param(1500, 1e9, 0, id="no record"),
         pytest.param(5000, 0.0, 2, id="no checkpoint in a worker", marks=pytest.mark.wide),
     ],
 )

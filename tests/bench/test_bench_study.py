@@ -168,9 +168,8 @@ def test_the_best_of_k_is_what_all_subsets_give():
         subsets = list(itertools.combinations(scores, k))
         assert expected == pytest.approx(sum(map(min, subsets)) / len(subsets))
     assert best_of_k([math.inf, 1.0], lower_is_better=True) == [math.inf, 1.0]
-    many = best_of_k([i / 2000 for i in range(2000)])
-    assert many == sorted(many)
-    assert many[-1] == 1999 / 2000
+    many = best_of_k([float(i) for i in range(1200)])  # of 0 to n-1 the best of k is k (n + 1) / (k + 1) - 1
+    assert many == pytest.approx([k * 1201 / (k + 1) - 1 for k in range(1, 1201)])
 
 
 # ---- studies
