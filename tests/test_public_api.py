@@ -29,7 +29,15 @@ PUBLIC = {
 
 OPTIONS = {
     "demo": "debug out quick seeds workers",
-    "run": "data-dir debug lr method optimizer out preset seeds set stream tasks workers",
+    "run": (
+        "backend data-dir debug dry-run lr max-time method optimizer out preset schedule seeds set stack stream tasks "
+        "workers"
+    ),
+    "tune": (
+        "backend data-dir debug dry-run extend last-fraction lr max-time method optimizer out preset sampler "
+        "sampler-seed schedule search seeds set stack stream tasks trials tune-on workers"
+    ),
+    "merge": "debug folders out",
     "list": "debug kind",
     "show": "debug name",
     "report": "csv debug figure folder markdown metric out stream",

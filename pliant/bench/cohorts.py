@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pliant.bench.ensemble import stack
 from pliant.bench.experiment import Experiment
+from pliant.bench.schedules import StepSizes
 from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
 
 __all__ = ["ELEMENTWISE", "Cohort", "check_together", "find_units_of", "is_elementwise", "make_cohorts"]
@@ -114,6 +115,7 @@ class Cohort:
     Attributes:
         members: their positions among all members.
         optimizer: theirs.
+        step_sizes: their schedule at work; None for a constant step size.
         handle: their interventions; None without any.
     """
 
@@ -140,7 +142,8 @@ class Cohort:
         self.adds_to_loss = any(adds_to_loss(method) for method in self.methods)
         self.changes_batches = any(changes_batches(method) for method in self.methods)
         self.changes_model = first_inputs is not None
-        self.step_sizes: Any = None
+        schedule = experiment.build_schedule()
+        self.step_sizes = None if schedule is None else StepSizes(schedule, self.optimizer, experiment.num_tasks)
         self.handle: Any = None
         if self.methods:
             from pliant.attach import attach
