@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pliant.devices import can_read
 from pliant.interventions.base import Context, Intervention, PerUnit, Sample, require
+from pliant.search import Domain, Range
 from pliant.units.group import UnitGroup
 
 __all__ = ["ContinualBackprop"]
@@ -117,6 +118,10 @@ class ContinualBackprop(Intervention):
 
     redraws: ClassVar[bool] = True
     source: ClassVar[str] = "Dohare et al. 2024"
+    search: ClassVar[Mapping[str, Domain]] = {
+        "replacement_rate": Range(1e-6, 1e-2, log=True),
+        "maturity_threshold": Range(10, 10_000, log=True, integer=True),
+    }
     defaults: ClassVar[Mapping[str, str]] = {
         "replacement_rate": "Dohare et al. (2024): the largest rate searched for permuted MNIST, and that of the Ant",
         "maturity_threshold": "Dohare et al. (2024): permuted MNIST and Continual ImageNet",
