@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pliant.report.summary import Method, Stream
 
-__all__ = ["CHART_STYLE", "COLOUR_STYLE", "Style", "escape", "styles_of", "swatch"]
+__all__ = ["CHART_STYLE", "COLOUR_STYLE", "Style", "escape", "short", "styles_of", "swatch"]
 
 # Okabe and Ito's palette, lightened on dark ground. The first colour is for training without protection, the last
 # for the reference that starts afresh with every task.
@@ -75,6 +75,11 @@ class Style:
         """Its dashes as an SVG attribute value."""
         return _DASHES[self.dash]
 
+    @property
+    def dashes(self) -> str:
+        """The whole SVG attribute, nothing where the line is solid."""
+        return f' stroke-dasharray="{self.dasharray}"' if self.dash else ""
+
 
 def styles_of(streams: Iterable[Stream]) -> dict[str, Style]:
     """One style per label, the same in every figure of a report.
@@ -114,6 +119,11 @@ def swatch(style: Style) -> str:
         '<svg class="swatch" viewBox="0 0 22 10" aria-hidden="true"><line x1="0" x2="22" y1="5" y2="5" '
         f'stroke="{style.css}" stroke-width="3.5" stroke-dasharray="{style.dasharray}"/></svg>'
     )
+
+
+def short(label: str, length: int) -> str:
+    """A label that fits, cut at its end."""
+    return label if len(label) <= length else label[: length - 1] + "…"
 
 
 def escape(text: object) -> str:

@@ -1,0 +1,339 @@
+"""Tables as data: headings, and cells with what they show and are sorted by. HTML and Markdown are made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pliant.intervals import Estimate
+from pliant.report.metrics import Metric, format_estimate, format_interval, format_p, format_value
+from pliant.report.overview import Budgets, Entry, Overview
+from pliant.report.standings import Standing
+from pliant.report.summary import Method, Row, headline_metrics
+from pliant.statistics import Times
+
+__all__ = ["ALPHA", "Cell", "Grid", "Heading", "Line", "budget_grid", "leaderboard", "price_grid", "standing_grid"]
+
+ALPHA = 0.05
+"""A corrected p-value below it marks a difference."""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A column.
+
+    Args:
+        name: What stands above it.
+        unit: Below the name.
+        about: A sentence on what it is.
+        stream: The place of the stream that it belongs to, if it belongs to one.
+        better: ``"higher"``, ``"lower"`` or nothing.
+    """
+
+    name: str
+    unit: str = ""
+    about: str = ""
+    stream: int | None = None
+    better: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry.
+
+    Args:
+        text: What is shown.
+        value: The number behind it, by which a column is sorted; ``None``: no number.
+        verdict: ``good``, ``bad``, ``best``, or several of them.
+        run: The experiment that it comes from, where its row has several.
+        drawing: SVG text, shown instead of the text in a page.
+    """
+
+    text: str
+    value: float | None = None
+    verdict: str = ""
+    run: str = ""
+    drawing: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: a method, and its cells under all headings but the first, which is the method's name.
+
+    Args:
+        label: The name.
+        method: It, if the row is one method.
+        cells: Its cells.
+        run: The experiment that the whole row comes from, if it is one.
+    """
+
+    label: str
+    method: Method | None
+    cells: tuple[Cell, ...]
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table whose first column is the methods' names."""
+
+    headings: tuple[Heading, ...]
+    lines: tuple[Line, ...]
+
+    def texts(self) -> list[list[str]]:
+        """Headings and rows as plain text."""
+        head = [f"{h.name}{f', {h.unit}' if h.unit else ''}" for h in self.headings]
+        return [head, *([line.label, *(cell.text for cell in line.cells)] for line in self.lines)]
+
+
+_EMPTY = Cell("–")
+
+
+def leaderboard(found: Overview) -> Grid:
+    """All methods over all streams, the best mean rank first; where there is one stream, the best average."""
+    several = len(found.continual) > 1
+    with_iqm = sum(s.score is not None and s.score.name == "online_accuracy" for s in found.continual.values()) > 1
+    headings = [Heading("method")]
+    if several:
+        about = "By average score on each stream, averaged over streams; 1 is best. Fresh networks take no rank."
+        headings.append(Heading("mean rank", "95 % interval", about, better="lower"))
+    about = "Probability that a run of it scores higher than a run without protection; 0.5: neither is better."
+    headings.append(Heading("beats no protection", "probability, 95 % interval", about, better="higher"))
+    if with_iqm:
+        about = "Mean of the middle half of all runs on all streams that are scored in accuracy."
+        headings.append(Heading("interquartile mean", "%, 95 % interval", about, better="higher"))
+    for i, stream in found.continual.items():
+        metric = stream.score
+        assert metric is not None
+        about = f"{metric.title}, mean over all tasks. {stream.description}"
+        headings.append(Heading(stream.title, _unit(metric, "average"), about, i, metric.better))
+    for i, stream in found.controls.items():
+        about = "The last tasks, minus no protection: what the method costs, in generalisation, when nothing changes."
+        headings.append(Heading(f"price: {stream.title}", "difference, points", about, i, "higher"))
+    headings.append(Heading("seeds", about="Runs per stream; failed ones are in no mean."))
+    lines = [
+        Line(entry.label, entry.method, tuple(_leaderboard_cells(entry, found, several, with_iqm)))
+        for entry in sorted(found.entries, key=lambda e: _place(e, found))
+    ]
+    return _with_best(Grid(tuple(headings), tuple(lines)))
+
+
+def standing_grid(standings: Sequence[Standing]) -> Grid:
+    """One stream's methods against a fresh network, in stability and in cost: columns for which there is something."""
+    if not standings:
+        return Grid((Heading("method"),), ())
+    metric = standings[0].metric
+    points = "points" if metric.percent else ""
+    average = Heading("average", metric.unit, f"{metric.title}, mean over all tasks.", better=metric.better)
+    about = (
+        "Average minus that without protection, on the same seeds. Coloured where the corrected p-value is below 0.05."
+    )
+    gain = Heading("vs no protection", f"average, {points}".strip(", "), about, better=metric.better)
+    about = "Holm's correction for all methods of this table that are compared with no protection."
+    corrected = Heading("p, corrected", about=about, better="lower")
+    about = (
+        "Average minus that of a freshly initialised network per task, on the same seeds: the area between the curves."
+    )
+    area = Heading("vs fresh network", f"average, {points}".strip(", "), about, better=metric.better)
+    about = "The same, over the last tasks."
+    last = Heading("vs fresh network", f"last tasks, {points}".strip(", "), about, better=metric.better)
+    about = "Median number of tasks after which the mean over the last ten is worse than a fresh network's."
+    onset = Heading("worse than fresh", "after tasks", about, better="higher")
+    about = "Median number of tasks after which the mean over the last ten reaches the threshold that was asked for."
+    reached = Heading("reaches threshold", "after tasks", about, better="lower")
+    about = "On held-out examples of up to five earlier tasks, mean over the last task boundaries."
+    past = Heading("earlier tasks", metric.unit, about, better=metric.better)
+    about = "Score on those earlier tasks now, minus right after they were learnt: negative is forgetting."
+    transfer = Heading("backward transfer", points, about, better=metric.better)
+    about = "Measured seconds per task and seed; compare them within one machine."
+    seconds = Heading("time", "s per task", about, better="lower")
+    about = "Gradient evaluations for each new example: passes over the data, and replayed examples."
+    passes = Heading("passes", "per example", about, better="lower")
+    about = "Extra seconds per task for each point gained over no protection; only where a gain is shown."
+    price = Heading("cost of a point" if metric.percent else "cost of a unit", "s per task", about, better="lower")
+    columns = [
+        (average, [_number(s.average, metric) for s in standings]),
+        (gain, [_difference(s.gain, metric, s.p_adjusted, baseline=s.method.is_baseline) for s in standings]),
+        (corrected, [Cell(format_p(s.p_adjusted), _finite(s.p_adjusted)) for s in standings]),
+        (area, [_difference(s.fresh_area, metric) for s in standings]),
+        (last, [_difference(s.fresh_last, metric) for s in standings]),
+        (onset, [_times(s.onset) for s in standings]),
+        (reached, [_times(s.reached) for s in standings]),
+        (past, [_number(s.past, metric) for s in standings]),
+        (transfer, [_difference(s.transfer, metric) for s in standings]),
+        (seconds, [_seconds(s.seconds) for s in standings]),
+        (passes, [_EMPTY if s.passes is None else Cell(f"{s.passes:g}", s.passes) for s in standings]),
+        (price, [_seconds(s.price, signed=True) for s in standings]),
+    ]
+    kept = [(heading, cells) for heading, cells in columns if any(cell.value is not None for cell in cells)]
+    lines = [Line(s.method.label, s.method, tuple(cells[i] for _, cells in kept)) for i, s in enumerate(standings)]
+    return _with_best(Grid((Heading("method"), *(heading for heading, _ in kept)), tuple(lines)))
+
+
+def price_grid(found: Overview) -> Grid:
+    """What each method costs on each stationary control, beside what it gains where tasks change."""
+    headings = [Heading("method")]
+    for i, stream in found.controls.items():
+        headings.append(Heading(stream.title, "last tasks", "Where nothing changes.", i, "higher"))
+        headings.append(Heading("price", "vs no protection", "Difference on the same seeds.", i, "higher"))
+    for i, stream in found.continual.items():
+        better = "" if stream.score is None else stream.score.better
+        headings.append(Heading(f"gain: {stream.title}", "vs no protection", "Difference of the averages.", i, better))
+    lines = []
+    for entry in found.entries:
+        cells: list[Cell] = []
+        for i, stream in found.controls.items():
+            row, metric = entry.prices.get(i), headline_metrics(stream)[-1]
+            cells.append(_EMPTY if row is None else _number(row.last, metric))
+            cells.append(_EMPTY if row is None else _row_difference(row, metric))
+        for i in found.continual:
+            standing = entry.standings.get(i)
+            cells.append(_EMPTY if standing is None else _gain(standing))
+        if entry.prices:
+            lines.append(Line(entry.label, entry.method, tuple(cells)))
+    return Grid(tuple(headings), tuple(lines))
+
+
+def budget_grid(budgets: Budgets) -> Grid:
+    """Scores at equal gradient evaluations per new example."""
+    metric = budgets.metric
+    headings = [Heading("method")]
+    for level in budgets.budgets:
+        about = "The run with the most evaluations that are not above this budget."
+        headings.append(Heading(f"{level:g} per example", metric.unit, about, better=metric.better))
+    lines = [
+        Line(label, None, tuple(_EMPTY if e is None else _number(e, metric) for e in cells))
+        for label, cells in budgets.rows.items()
+    ]
+    return _with_best(Grid(tuple(headings), tuple(lines)))
+
+
+def _leaderboard_cells(entry: Entry, found: Overview, several: bool, with_iqm: bool) -> list[Cell]:
+    cells = []
+    if several:
+        cells.append(_interval(entry.rank))
+    if entry.method.is_baseline:
+        cells.append(Cell("baseline"))
+    else:
+        better = entry.improvement
+        clear = better is not None and (better.low > 0.5 or better.high < 0.5)
+        verdict = "" if better is None or not clear else "good" if better.low > 0.5 else "bad"
+        cells.append(replace(_interval(better), verdict=verdict))
+    if with_iqm:
+        cells.append(_interval(entry.iqm, 100.0, 1))
+    for i in found.continual:
+        standing = entry.standings.get(i)
+        if standing is None:
+            cells.append(Cell("not run"))
+        else:
+            number = _number(standing.average, standing.metric)
+            cells.append(replace(number, run=standing.method.experiment_id))
+    for i, stream in found.controls.items():
+        row = entry.prices.get(i)
+        if row is None:
+            cells.append(Cell("not run"))
+        else:
+            number = _row_difference(row, headline_metrics(stream)[-1])
+            cells.append(replace(number, run=row.method.experiment_id))
+    cells.append(_seeds(entry))
+    return cells
+
+
+def _seeds(entry: Entry) -> Cell:
+    rows = [s.average.num for s in entry.standings.values()] + [r.last.num for r in entry.prices.values()]
+    if not rows:
+        return _EMPTY
+    least, most = min(rows), max(rows)
+    failed = sum(s.num_failed for s in entry.standings.values()) + sum(r.num_failed for r in entry.prices.values())
+    text = f"{least}" if least == most else f"{least}–{most}"
+    return Cell(f"{text}, {failed} failed" if failed else text, float(least), "bad" if failed else "")
+
+
+def _place(entry: Entry, found: Overview) -> tuple[bool, float, str]:
+    """Where it stands: by mean rank, else by the average on the first stream; references last."""
+    if entry.rank is not None and math.isfinite(entry.rank.mean):
+        return entry.method.is_reference, entry.rank.mean, entry.label
+    standing = entry.standings.get(next(iter(found.continual), -1))
+    value = math.inf if standing is None else -standing.metric.sign * standing.average.mean
+    return True, value if math.isfinite(value) else math.inf, entry.label
+
+
+def _unit(metric: Metric, what: str) -> str:
+    return f"{what}, {metric.unit}" if metric.unit else f"{what}, {metric.title.lower()}"
+
+
+def _number(estimate: Estimate | None, metric: Metric) -> Cell:
+    if estimate is None or not math.isfinite(estimate.mean):
+        return _EMPTY
+    return Cell(format_estimate(estimate, metric), estimate.mean)
+
+
+def _difference(
+    estimate: Estimate | None, metric: Metric, p_adjusted: float | None = None, *, baseline: bool = False
+) -> Cell:
+    """A difference, coloured by its corrected p-value where it has one, else by its interval."""
+    if baseline:
+        return Cell("baseline")
+    if estimate is None or not math.isfinite(estimate.mean):
+        return _EMPTY
+    shown = estimate.excludes_zero if p_adjusted is None else p_adjusted < ALPHA
+    verdict = "" if not (shown and metric.better) else "good" if metric.sign * estimate.mean > 0 else "bad"
+    return Cell(format_estimate(estimate, metric, signed=True), estimate.mean, verdict)
+
+
+def _row_difference(row: Row, metric: Metric) -> Cell:
+    return _difference(row.difference, metric, row.p_adjusted, baseline=row.method.is_baseline)
+
+
+def _gain(standing: Standing) -> Cell:
+    return _difference(standing.gain, standing.metric, standing.p_adjusted, baseline=standing.method.is_baseline)
+
+
+def _interval(estimate: Estimate | None, factor: float = 1.0, digits: int = 2) -> Cell:
+    if estimate is None or math.isnan(estimate.mean):
+        return _EMPTY
+    if not math.isfinite(estimate.mean):
+        return Cell("diverged", estimate.mean)
+    scaled = Estimate(*(factor * v for v in (estimate.mean, estimate.low, estimate.high)), estimate.num)
+    return Cell(format_interval(scaled, digits), scaled.mean)
+
+
+def _times(found: Times | None) -> Cell:
+    if found is None or found.num == 0:
+        return _EMPTY
+    if math.isinf(found.median):
+        text = "never" if found.num_reached == 0 else f"mostly never ({found.num_reached} of {found.num})"
+        return Cell(text, math.inf)
+    text = f"{found.median:g}"
+    return Cell(
+        text if found.num_reached == found.num else f"{text} ({found.num_reached} of {found.num})", found.median
+    )
+
+
+def _seconds(estimate: Estimate | None, *, signed: bool = False) -> Cell:
+    if estimate is None or not math.isfinite(estimate.mean):
+        return _EMPTY
+    shown = Metric("seconds", "Seconds")
+    text = format_value(estimate.mean, shown, signed=signed)
+    return Cell(text, estimate.mean)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _with_best(grid: Grid) -> Grid:
+    """The best number of each column is marked, where one is better; of several equal ones, all."""
+    lines = [list(line.cells) for line in grid.lines]
+    for column, heading in enumerate(grid.headings[1:]):
+        values = [row[column].value for row in lines]
+        numbers = [v for v in values if v is not None and not math.isnan(v)]
+        if heading.better not in ("higher", "lower") or len(numbers) < 2 or heading.name.startswith("p,"):
+            continue
+        best = max(numbers) if heading.better == "higher" else min(numbers)
+        for row, value in zip(lines, values, strict=True):
+            if value == best:
+                row[column] = replace(row[column], verdict=f"{row[column].verdict} best".strip())
+    kept = [replace(line, cells=tuple(cells)) for line, cells in zip(grid.lines, lines, strict=True)]
+    return replace(grid, lines=tuple(kept))
