@@ -74,7 +74,7 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
-	$(PIP) -c constraints.txt -e '.[dev,huggingface,rl]'
+	$(PIP) -c constraints.txt -e '.[dev,browser,huggingface,rl]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)-lower/.installed: $(SOURCES)

@@ -109,7 +109,7 @@ class Report(Command):
         from pliant.records import read_records
 
         found: dict[tuple[str, int], Record] = {}
-        for folder in dict.fromkeys(path.resolve() for path in self.folder):
+        for folder in {path.resolve(): path for path in self.folder}.values():
             for record in read_records(folder):
                 key = (record.experiment_id, record.seed)
                 if key in found:

@@ -64,7 +64,7 @@ for (const button of all("button.sort")) button.addEventListener("click", () => 
 /* What the pointer is on is drawn strongly, everything else faintly. */
 let hot = null;
 document.addEventListener("pointerover", event => {
-  const on = event.target.closest("tr[data-label], .legend button, svg g[data-label]");
+  const on = event.target.closest("tr[data-label], .legend button, svg g[data-label]:not(.curve)");
   const label = on ? on.dataset.label : null;
   if (label === hot) return;
   hot = label;

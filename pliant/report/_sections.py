@@ -109,8 +109,8 @@ def stability_section(found: Overview, styles: Styles) -> str:
         return ""
     return (
         '<section id="stability"><h2>Stability beside plasticity</h2><p class="text">A network can stay able to learn '
-        "by forgetting what it knew. Further to the right, more of the earlier tasks is still known at the end; further "
-        f'up, new tasks are learnt better.</p><div class="grid">{"".join(figures)}</div></section>\n'
+        "by forgetting what it knew. Further to the right, more of the earlier tasks is still known at the end; "
+        f'further up, new tasks are learnt better.</p><div class="grid">{"".join(figures)}</div></section>\n'
     )
 
 
@@ -147,9 +147,9 @@ def tuning_section(trials: Sequence[Trials], styles: Styles) -> str:
     figures = [_tuning_figure(item, styles) for item in trials]
     return (
         '<section id="tuning"><h2>What tuning contributes</h2><p class="text">The score of the best of k settings, '
-        "mean over all choices of k among those that were tried; bands hold the middle half of these choices. Methods are "
-        "compared fairly at the same k. These are scores on tuning seeds, by which settings are chosen, and therefore "
-        f'optimistic.</p><div class="grid">{"".join(figures)}</div></section>\n'
+        "mean over all choices of k among those that were tried; bands hold the middle half of these choices. Methods "
+        "are compared fairly at the same k. These are scores on tuning seeds, by which settings are chosen, and "
+        f'therefore optimistic.</p><div class="grid">{"".join(figures)}</div></section>\n'
     )
 
 
@@ -186,14 +186,17 @@ def _leader(found: Overview) -> str:
     ranks = [(e.rank.mean, e, e.rank) for e in found.entries if e.rank is not None and math.isfinite(e.rank.mean)]
     if len(found.continual) == 1 or not ranks:
         return how
-    _, best, rank = min(ranks, key=lambda item: item[0])
+    top = min(mean for mean, _, _ in ranks)
+    best = [(entry, rank) for mean, entry, rank in ranks if mean == top]
+    of = f"of {len(ranks)} methods on {len(found.continual)} streams"
+    if len(best) > 1:
+        names = [f"<b>{escape(entry.label)}</b>" for entry, _ in best]
+        return f"{', '.join(names[:-1])} and {names[-1]} share the best mean rank, {top:.2f}, {of}. {how}"
+    entry, rank = best[0]
     sure = ""
-    if best.improvement is not None:
-        sure = f" A run of it beats a run without protection with probability {format_interval(best.improvement)}."
-    return (
-        f"<b>{escape(best.label)}</b> has the best mean rank, {format_interval(rank)}, of {len(ranks)} methods on "
-        f"{len(found.continual)} streams.{sure} {how}"
-    )
+    if entry.improvement is not None:
+        sure = f" A run of it beats a run without protection with probability {format_interval(entry.improvement)}."
+    return f"<b>{escape(entry.label)}</b> has the best mean rank, {format_interval(rank)}, {of}.{sure} {how}"
 
 
 def _gains(found: Overview, place: int, styles: Styles) -> list[tuple[str, Estimate, Style]]:

@@ -134,8 +134,8 @@ def summarise(records: Iterable[Record]) -> list[Stream]:
     """Sort records into streams and methods.
 
     Two records belong to the same stream if the whole stream configuration and the number of tasks agree, so a short
-    and a long run of one stream are never averaged or compared, and to the same method if the whole experiment agrees. Labels and titles that two of
-    them would share are told apart by the settings in which they differ.
+    and a long run of one stream are never averaged or compared, and to the same method if the whole experiment agrees.
+    Labels and titles that two of them would share are told apart by the settings in which they differ.
 
     Args:
         records: Any records, in any order.

@@ -28,6 +28,10 @@ FOOTNOTE = (
     "Mean ± half of the 95 % t interval over seeds, of each seed's mean over those tasks. The difference is to no "
     "protection on the same seeds, over the last tasks. Failed seeds are in no mean; they are counted beside it."
 )
+BRACKETS = (
+    "[low, high]: 95 % interval by stratified bootstrap over seeds. p, corrected: Student's paired test against no "
+    "protection, with Holm's correction for the methods of the table."
+)
 
 
 def columns(stream: Stream, metric: Metric) -> list[str]:
@@ -121,7 +125,7 @@ def markdown_text(records: Iterable[Record], *, threshold: float | None = None) 
         more = standing_grid(standings(stream, threshold))
         if len(more.headings) > 2:
             lines += [f"### {_markdown(stream.title)}: over the whole stream", "", *_rows(more.texts()), ""]
-    lines.append(FOOTNOTE)
+    lines += [FOOTNOTE, "", _markdown(BRACKETS)] if len(found.entries) > 1 else [FOOTNOTE]
     return "\n".join(lines) + "\n"
 
 

@@ -179,7 +179,7 @@ def test_hostile_names_stay_text() -> None:
     # Not swallowed either: the names are readable as they are.
     assert "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> &" in page.words
     for data in re.findall(r'<script type="application/json">(.*?)</script>', text, re.S):
-        assert HOSTILE[:30] in json.loads(data)[1]["label"]
+        assert HOSTILE[:30] in json.loads(data)["rows"][1]["label"]
 
 
 @settings(max_examples=25, deadline=None)
@@ -299,10 +299,12 @@ def test_the_axis_of_an_accuracy_starts_at_zero_or_says_that_it_does_not() -> No
 
 
 def test_what_the_pointer_shows_says_how_many_seeds_are_left() -> None:
-    (row,) = json.loads(chart_data([curve([0.5, 0.5], [0.7, math.nan])], metric_info("online_accuracy")))
-    assert row["mean"] == [0.6, 0.5]
-    assert row["text"][0].startswith("60.0 ± ")
-    assert row["text"][1] == "50.0 ± ? % (1 of 2 seeds)"
+    data = json.loads(chart_data([curve([0.5, 0.5], [0.7, math.nan])], metric_info("online_accuracy")))
+    (row,) = data["rows"]
+    assert row["mean"] == [60.0, 50.0]
+    assert row["half"] == [127.1, None]
+    assert row["seeds"] == {"1": "1 of 2 seeds"}
+    assert (data["tasks"], data["step"], data["percent"]) == (2, 1, True)
 
 
 @settings(deadline=None)
