@@ -112,9 +112,9 @@ REPORT = """
 """
 
 STATISTICS = """
-    BestOf Times area at_budget average backward_transfer best_of_k bootstrap bootstrap_each cost_per_gain expanded_level
-    forgetting holm interquartile_mean iqm mean_ranks p_value performance_profile probability_of_improvement
-    rank_agreement recent_transfer time_to_threshold times
+    BestOf Times area at_budget average backward_transfer best_of_k bootstrap bootstrap_each cost_per_gain
+    expanded_level forgetting holm interquartile_mean iqm mean_ranks p_value performance_profile
+    probability_of_improvement rank_agreement recent_transfer time_to_loss time_to_threshold times
 """
 
 

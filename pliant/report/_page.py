@@ -15,6 +15,7 @@ body{margin:0;background:var(--paper);color:var(--ink);
 main,header,footer{max-width:1120px;margin:0 auto;padding:0 24px}
 header{padding-top:44px}
 .brand{font-size:13px;letter-spacing:.08em;text-transform:uppercase;color:var(--muted)}
+h1,h2,h3,p,figcaption{overflow-wrap:anywhere}
 h1{font-size:34px;line-height:1.2;margin:6px 0 12px;letter-spacing:-.015em}
 h2{font-size:25px;line-height:1.25;margin:0 0 8px;letter-spacing:-.01em}
 h3{font-size:17px;margin:30px 0 6px}
@@ -25,10 +26,11 @@ p{margin:0 0 12px}
 .facts{font-size:14px}
 a{color:var(--c1)}
 nav{margin:18px 0 0;font-size:15px}
-nav a{margin-right:18px;text-decoration:none;border-bottom:1px solid var(--grid)}
+nav a{display:inline-block;max-width:100%;overflow-wrap:anywhere;margin-right:18px;
+  text-decoration:none;border-bottom:1px solid var(--grid)}
 nav a:hover{border-color:currentColor}
 section{margin:52px 0 0}
-.tag{display:inline-block;font-size:12.5px;font-weight:600;vertical-align:middle;color:var(--muted);
+.tag{display:inline-block;white-space:nowrap;font-size:12.5px;font-weight:600;vertical-align:middle;color:var(--muted);
   border:1px solid var(--grid);border-radius:99px;padding:1px 10px;margin-left:10px;letter-spacing:0}
 .swatch{width:22px;height:10px;margin-right:8px;vertical-align:.5px}
 .filters{background:var(--paper);border-bottom:1px solid var(--grid);padding:12px 0;margin:22px 0 0;display:flex;
@@ -52,10 +54,13 @@ a.run:hover{text-decoration-color:currentColor}
 a:focus-visible,button:focus-visible,input:focus-visible,select:focus-visible,summary:focus-visible,
 svg:focus-visible{outline:2px solid var(--c1);outline-offset:2px}
 tbody tr:hover td,tbody tr:hover th{background:var(--wash)}
-tbody th{font-weight:400;font-size:15px;color:inherit;text-align:left;overflow-wrap:anywhere}
+tbody th{font-weight:400;font-size:15px;color:inherit;text-align:left;overflow-wrap:anywhere;min-width:200px;
+  padding-left:30px;text-indent:-30px}tbody th .tag{text-indent:0;margin-left:8px}
 .scroll.wide tbody th,.scroll.wide thead th:first-child{position:sticky;left:0;background:var(--paper);z-index:1;
-  min-width:150px;max-width:230px}
+  max-width:260px}
 .best{font-weight:700}
+thead .name{display:inline-block;max-width:170px;overflow-wrap:anywhere}
+a,b,span,button,option,code{unicode-bidi:isolate}
 [hidden]{display:none!important}
 .none{color:var(--muted);font-size:15px}
 .scroll{overflow-x:auto;margin:14px 0 34px}
@@ -84,7 +89,9 @@ svg.chart{display:block;width:100%;height:auto;margin-top:auto;touch-action:pan-
 .focus .chart .on .line{stroke-width:3.2}
 .chart circle,.chart g[data-label]{transition:opacity .12s}
 @media(prefers-reduced-motion:reduce){.chart g[data-label]{transition:none}html{scroll-behavior:auto}}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:28px 32px;margin:14px 0 20px}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:28px 32px;margin:18px 0 20px;
+  align-items:start}.pair svg.chart{margin-top:4px}
+section,details[id]{scroll-margin-top:100px}
 .tip{position:absolute;pointer-events:none;z-index:2;background:var(--paper);color:var(--ink);
   border:1px solid var(--grid);border-radius:8px;box-shadow:0 4px 18px rgb(0 0 0/.16);padding:8px 12px;
   font-size:13px;line-height:1.5;white-space:nowrap;display:none}
@@ -104,9 +111,12 @@ details .facts{margin-left:8px}
 .alert ul{margin:4px 0 0;padding-left:20px}
 footer{margin-top:64px;padding-top:18px;padding-bottom:40px;font-size:14px;color:var(--muted)}
 footer p{border-top:1px solid var(--grid);padding-top:18px}
-@media(max-width:640px){main,header,footer{padding-left:16px;padding-right:16px}.grid,.pair{grid-template-columns:1fr}.filters{position:static}
-  h1{font-size:27px}h2{font-size:22px}dl.settings{grid-template-columns:1fr;gap:0}dl.settings dd{margin-bottom:6px}
-  figure.wide{overflow-x:auto}figure.wide svg.chart{min-width:760px}}
+@media(max-width:640px){main,header,footer{padding-left:16px;padding-right:16px}
+  .grid,.pair{grid-template-columns:1fr}tbody th{min-width:130px}
+  section,details[id]{scroll-margin-top:8px}.filters{position:static}
+  h1,h2,h3,p,figcaption{overflow-wrap:anywhere}
+h1{font-size:27px}h2{font-size:22px}dl.settings{grid-template-columns:1fr;gap:0}dl.settings dd{margin-bottom:6px}
+  figure{overflow-x:auto}figure svg.chart{min-width:460px}figure.wide svg.chart{min-width:760px}}
 @media print{.legend button{border:0;padding:0 12px 0 0}figure,tr{break-inside:avoid}h2,h3{break-after:avoid}
   nav,.js .filters .control{display:none}.filters{position:static}.scroll{overflow:visible}body{font-size:12px}
   table{font-size:11px}th,td{padding:4px 8px 4px 0}main,header,footer{max-width:none;padding:0}}

@@ -44,7 +44,7 @@ def leaderboard_section(found: Overview, styles: Styles) -> str:
         for place, stream in found.continual.items()
         if (rows := _gains(found, place, styles))
     ]
-    parts.append(f'<div class="grid">{"".join(figures)}</div>' if figures else "")
+    parts.append(f'<div class="pair">{"".join(figures)}</div>' if figures else "")
     return "".join([*parts, "</section>\n"])
 
 
@@ -65,7 +65,7 @@ def beyond_section(found: Overview, styles: Styles) -> str:
         figures.append(_figure("Performance profile", text, chart))
     if not figures:
         return ""
-    return f'<section id="beyond"><h2>Beyond the mean</h2><div class="grid">{"".join(figures)}</div></section>\n'
+    return f'<section id="beyond"><h2>Beyond the mean</h2><div class="pair">{"".join(figures)}</div></section>\n'
 
 
 def calm_section(found: Overview, styles: Styles) -> str:
@@ -89,7 +89,7 @@ def calm_section(found: Overview, styles: Styles) -> str:
         parts.append(
             "learning). A rank correlation of 1 is the same order, 0 is no relation; the interval is over seeds "
         )
-        parts.append(f'and speaks of these alone.</p><div class="grid">{"".join(charts)}</div>')
+        parts.append(f'and speaks of these alone.</p><div class="pair">{"".join(charts)}</div>')
     return "".join([*parts, "</section>\n"])
 
 
@@ -110,7 +110,7 @@ def stability_section(found: Overview, styles: Styles) -> str:
     return (
         '<section id="stability"><h2>Stability beside plasticity</h2><p class="text">A network can stay able to learn '
         "by forgetting what it knew. Further to the right, more of the earlier tasks is still known at the end; "
-        f'further up, new tasks are learnt better.</p><div class="grid">{"".join(figures)}</div></section>\n'
+        f'further up, new tasks are learnt better.</p><div class="pair">{"".join(figures)}</div></section>\n'
     )
 
 
@@ -124,7 +124,9 @@ def cost_section(found: Overview, styles: Styles) -> str:
             if standing.seconds is not None
         ]
         if len(points) > 1:
-            chart = point_chart(points, Axis("measured seconds per task and seed"), _axis(stream, "average"))
+            brief = max(standing.mean for _, standing, _, _ in points) < 1
+            axis = Axis(f"measured {'milliseconds' if brief else 'seconds'} per task and seed", 1000 if brief else 1)
+            chart = point_chart(points, axis, _axis(stream, "average"))
             figures.append(_figure(stream.title, "Left: faster. Up: learns better.", chart, place))
     tables = [
         f"<h3>{escape(budgets.title)}: at equal gradient evaluations per example</h3>"
@@ -136,7 +138,7 @@ def cost_section(found: Overview, styles: Styles) -> str:
     return (
         '<section id="cost"><h2>What it costs</h2><p class="text">Seconds are as measured, per task and seed; of seeds '
         "that trained together, each has its share. They compare methods that ran on one machine, and nothing else.</p>"
-        f'{"".join(tables)}<div class="grid">{"".join(figures)}</div></section>\n'
+        f'{"".join(tables)}<div class="pair">{"".join(figures)}</div></section>\n'
     )
 
 
@@ -149,7 +151,7 @@ def tuning_section(trials: Sequence[Trials], styles: Styles) -> str:
         '<section id="tuning"><h2>What tuning contributes</h2><p class="text">The score of the best of k settings, '
         "mean over all choices of k among those that were tried; bands hold the middle half of these choices. Methods "
         "are compared fairly at the same k. These are scores on tuning seeds, by which settings are chosen, and "
-        f'therefore optimistic.</p><div class="grid">{"".join(figures)}</div></section>\n'
+        f'therefore optimistic.</p><div class="pair">{"".join(figures)}</div></section>\n'
     )
 
 

@@ -12,7 +12,7 @@ from pliant.report.figures import MAX_POINTS, Chart, chart_data, chart_svg, stre
 from pliant.report.grids import ALPHA, Cell, Grid, Heading, Line, standing_grid
 from pliant.report.metrics import Metric, format_value
 from pliant.report.standings import standings
-from pliant.report.style import Style, escape
+from pliant.report.style import Style, escape, swatch
 from pliant.report.summary import Row, Stream, headline, headline_metrics
 from pliant.report.tables import cells, columns, seeds_text
 
@@ -36,7 +36,7 @@ def stream_section(
     for i, metric in enumerate(metrics):
         rows = headline(stream, metric)
         if i == 0:
-            parts.append(_in_short(stream, rows, metric))
+            parts.append(_in_short(stream, rows, metric, styles))
         parts.append(metric_figure(stream, metric, styles, Chart(1072, 400, names=True, window=stream.window)))
         parts.append(grid_html(_headline_grid(stream, metric, rows, styles), styles, f"{stream.title}: {metric.title}"))
     more = standing_grid(standings(stream, threshold))
@@ -69,7 +69,7 @@ def metric_figure(stream: Stream, metric: Metric, styles: dict[str, Style], char
     )
 
 
-def _in_short(stream: Stream, rows: Sequence[Row], metric: Metric) -> str:
+def _in_short(stream: Stream, rows: Sequence[Row], metric: Metric, styles: dict[str, Style]) -> str:
     """What becomes of unprotected training, in a sentence made from its headline numbers."""
     parts = []
     if stream.control:
@@ -79,9 +79,10 @@ def _in_short(stream: Stream, rows: Sequence[Row], metric: Metric) -> str:
             moves = "falls from" if row.change.mean < 0 else "rises from"
             verb = moves if row.change.excludes_zero else "goes from"
             unit = "&nbsp;%" if metric.percent else ""
+            style = styles[row.method.label]
             what = metric.title[0].lower() + metric.title[1:]
             parts.append(
-                f"{escape(row.method.label)}: {escape(what)} {verb} "
+                f"{swatch(style)}<b>{escape(row.method.label)}</b>: {escape(what)} {verb} "
                 f"<b>{format_value(row.first.mean, metric)}{unit}</b> over the first {stream.window} tasks to "
                 f"<b>{format_value(row.last.mean, metric)}{unit}</b> over the last."
             )

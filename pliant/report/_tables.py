@@ -19,7 +19,7 @@ def grid_html(grid: Grid, styles: Mapping[str, Style], caption: str) -> str:
         styles: Label to style, for the piece of line beside each name.
         caption: What the table is, for those who do not see where it stands.
     """
-    head = "".join(_heading(heading, i) for i, heading in enumerate(grid.headings))
+    head = "".join(_heading(heading, i, i == grid.sorted_by) for i, heading in enumerate(grid.headings))
     body = "".join(_line(line, grid, styles) for line in grid.lines)
     wide = " wide" if len(grid.headings) > 6 else ""
     return (
@@ -28,13 +28,14 @@ def grid_html(grid: Grid, styles: Mapping[str, Style], caption: str) -> str:
     )
 
 
-def _heading(heading: Heading, place: int) -> str:
+def _heading(heading: Heading, place: int, is_sorted: bool) -> str:
     unit = f"<small>{escape(heading.unit)}</small>" if heading.unit else ""
     about = f' title="{escape(heading.about)}"' if heading.about else ""
     # The better end comes first; names from A to Z.
     first = "ascending" if heading.better == "lower" or place == 0 else "descending"
+    order = f' aria-sort="{first}"' if is_sorted else ""
     return (
-        f'<th scope="col"{_stream(heading)} data-first="{first}"><button type="button" class="sort"{about}>'
+        f'<th scope="col"{_stream(heading)}{order} data-first="{first}"><button type="button" class="sort"{about}>'
         f'<span class="name">{escape(heading.name)}</span>{unit}</button></th>'
     )
 

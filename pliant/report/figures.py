@@ -16,7 +16,7 @@ from pliant.errors import RecordError
 from pliant.intervals import Estimate, band
 from pliant.report.metrics import Metric, format_estimate, metric_info
 from pliant.report.scales import spread, task_ticks, value_ticks
-from pliant.report.style import CHART_STYLE, COLOUR_STYLE, Style, escape, short, styles_of
+from pliant.report.style import CHART_STYLE, COLOUR_STYLE, Style, clean, escape, short, styles_of
 from pliant.report.summary import Stream
 from pliant.statistics import average
 
@@ -163,7 +163,7 @@ def chart_svg(curves: Sequence[Curve], metric: Metric, chart: Chart) -> str:
     legend, legend_height = _legend(curves, chart)
     frame = _Frame(
         left=18 + 7 * max(map(len, texts)),
-        right=chart.width - (34 + 7 * min(26, max(len(c.label) for c in curves)) if names else 16),
+        right=chart.width - (38 + 7.4 * min(26, max(len(c.label) for c in curves)) if names else 16),
         top=12 + legend_height,
         bottom=chart.height - 42,
         num_tasks=max(c.length for c in curves),
@@ -194,7 +194,7 @@ def chart_data(curves: Sequence[Curve], metric: Metric) -> str:
     """
     rows = [
         {
-            "label": curve.label,
+            "label": clean(curve.label),
             "colour": curve.style.css,
             "mean": [_shown(p.mean, metric) for p in curve.points],
             "half": [_shown(p.half_width, metric) for p in curve.points],

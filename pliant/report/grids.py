@@ -76,10 +76,17 @@ class Line:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table whose first column is the methods' names."""
+    """A table whose first column is the methods' names.
+
+    Args:
+        headings: Of all columns.
+        lines: The rows.
+        sorted_by: The column by which the rows are sorted, its better end first.
+    """
 
     headings: tuple[Heading, ...]
     lines: tuple[Line, ...]
+    sorted_by: int | None = None
 
     def texts(self) -> list[list[str]]:
         """Headings and rows as plain text."""
@@ -116,7 +123,7 @@ def leaderboard(found: Overview) -> Grid:
         Line(entry.label, entry.method, tuple(_leaderboard_cells(entry, found, several, with_iqm)))
         for entry in sorted(found.entries, key=lambda e: _place(e, found))
     ]
-    return _with_best(Grid(tuple(headings), tuple(lines)))
+    return _with_best(Grid(tuple(headings), tuple(lines), 1 if several else None))
 
 
 def standing_grid(standings: Sequence[Standing]) -> Grid:
@@ -138,8 +145,8 @@ def standing_grid(standings: Sequence[Standing]) -> Grid:
     area = Heading("vs fresh network", f"average, {points}".strip(", "), about, better=metric.better)
     about = "The same, over the last tasks."
     last = Heading("vs fresh network", f"last tasks, {points}".strip(", "), about, better=metric.better)
-    about = "Median number of tasks after which the mean over the last ten is worse than a fresh network's."
-    onset = Heading("worse than fresh", "after tasks", about, better="higher")
+    about = "Median number of tasks after which the mean over the last ten is worse than a fresh network's for good."
+    onset = Heading("behind fresh for good", "after tasks", about, better="higher")
     about = "Median number of tasks after which the mean over the last ten reaches the threshold that was asked for."
     reached = Heading("reaches threshold", "after tasks", about, better="lower")
     about = "On held-out examples of up to five earlier tasks, mean over the last task boundaries."
@@ -147,11 +154,11 @@ def standing_grid(standings: Sequence[Standing]) -> Grid:
     about = "Score on those earlier tasks now, minus right after they were learnt: negative is forgetting."
     transfer = Heading("backward transfer", points, about, better=metric.better)
     about = "Measured seconds per task and seed; compare them within one machine."
-    seconds = Heading("time", "s per task", about, better="lower")
+    seconds = Heading("time", "per task", about, better="lower")
     about = "Gradient evaluations for each new example: passes over the data, and replayed examples."
     passes = Heading("passes", "per example", about, better="lower")
     about = "Extra seconds per task for each point gained over no protection; only where a gain is shown."
-    price = Heading("cost of a point" if metric.percent else "cost of a unit", "s per task", about, better="lower")
+    price = Heading("cost of a point" if metric.percent else "cost of a unit", "per task", about, better="lower")
     columns = [
         (average, [_number(s.average, metric) for s in standings]),
         (gain, [_difference(s.gain, metric, s.p_adjusted, baseline=s.method.is_baseline) for s in standings]),
@@ -167,6 +174,9 @@ def standing_grid(standings: Sequence[Standing]) -> Grid:
         (price, [_seconds(s.price, signed=True) for s in standings]),
     ]
     kept = [(heading, cells) for heading, cells in columns if any(cell.value is not None for cell in cells)]
+    # What is the same for all tells nothing of them; it stands among the settings.
+    same = len(standings) > 1 and len({s.passes for s in standings}) == 1
+    kept = [(heading, cells) for heading, cells in kept if heading is not passes or not same]
     lines = [Line(s.method.label, s.method, tuple(cells[i] for _, cells in kept)) for i, s in enumerate(standings)]
     return _with_best(Grid((Heading("method"), *(heading for heading, _ in kept)), tuple(lines)))
 
@@ -295,7 +305,7 @@ def _interval(estimate: Estimate | None, factor: float = 1.0, digits: int = 2) -
         return _EMPTY
     if not math.isfinite(estimate.mean):
         return Cell("diverged", estimate.mean)
-    scaled = Estimate(*(factor * v for v in (estimate.mean, estimate.low, estimate.high)), estimate.num)
+    scaled = Estimate(factor * estimate.mean, factor * estimate.low, factor * estimate.high, estimate.num)
     return Cell(format_interval(scaled, digits), scaled.mean)
 
 
@@ -314,9 +324,9 @@ def _times(found: Times | None) -> Cell:
 def _seconds(estimate: Estimate | None, *, signed: bool = False) -> Cell:
     if estimate is None or not math.isfinite(estimate.mean):
         return _EMPTY
-    shown = Metric("seconds", "Seconds")
-    text = format_value(estimate.mean, shown, signed=signed)
-    return Cell(text, estimate.mean)
+    small = abs(estimate.mean) < 1
+    text = format_value(1000 * estimate.mean if small else estimate.mean, Metric("seconds", "Seconds"), signed=signed)
+    return Cell(f"{text} {'ms' if small else 's'}", estimate.mean)
 
 
 def _finite(value: float) -> float | None:
@@ -329,7 +339,7 @@ def _with_best(grid: Grid) -> Grid:
     for column, heading in enumerate(grid.headings[1:]):
         values = [row[column].value for row in lines]
         numbers = [v for v in values if v is not None and not math.isnan(v)]
-        if heading.better not in ("higher", "lower") or len(numbers) < 2 or heading.name.startswith("p,"):
+        if heading.better not in ("higher", "lower") or len(set(numbers)) < 2 or heading.name.startswith("p,"):
             continue
         best = max(numbers) if heading.better == "higher" else min(numbers)
         for row, value in zip(lines, values, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pliant.intervals import Estimate
-from pliant.report.scales import nice_ticks, spread
+from pliant.report.scales import nice_ticks
 from pliant.report.style import Style, escape, short
 
 __all__ = ["Axis", "curve_chart", "interval_chart", "point_chart", "rank_chart"]
@@ -78,7 +78,7 @@ def interval_chart(
     height = 24 * len(rows) + 44
     bounds = [b for _, e, _ in rows for b in (e.mean, e.low, e.high)]
     longest = max((len(label) for label, _, _ in rows), default=0)
-    left = 20 + 7 * min(24, longest)
+    left = 22 + 7.4 * min(24, longest)
     plane = _Plane(left, width - 16, 6, height - 38, axis.ticks([*bounds, reference], 4), [0.0, 1.0])
     parts = [_open(width, height, f"{axis.title}: {_words(rows, axis)}"), *_x_axis(plane, axis)]
     x = plane.x(reference)
@@ -178,9 +178,9 @@ def point_chart(
         *_x_axis(plane, x_axis),
         *_y_axis(plane, y_axis),
     ]
-    kept.sort(key=lambda point: -point[2].mean)
-    names = spread([plane.y(e.mean) for _, _, e, _ in kept], plane.top + 6, plane.bottom - 4, gap=15.0)
-    for (label, x, y, style), name_y in zip(kept, names, strict=True):
+    places = [(plane.x(x.mean), plane.y(y.mean)) for _, x, y, _ in kept]
+    names = _name_places([short(label, 24) for label, _, _, _ in kept], places, plane)
+    for (label, x, y, style), (name_x, name_y, anchor) in zip(kept, names, strict=True):
         cx, cy = plane.x(x.mean), plane.y(y.mean)
         words = f"{label}: {x_axis.text(x.mean)}, {y_axis.text(y.mean)}"
         parts.append(f'<g data-label="{escape(label)}" stroke="{style.css}"><title>{escape(words)}</title>')
@@ -189,11 +189,7 @@ def point_chart(
         if math.isfinite(y.half_width):
             parts.append(f'<line x1="{cx:.1f}" x2="{cx:.1f}" y1="{plane.y(y.low):.1f}" y2="{plane.y(y.high):.1f}"/>')
         parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{style.css}" stroke="none"/>')
-        before = cx > (plane.left + plane.right) / 2
-        anchor, shift = ("end", -10) if before else ("start", 10)
-        parts.append(
-            f'<text class="name" stroke="none" x="{cx + shift:.1f}" y="{name_y - 4:.1f}" text-anchor="{anchor}">'
-        )
+        parts.append(f'<text class="name" stroke="none" x="{name_x:.1f}" y="{name_y:.1f}" text-anchor="{anchor}">')
         parts.append(f"{escape(short(label, 24))}</text></g>")
     return "".join([*parts, "</svg>"])
 
@@ -210,10 +206,10 @@ def rank_chart(
         styles: Name to style; names without one are drawn in the ink of axes.
     """
     width, height = 520, 26 * len(left) + 46
-    gap, margin = 26.0, 12 + 7 * min(22, max(map(len, left)))
+    gap, margin = 26.0, 28 + 7.4 * min(22, max(map(len, left)))
     a, b = margin + 12, width - margin - 12
     parts = [_open(width, height, f"Ranks: {titles[0]} and {titles[1]}")]
-    for x, anchor, title in ((a, "start", titles[0]), (b, "end", titles[1])):
+    for x, anchor, title in ((2.0, "start", titles[0]), (width - 2.0, "end", titles[1])):
         parts.append(f'<text x="{x}" y="14" text-anchor="{anchor}">{escape(short(title, 30))}</text>')
     sides = [_rank_places(side, gap) for side in (left, right)]
     for name in left:
@@ -229,6 +225,37 @@ def rank_chart(
             parts.append(f"{escape(text)}</text>")
         parts.append("</g>")
     return "".join([*parts, "</svg>"])
+
+
+def _name_places(
+    names: Sequence[str], points: Sequence[tuple[float, float]], plane: _Plane
+) -> list[tuple[float, float, str]]:
+    """Where each name is written: at the first side of its point where it covers no point and no other name."""
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    found = []
+    for name, (x, y) in zip(names, points, strict=True):
+        width = 6.8 * len(name)
+        sides = [
+            (x + 10, y + 4, "start", x + 10),
+            (x - 10, y + 4, "end", x - 10 - width),
+            (x, y - 11, "middle", x - width / 2),
+            (x, y + 20, "middle", x - width / 2),
+            (x + 8, y - 10, "start", x + 8),
+            (x + 8, y + 18, "start", x + 8),
+            (x - 8, y - 10, "end", x - 8 - width),
+            (x - 8, y + 18, "end", x - 8 - width),
+        ]
+        boxes = [(left, at - 11, left + width, at + 3) for _, at, _, left in sides]
+        inside = [plane.left < b[0] and b[2] < plane.right + 14 and plane.top < b[1] + 8 for b in boxes]
+        free = [i for i, box in enumerate(boxes) if inside[i] and not any(_overlap(box, other) for other in taken)]
+        best = next(iter(free), next((i for i, ok in enumerate(inside) if ok), 0))
+        taken.append(boxes[best])
+        found.append(sides[best][:3])
+    return found
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _rank_places(ranks: Mapping[str, float], gap: float) -> dict[str, float]:

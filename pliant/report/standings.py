@@ -18,6 +18,7 @@ from pliant.statistics import (
     holm,
     p_value,
     recent_transfer,
+    time_to_loss,
     time_to_threshold,
     times,
 )
@@ -47,7 +48,7 @@ class Standing:
         change: Last tasks minus first.
         fresh_area: Mean over all tasks of the method minus a fresh network per task, on the same seeds.
         fresh_last: The same over the last tasks.
-        onset: After how many tasks the mean over the last few is worse than that of the fresh network on the same seed.
+        onset: After how many tasks it falls behind the fresh network on the same seed for good.
         reached: After how many tasks the mean over the last few reaches the threshold that was asked for.
         past: Score on earlier tasks, mean over the last task boundaries.
         transfer: Backward transfer over recent tasks there: negative is forgetting.
@@ -183,11 +184,14 @@ def _against_fresh(method: Method, metric: Metric, fresh: Method | None) -> dict
         return none
     lonely = len(mine.keys() | theirs.keys()) - len(both)
     areas = estimate(area(mine[seed], theirs[seed]) for seed in both)
-    onsets = []
-    for seed in both:
-        behind = [metric.sign * (b - a) for a, b in zip(mine[seed], theirs[seed], strict=True)]
-        # Just above zero, so that a method that equals the fresh network is not behind it.
-        onsets.append(time_to_threshold(behind, 1e-12, window=_window(behind)))
+    onsets = [
+        time_to_loss(
+            [metric.sign * v for v in mine[seed]],
+            [metric.sign * v for v in theirs[seed]],
+            window=_window(mine[seed]),
+        )
+        for seed in both
+    ]
     return {
         "fresh_area": Estimate(areas.mean, areas.low, areas.high, areas.num, areas.num_excluded + lonely),
         "fresh_last": paired_difference(

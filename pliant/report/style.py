@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pliant.report.summary import Method, Stream
 
-__all__ = ["CHART_STYLE", "COLOUR_STYLE", "Style", "escape", "short", "styles_of", "swatch"]
+__all__ = ["CHART_STYLE", "COLOUR_STYLE", "Style", "clean", "escape", "short", "styles_of", "swatch"]
 
 # Okabe and Ito's palette, lightened on dark ground. The first colour is for training without protection, the last
 # for the reference that starts afresh with every task.
@@ -126,11 +126,24 @@ def short(label: str, length: int) -> str:
     return label if len(label) <= length else label[: length - 1] + "…"
 
 
+def clean(text: object) -> str:
+    """Text without control characters and without the marks that turn the direction of what follows, replaced by �.
+
+    Letters that are written from right to left stay as they are.
+
+    Example:
+        >>> [ord(letter) for letter in clean(chr(0x202E) + "b")]
+        [65533, 98]
+    """
+    controls = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+    return re.sub(controls, "\ufffd", str(text))
+
+
 def escape(text: object) -> str:
-    """Text that is safe inside HTML and SVG, as content and in quotes; control characters are replaced.
+    """Text that is safe inside HTML and SVG, as content and in quotes, and :func:`clean`.
 
     Example:
         >>> escape('<b title="x">&')
         '&lt;b title=&quot;x&quot;&gt;&amp;'
     """
-    return html.escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", str(text)))
+    return html.escape(clean(text))

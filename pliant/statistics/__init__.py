@@ -24,6 +24,7 @@ from pliant.statistics.series import (
     backward_transfer,
     forgetting,
     recent_transfer,
+    time_to_loss,
     time_to_threshold,
     times,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "probability_of_improvement",
     "rank_agreement",
     "recent_transfer",
+    "time_to_loss",
     "time_to_threshold",
     "times",
 ]

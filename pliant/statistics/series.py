@@ -18,6 +18,7 @@ __all__ = [
     "backward_transfer",
     "forgetting",
     "recent_transfer",
+    "time_to_loss",
     "time_to_threshold",
     "times",
 ]
@@ -102,6 +103,45 @@ def time_to_threshold(series: Sequence[float], threshold: float, *, window: int 
     if found.steps is not None:
         return float(found.steps)
     return math.inf if all(map(math.isfinite, series)) else math.nan
+
+
+def time_to_loss(series: Sequence[float], reference: Sequence[float], *, window: int = 1) -> float:
+    """After how many tasks a series falls behind a reference for good: the mean over the last ``window`` tasks.
+
+    A network that starts slowly, catches up and is never behind again has lost nothing; one that leads and then falls
+    has, from the moment on at which it no longer comes back within the stream.
+
+    Args:
+        series: One value per task, larger is better.
+        reference: As many, such as a freshly initialised network's on the same seed.
+        window: Tasks that are averaged, ``>= 1``.
+
+    Returns:
+        The number of tasks seen by the first of the windows that are all behind, up to the end; ``window`` where it is
+        never ahead; infinite where it is not behind at the end; NaN where a value is not finite, or there are fewer
+        tasks than the window.
+
+    Raises:
+        ValueError: If the lengths differ, or for a window below 1.
+
+    Example:
+        >>> time_to_loss([0.1, 0.9, 0.4, 0.9, 0.3, 0.2], [0.5] * 6)
+        5.0
+        >>> time_to_loss([0.1, 0.9, 0.8], [0.5] * 3)
+        inf
+    """
+    if window < 1 or len(series) != len(reference):
+        raise ValueError(f"{len(series)} and {len(reference)} tasks, window {window}; equal lengths and 1 are needed")
+    behind = [b - a for a, b in zip(series, reference, strict=True)]
+    if len(series) < window or not all(map(math.isfinite, behind)):
+        return math.nan
+    # Rounding makes no loss of what is equal.
+    tiny = 1e-12 * max(map(abs, (*series, *reference)))
+    ends = range(window, len(series) + 1)
+    ahead = [end for end in ends if average(behind[end - window : end]) <= tiny]
+    if not ahead:
+        return float(window)
+    return math.inf if ahead[-1] == len(series) else float(ahead[-1] + 1)
 
 
 class Times(NamedTuple):

@@ -51,9 +51,7 @@ def best_of_k(scores: Sequence[float], reported: Sequence[float] | None = None) 
     shown = scores if reported is None else reported
     num = len(scores)
     if num == 0 or len(shown) != num:
-        raise ValueError(
-            f"{num} scores and {len(shown)} reported ones; at least one setting and equal numbers are needed"
-        )
+        raise ValueError(f"{num} scores and {len(shown)} reported ones; equally many are needed, at least one")
     if any(math.isnan(value) for value in (*scores, *shown)):
         raise ValueError("a score is NaN, which is no place among the others; say what a failed trial is worth")
     order = sorted(range(num), key=lambda i: (scores[i], -i))

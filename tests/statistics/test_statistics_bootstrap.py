@@ -119,7 +119,7 @@ def test_interquartile_mean_against_sorting_by_hand():
         values = generator.normal(size=num)
         middle = sorted(values)[num // 4 : num - num // 4]
         assert float(interquartile_mean(values)) == pytest.approx(sum(middle) / len(middle))
-    # scipy.stats.trim_mean([1, 2, 3, 4, 5, 6, 7, 8, 9, 100], 0.25), with SciPy 1.17.
+    # scipy.stats.trim_mean([1, 2, 3, 4, 5, 6, 7, 8, 9, 100], 0.25), with SciPy 1.17.1.
     assert float(interquartile_mean([1, 2, 3, 4, 5, 6, 7, 8, 9, 100])) == 5.5
     assert math.isnan(float(interquartile_mean([])))
     assert interquartile_mean(np.zeros((3, 2, 8))).shape == (3, 2)
@@ -144,6 +144,9 @@ def test_probability_of_improvement_counts_pairs():
     expected = np.mean([pairs(a.values(), b.values()) for a, b in zip(x, y, strict=True)])
     assert probability_of_improvement(x, y).mean == pytest.approx(expected)
     assert probability_of_improvement(y, x).mean == pytest.approx(1 - expected)
+    # scipy.stats.mannwhitneyu([3, 1, 4, 1], [2, 7, 1, 8], alternative="greater").statistic / 16, with SciPy 1.17.1.
+    seven = probability_of_improvement([dict(enumerate([3.0, 1, 4, 1]))], [dict(enumerate([2.0, 7, 1, 8]))])
+    assert seven.mean == 0.3125
 
 
 def test_probability_of_improvement_in_closed_cases():

@@ -21,6 +21,7 @@ from pliant.statistics import (
     holm,
     p_value,
     recent_transfer,
+    time_to_loss,
     time_to_threshold,
     times,
 )
@@ -31,23 +32,24 @@ NAN, INF = math.nan, math.inf
 # ---- comparisons
 
 
-# Computed with SciPy 1.17: 2 * scipy.stats.t.sf(t, df).
+# Computed with SciPy 1.17.1: 2 * scipy.stats.t.sf(t, df).
 @pytest.mark.parametrize(
     ("t", "df", "expected"),
     [
         (1.0, 1, 0.5),
-        (1.0, 2, 0.42264973081037416),
-        (2.0, 3, 0.13932596855884167),
+        (1.0, 2, 0.4226497308103742),
+        (2.0, 3, 0.13932596855884305),
         (2.262157162798205, 9, 0.05),
-        (3.0, 10, 0.013343655022570542),
-        (5.0, 29, 2.5323889632541e-05),
-        (0.1, 30, 0.9210096438004312),
+        (3.0, 10, 0.01334365502256957),
+        (5.0, 29, 2.536631573542329e-05),
+        (0.1, 30, 0.9210096117902712),
+        (2.5, 99, 0.014062596921149069),
     ],
 )
 def test_p_value(t: float, df: int, expected: float):
     half = t_quantile(df)  # a standard error of 1
-    assert p_value(Estimate(t, t - half, t + half, df + 1)) == pytest.approx(expected, rel=2e-6)
-    assert p_value(Estimate(-t, -t - half, -t + half, df + 1)) == pytest.approx(expected, rel=2e-6)
+    assert p_value(Estimate(t, t - half, t + half, df + 1)) == pytest.approx(expected, rel=1e-6)
+    assert p_value(Estimate(-t, -t - half, -t + half, df + 1)) == pytest.approx(expected, rel=1e-6)
 
 
 @settings(deadline=None)
@@ -126,6 +128,28 @@ def test_time_to_threshold_against_looking_at_every_window(series, threshold, wi
         if math.fsum(series[end - window : end]) / window >= threshold:
             expected = float(end)
     assert time_to_threshold(series, threshold, window=window) == pytest.approx(expected, nan_ok=True)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-2, 2), max_size=12), st.integers(1, 3))
+def test_time_to_loss_against_looking_at_every_rest_of_the_stream(lead, window):
+    """A lead over the reference in whole numbers: the first window from which on all windows are behind."""
+    expected = NAN
+    if len(lead) >= window:
+        sums = {end: sum(lead[end - window : end]) for end in range(window, len(lead) + 1)}
+        behind = [end for end in sums if all(sums[later] < 0 for later in sums if later >= end)]
+        expected = float(behind[0]) if behind else INF
+    reference = [5.0] * len(lead)
+    found = time_to_loss([5.0 + d for d in lead], reference, window=window)
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_loss_is_none_where_the_end_is_not_behind():
+    assert time_to_loss([0.1, 0.9], [0.5, 0.5]) == INF
+    assert time_to_loss([0.3, 0.3], [0.3, 0.3]) == INF
+    assert math.isnan(time_to_loss([0.3, NAN], [0.3, 0.3]))
+    with pytest.raises(ValueError, match="equal lengths"):
+        time_to_loss([0.3], [])
 
 
 def test_times_that_nobody_knows():
