@@ -59,7 +59,7 @@ tbody th{font-weight:400;font-size:15px;color:inherit;text-align:left;overflow-w
 .scroll.wide tbody th,.scroll.wide thead th:first-child{position:sticky;left:0;background:var(--paper);z-index:1;
   max-width:260px}
 .best{font-weight:700}
-thead .name{display:inline-block;max-width:170px;overflow-wrap:anywhere}
+thead .name{display:inline-block;max-width:170px;overflow-wrap:break-word}
 a,b,span,button,option,code{unicode-bidi:isolate}
 [hidden]{display:none!important}
 .none{color:var(--muted);font-size:15px}
@@ -119,6 +119,8 @@ h1{font-size:27px}h2{font-size:22px}dl.settings{grid-template-columns:1fr;gap:0}
   figure{overflow-x:auto}figure svg.chart{min-width:460px}figure.wide svg.chart{min-width:760px}}
 @media print{.legend button{border:0;padding:0 12px 0 0}figure,tr{break-inside:avoid}h2,h3{break-after:avoid}
   nav,.js .filters .control{display:none}.filters{position:static}.scroll{overflow:visible}body{font-size:12px}
-  table{font-size:11px}th,td{padding:4px 8px 4px 0}main,header,footer{max-width:none;padding:0}}
+  table,tbody th{font-size:11px}th,td{padding:4px 8px 4px 0}
+  tbody th,thead th{min-width:0;padding-left:0;text-indent:0}.scroll.wide tbody th{position:static}
+  .grid,.pair{grid-template-columns:1fr 1fr}figcaption span{font-size:11px}main,header,footer{max-width:none;padding:0}}
 """
 )

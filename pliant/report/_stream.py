@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pliant.intervals import Estimate
 from pliant.report._configuration import failures
 from pliant.report._tables import grid_html
-from pliant.report.figures import MAX_POINTS, Chart, chart_data, chart_svg, stream_curves
-from pliant.report.grids import ALPHA, Cell, Grid, Heading, Line, standing_grid
+from pliant.report.cells import ALPHA, Cell, Grid, Heading, Line
+from pliant.report.curves import MAX_POINTS, chart_data, stream_curves
+from pliant.report.figures import Chart, chart_svg
+from pliant.report.grids import standing_grid
 from pliant.report.metrics import Metric, format_value
 from pliant.report.standings import standings
 from pliant.report.style import Style, escape, swatch

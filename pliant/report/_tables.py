@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pliant.report.grids import Cell, Grid, Heading, Line
+from pliant.report.cells import Cell, Grid, Heading, Line
 from pliant.report.style import Style, escape, swatch
 
 __all__ = ["grid_html"]

@@ -1,100 +1,31 @@
-"""Tables as data: headings, and cells with what they show and are sorted by. HTML and Markdown are made of them."""
+"""The tables of a report: the leaderboard, one stream's standings, prices, and scores at equal budgets."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from pliant.intervals import Estimate
-from pliant.report.metrics import Metric, format_estimate, format_interval, format_p, format_value
+from pliant.report.cells import (
+    EMPTY,
+    Cell,
+    Grid,
+    Heading,
+    Line,
+    difference_cell,
+    finite,
+    interval_cell,
+    number_cell,
+    seconds_cell,
+    times_cell,
+    with_best,
+)
+from pliant.report.metrics import Metric, format_p
 from pliant.report.overview import Budgets, Entry, Overview
 from pliant.report.standings import Standing
-from pliant.report.summary import Method, Row, headline_metrics
-from pliant.statistics import Times
+from pliant.report.summary import Row, headline_metrics
 
-__all__ = ["ALPHA", "Cell", "Grid", "Heading", "Line", "budget_grid", "leaderboard", "price_grid", "standing_grid"]
-
-ALPHA = 0.05
-"""A corrected p-value below it marks a difference."""
-
-
-@dataclass(frozen=True)
-class Heading:
-    """A column.
-
-    Args:
-        name: What stands above it.
-        unit: Below the name.
-        about: A sentence on what it is.
-        stream: The place of the stream that it belongs to, if it belongs to one.
-        better: ``"higher"``, ``"lower"`` or nothing.
-    """
-
-    name: str
-    unit: str = ""
-    about: str = ""
-    stream: int | None = None
-    better: str = ""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry.
-
-    Args:
-        text: What is shown.
-        value: The number behind it, by which a column is sorted; ``None``: no number.
-        verdict: ``good``, ``bad``, ``best``, or several of them.
-        run: The experiment that it comes from, where its row has several.
-        drawing: SVG text, shown instead of the text in a page.
-    """
-
-    text: str
-    value: float | None = None
-    verdict: str = ""
-    run: str = ""
-    drawing: str = ""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row: a method, and its cells under all headings but the first, which is the method's name.
-
-    Args:
-        label: The name.
-        method: It, if the row is one method.
-        cells: Its cells.
-        run: The experiment that the whole row comes from, if it is one.
-    """
-
-    label: str
-    method: Method | None
-    cells: tuple[Cell, ...]
-    run: str = ""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table whose first column is the methods' names.
-
-    Args:
-        headings: Of all columns.
-        lines: The rows.
-        sorted_by: The column by which the rows are sorted, its better end first.
-    """
-
-    headings: tuple[Heading, ...]
-    lines: tuple[Line, ...]
-    sorted_by: int | None = None
-
-    def texts(self) -> list[list[str]]:
-        """Headings and rows as plain text."""
-        head = [f"{h.name}{f', {h.unit}' if h.unit else ''}" for h in self.headings]
-        return [head, *([line.label, *(cell.text for cell in line.cells)] for line in self.lines)]
-
-
-_EMPTY = Cell("–")
+__all__ = ["budget_grid", "leaderboard", "price_grid", "standing_grid"]
 
 
 def leaderboard(found: Overview) -> Grid:
@@ -123,7 +54,11 @@ def leaderboard(found: Overview) -> Grid:
         Line(entry.label, entry.method, tuple(_leaderboard_cells(entry, found, several, with_iqm)))
         for entry in sorted(found.entries, key=lambda e: _place(e, found))
     ]
-    return _with_best(Grid(tuple(headings), tuple(lines), 1 if several else None))
+    # A column in which nobody has a number, as the mean rank where no method ran everywhere, says nothing.
+    kept = [i for i in range(len(headings) - 1) if any(line.cells[i].value is not None for line in lines)]
+    lines = [replace(line, cells=tuple(line.cells[i] for i in kept)) for line in lines]
+    is_ranked = several and 0 in kept
+    return with_best(Grid((headings[0], *(headings[i + 1] for i in kept)), tuple(lines), 1 if is_ranked else None))
 
 
 def standing_grid(standings: Sequence[Standing]) -> Grid:
@@ -160,25 +95,25 @@ def standing_grid(standings: Sequence[Standing]) -> Grid:
     about = "Extra seconds per task for each point gained over no protection; only where a gain is shown."
     price = Heading("cost of a point" if metric.percent else "cost of a unit", "per task", about, better="lower")
     columns = [
-        (average, [_number(s.average, metric) for s in standings]),
-        (gain, [_difference(s.gain, metric, s.p_adjusted, baseline=s.method.is_baseline) for s in standings]),
-        (corrected, [Cell(format_p(s.p_adjusted), _finite(s.p_adjusted)) for s in standings]),
-        (area, [_difference(s.fresh_area, metric) for s in standings]),
-        (last, [_difference(s.fresh_last, metric) for s in standings]),
-        (onset, [_times(s.onset) for s in standings]),
-        (reached, [_times(s.reached) for s in standings]),
-        (past, [_number(s.past, metric) for s in standings]),
-        (transfer, [_difference(s.transfer, metric) for s in standings]),
-        (seconds, [_seconds(s.seconds) for s in standings]),
-        (passes, [_EMPTY if s.passes is None else Cell(f"{s.passes:g}", s.passes) for s in standings]),
-        (price, [_seconds(s.price, signed=True) for s in standings]),
+        (average, [number_cell(s.average, metric) for s in standings]),
+        (gain, [difference_cell(s.gain, metric, s.p_adjusted, baseline=s.method.is_baseline) for s in standings]),
+        (corrected, [Cell(format_p(s.p_adjusted), finite(s.p_adjusted)) for s in standings]),
+        (area, [difference_cell(s.fresh_area, metric) for s in standings]),
+        (last, [difference_cell(s.fresh_last, metric) for s in standings]),
+        (onset, [times_cell(s.onset) for s in standings]),
+        (reached, [times_cell(s.reached) for s in standings]),
+        (past, [number_cell(s.past, metric) for s in standings]),
+        (transfer, [difference_cell(s.transfer, metric) for s in standings]),
+        (seconds, [seconds_cell(s.seconds) for s in standings]),
+        (passes, [EMPTY if s.passes is None else Cell(f"{s.passes:g}", s.passes) for s in standings]),
+        (price, [seconds_cell(s.price, signed=True) for s in standings]),
     ]
     kept = [(heading, cells) for heading, cells in columns if any(cell.value is not None for cell in cells)]
     # What is the same for all tells nothing of them; it stands among the settings.
     same = len(standings) > 1 and len({s.passes for s in standings}) == 1
     kept = [(heading, cells) for heading, cells in kept if heading is not passes or not same]
     lines = [Line(s.method.label, s.method, tuple(cells[i] for _, cells in kept)) for i, s in enumerate(standings)]
-    return _with_best(Grid((Heading("method"), *(heading for heading, _ in kept)), tuple(lines)))
+    return with_best(Grid((Heading("method"), *(heading for heading, _ in kept)), tuple(lines)))
 
 
 def price_grid(found: Overview) -> Grid:
@@ -195,11 +130,11 @@ def price_grid(found: Overview) -> Grid:
         cells: list[Cell] = []
         for i, stream in found.controls.items():
             row, metric = entry.prices.get(i), headline_metrics(stream)[-1]
-            cells.append(_EMPTY if row is None else _number(row.last, metric))
-            cells.append(_EMPTY if row is None else _row_difference(row, metric))
+            cells.append(EMPTY if row is None else number_cell(row.last, metric))
+            cells.append(EMPTY if row is None else _row_difference(row, metric))
         for i in found.continual:
             standing = entry.standings.get(i)
-            cells.append(_EMPTY if standing is None else _gain(standing))
+            cells.append(EMPTY if standing is None else _gain(standing))
         if entry.prices:
             lines.append(Line(entry.label, entry.method, tuple(cells)))
     return Grid(tuple(headings), tuple(lines))
@@ -213,31 +148,31 @@ def budget_grid(budgets: Budgets) -> Grid:
         about = "The run with the most evaluations that are not above this budget."
         headings.append(Heading(f"{level:g} per example", metric.unit, about, better=metric.better))
     lines = [
-        Line(label, None, tuple(_EMPTY if e is None else _number(e, metric) for e in cells))
+        Line(label, None, tuple(EMPTY if e is None else number_cell(e, metric) for e in cells))
         for label, cells in budgets.rows.items()
     ]
-    return _with_best(Grid(tuple(headings), tuple(lines)))
+    return with_best(Grid(tuple(headings), tuple(lines)))
 
 
 def _leaderboard_cells(entry: Entry, found: Overview, several: bool, with_iqm: bool) -> list[Cell]:
     cells = []
     if several:
-        cells.append(_interval(entry.rank))
+        cells.append(interval_cell(entry.rank))
     if entry.method.is_baseline:
         cells.append(Cell("baseline"))
     else:
         better = entry.improvement
         clear = better is not None and (better.low > 0.5 or better.high < 0.5)
         verdict = "" if better is None or not clear else "good" if better.low > 0.5 else "bad"
-        cells.append(replace(_interval(better), verdict=verdict))
+        cells.append(replace(interval_cell(better), verdict=verdict))
     if with_iqm:
-        cells.append(_interval(entry.iqm, 100.0, 1))
+        cells.append(interval_cell(entry.iqm, 100.0, 1))
     for i in found.continual:
         standing = entry.standings.get(i)
         if standing is None:
             cells.append(Cell("not run"))
         else:
-            number = _number(standing.average, standing.metric)
+            number = number_cell(standing.average, standing.metric)
             cells.append(replace(number, run=standing.method.experiment_id))
     for i, stream in found.controls.items():
         row = entry.prices.get(i)
@@ -253,7 +188,7 @@ def _leaderboard_cells(entry: Entry, found: Overview, several: bool, with_iqm: b
 def _seeds(entry: Entry) -> Cell:
     rows = [s.average.num for s in entry.standings.values()] + [r.last.num for r in entry.prices.values()]
     if not rows:
-        return _EMPTY
+        return EMPTY
     least, most = min(rows), max(rows)
     failed = sum(s.num_failed for s in entry.standings.values()) + sum(r.num_failed for r in entry.prices.values())
     text = f"{least}" if least == most else f"{least}–{most}"
@@ -273,77 +208,9 @@ def _unit(metric: Metric, what: str) -> str:
     return f"{what}, {metric.unit}" if metric.unit else f"{what}, {metric.title.lower()}"
 
 
-def _number(estimate: Estimate | None, metric: Metric) -> Cell:
-    if estimate is None or not math.isfinite(estimate.mean):
-        return _EMPTY
-    return Cell(format_estimate(estimate, metric), estimate.mean)
-
-
-def _difference(
-    estimate: Estimate | None, metric: Metric, p_adjusted: float | None = None, *, baseline: bool = False
-) -> Cell:
-    """A difference, coloured by its corrected p-value where it has one, else by its interval."""
-    if baseline:
-        return Cell("baseline")
-    if estimate is None or not math.isfinite(estimate.mean):
-        return _EMPTY
-    shown = estimate.excludes_zero if p_adjusted is None else p_adjusted < ALPHA
-    verdict = "" if not (shown and metric.better) else "good" if metric.sign * estimate.mean > 0 else "bad"
-    return Cell(format_estimate(estimate, metric, signed=True), estimate.mean, verdict)
-
-
 def _row_difference(row: Row, metric: Metric) -> Cell:
-    return _difference(row.difference, metric, row.p_adjusted, baseline=row.method.is_baseline)
+    return difference_cell(row.difference, metric, row.p_adjusted, baseline=row.method.is_baseline)
 
 
 def _gain(standing: Standing) -> Cell:
-    return _difference(standing.gain, standing.metric, standing.p_adjusted, baseline=standing.method.is_baseline)
-
-
-def _interval(estimate: Estimate | None, factor: float = 1.0, digits: int = 2) -> Cell:
-    if estimate is None or math.isnan(estimate.mean):
-        return _EMPTY
-    if not math.isfinite(estimate.mean):
-        return Cell("diverged", estimate.mean)
-    scaled = Estimate(factor * estimate.mean, factor * estimate.low, factor * estimate.high, estimate.num)
-    return Cell(format_interval(scaled, digits), scaled.mean)
-
-
-def _times(found: Times | None) -> Cell:
-    if found is None or found.num == 0:
-        return _EMPTY
-    if math.isinf(found.median):
-        text = "never" if found.num_reached == 0 else f"mostly never ({found.num_reached} of {found.num})"
-        return Cell(text, math.inf)
-    text = f"{found.median:g}"
-    return Cell(
-        text if found.num_reached == found.num else f"{text} ({found.num_reached} of {found.num})", found.median
-    )
-
-
-def _seconds(estimate: Estimate | None, *, signed: bool = False) -> Cell:
-    if estimate is None or not math.isfinite(estimate.mean):
-        return _EMPTY
-    small = abs(estimate.mean) < 1
-    text = format_value(1000 * estimate.mean if small else estimate.mean, Metric("seconds", "Seconds"), signed=signed)
-    return Cell(f"{text} {'ms' if small else 's'}", estimate.mean)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _with_best(grid: Grid) -> Grid:
-    """The best number of each column is marked, where one is better; of several equal ones, all."""
-    lines = [list(line.cells) for line in grid.lines]
-    for column, heading in enumerate(grid.headings[1:]):
-        values = [row[column].value for row in lines]
-        numbers = [v for v in values if v is not None and not math.isnan(v)]
-        if heading.better not in ("higher", "lower") or len(set(numbers)) < 2 or heading.name.startswith("p,"):
-            continue
-        best = max(numbers) if heading.better == "higher" else min(numbers)
-        for row, value in zip(lines, values, strict=True):
-            if value == best:
-                row[column] = replace(row[column], verdict=f"{row[column].verdict} best".strip())
-    kept = [replace(line, cells=tuple(cells)) for line, cells in zip(grid.lines, lines, strict=True)]
-    return replace(grid, lines=tuple(kept))
+    return difference_cell(standing.gain, standing.metric, standing.p_adjusted, baseline=standing.method.is_baseline)

@@ -88,7 +88,7 @@ def interval_chart(
         parts.append(
             f'<g data-label="{escape(label)}" stroke="{style.css}"><title>{escape(_title(label, estimate, axis))}'
         )
-        parts.append(f'</title><text class="name" stroke="none" x="{left - 10}" y="{y + 4}" text-anchor="end">')
+        parts.append(f'</title><text class="name" x="{left - 10}" y="{y + 4}" text-anchor="end">')
         parts.append(f"{escape(short(label, 24))}</text>")
         if math.isfinite(estimate.half_width):
             parts.append(f'<line x1="{plane.x(estimate.low):.1f}" x2="{plane.x(estimate.high):.1f}" y1="{y}" y2="{y}" ')
@@ -189,7 +189,7 @@ def point_chart(
         if math.isfinite(y.half_width):
             parts.append(f'<line x1="{cx:.1f}" x2="{cx:.1f}" y1="{plane.y(y.low):.1f}" y2="{plane.y(y.high):.1f}"/>')
         parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{style.css}" stroke="none"/>')
-        parts.append(f'<text class="name" stroke="none" x="{name_x:.1f}" y="{name_y:.1f}" text-anchor="{anchor}">')
+        parts.append(f'<text class="name" x="{name_x:.1f}" y="{name_y:.1f}" text-anchor="{anchor}">')
         parts.append(f"{escape(short(label, 24))}</text></g>")
     return "".join([*parts, "</svg>"])
 
@@ -220,8 +220,8 @@ def rank_chart(
         parts.append(f'<line x1="{a}" x2="{b}" y1="{y1:.1f}" y2="{y2:.1f}" stroke-width="2.2"/>')
         for x, y, anchor, shift, rank in ((a, y1, "end", -10, left[name]), (b, y2, "start", 10, right[name])):
             parts.append(f'<circle cx="{x}" cy="{y:.1f}" r="4.5" fill="{colour}" stroke="none"/>')
-            text = f"{rank:g}  {short(name, 22)}" if anchor == "start" else f"{short(name, 22)}  {rank:g}"
-            parts.append(f'<text class="name" stroke="none" x="{x + shift}" y="{y + 4:.1f}" text-anchor="{anchor}">')
+            text = f"{rank:g}. {short(name, 22)}"
+            parts.append(f'<text class="name" x="{x + shift}" y="{y + 4:.1f}" text-anchor="{anchor}">')
             parts.append(f"{escape(text)}</text>")
         parts.append("</g>")
     return "".join([*parts, "</svg>"])

@@ -50,7 +50,8 @@ COLOUR_STYLE = f":root{{{_variables(0)}}}@media (prefers-color-scheme:dark){{:ro
 
 CHART_STYLE = (
     ".chart text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;fill:var(--muted)}"
-    ".chart .title{font-size:16px;font-weight:600;fill:var(--ink)}.chart .name{fill:var(--ink)}"
+    ".chart .title{font-size:16px;font-weight:600;fill:var(--ink)}.chart .name{fill:var(--ink);"
+    "paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round}"
     ".chart .grid{stroke:var(--grid)}.chart .axis{stroke:var(--axis)}.chart .window{fill:var(--wash)}"
     ".chart .line{fill:none;stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}"
     ".chart .band{opacity:.15;stroke:none}.chart .leader{fill:none;stroke:var(--axis)}"
@@ -122,8 +123,11 @@ def swatch(style: Style) -> str:
 
 
 def short(label: str, length: int) -> str:
-    """A label that fits, cut at its end."""
-    return label if len(label) <= length else label[: length - 1] + "…"
+    """A label that fits, without its middle: labels that share a beginning often differ at their end."""
+    if len(label) <= length:
+        return label
+    end = length // 3
+    return f"{label[: length - 1 - end].rstrip()}…{label[-end:].lstrip()}"
 
 
 def clean(text: object) -> str:

@@ -45,7 +45,7 @@ def expanded_level(sizes: Sequence[int]) -> float:
 
     Example:
         >>> round(expanded_level([10]), 4), round(expanded_level([10] * 6), 4), round(expanded_level([10**6]), 4)
-        (0.0085, 0.0174, 0.025)
+        (0.0086, 0.0173, 0.025)
     """
     if not sizes or min(sizes) < 2:
         raise ValueError(f"every stratum needs at least two values, not {list(sizes)}")

@@ -32,7 +32,8 @@ from pliant.report import (
     write_markdown,
     write_report,
 )
-from pliant.report.figures import Chart, Curve, chart_data, chart_svg
+from pliant.report.curves import Curve, chart_data
+from pliant.report.figures import Chart, chart_svg
 from pliant.report.metrics import metric_info
 from pliant.report.scales import nice_ticks, spread, task_ticks
 from pliant.report.style import Style, escape

@@ -12,7 +12,7 @@ from pliant.errors import RecordError
 from pliant.intervals import estimate, rank_correlation
 from pliant.records import Record, experiment_id
 from pliant.report import csv_text, html_text, markdown_text, read_trials, summarise
-from pliant.report.figures import stream_curves
+from pliant.report.curves import stream_curves
 from pliant.report.grids import budget_grid, leaderboard, price_grid, standing_grid
 from pliant.report.metrics import metric_info
 from pliant.report.overview import overview
