@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pliant
-from pliant import interventions, manifolds, metrics, report, spectrum
+from pliant import interventions, manifolds, metrics, report, spectrum, statistics
 from pliant.bench.experiment import method_table
 from pliant.bench.streams import STREAMS
 from pliant.commands import COMMANDS
@@ -40,7 +40,7 @@ OPTIONS = {
     "merge": "debug folders out",
     "list": "debug kind",
     "show": "debug name",
-    "report": "csv debug figure folder markdown metric out stream",
+    "report": "csv debug figure folder markdown metric out stream threshold",
     "units": "debug input model verify",
     "diagnose": "batch checkpoint debug html json loss mode model seed twins units",
 }
@@ -151,7 +151,16 @@ SPECTRUM = """
     ntk_spectrum quadrature smallest_eigenvalue trace
 """
 
-REPORT = "csv_text figure_svg html_text markdown_text summarise terminal_tables write_csv write_markdown write_report"
+REPORT = """
+    Trials csv_text figure_svg html_text markdown_text read_trials summarise terminal_tables write_csv write_markdown
+    write_report
+"""
+
+STATISTICS = """
+    BestOf Times area at_budget average backward_transfer best_of_k bootstrap bootstrap_each cost_per_gain
+    expanded_level forgetting holm interquartile_mean iqm mean_ranks p_value performance_profile
+    probability_of_improvement rank_agreement recent_transfer time_to_loss time_to_threshold times
+"""
 
 
 def test_the_public_names():
@@ -226,5 +235,6 @@ def test_the_command_line():
 def test_metrics_and_reports():
     assert sorted(metrics.__all__) == sorted(METRICS.split())
     assert sorted(report.__all__) == REPORT.split()
+    assert sorted(statistics.__all__) == STATISTICS.split()
     assert sorted(spectrum.__all__) == SPECTRUM.split()
     assert sorted(manifolds.__all__) == MANIFOLDS.split()
