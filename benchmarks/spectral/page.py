@@ -59,7 +59,7 @@ def page(
         ANSWER,
         "![Accuracy over tasks](../images/spectral_accuracy.svg)",
         "## The methods",
-        f"Each method with settings was tuned with four of them on seeds 100 to 104, by {expected['score'].split(';')[0]}, mean over tasks; `effective_rank` is `l2_effective_rank` without its decay. The step size belongs to the problem and is the same for all.",
+        f"Each method with settings was tuned with four of them on seeds 100 to 104, by {expected['score'].split(';')[0]}, mean over their first 12 tasks; `effective_rank` is `l2_effective_rank` without its decay. The step size belongs to the problem and is the same for all.",
         *(methods(stream, records_) for stream, records_ in streams.items()),
         *(tuning(stream, records_) for stream, records_ in streams.items()),
         "![Cost](../images/spectral_cost.svg)",
@@ -152,8 +152,9 @@ def tuning(stream: str, records: Records) -> str:
             text = f"{', '.join(f'{value:g}' for value in item['setting'].values())}: {np.mean(item['accuracy']):.2f}"
             cells.append(f"**{text}**" if item["setting"] == record["best"] else text)
         rows.append([f"`{name}` ({', '.join(record['best'])})", *cells])
-    return f"Tuning, {TITLES[stream].lower()}: setting and mean accuracy over tasks and seeds 100 to 104.\n\n" + table(
-        ["method", *["tried"] * 4], rows
+    return (
+        f"Tuning, {TITLES[stream].lower()}: setting and mean accuracy over 12 tasks and seeds 100 to 104.\n\n"
+        + table(["method", *["tried"] * 4], rows)
     )
 
 

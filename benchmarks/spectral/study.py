@@ -37,7 +37,7 @@ from pliant.bench.models.mlp import MLP  # noqa: E402
 from pliant.bench.streams.base import Task, generator  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "spectral_collapse"
-TUNING, SEEDS = range(100, 105), range(10)
+TUNING, TUNING_TASKS, SEEDS = range(100, 105), 12, range(10)
 SMALL, SMALL_TASKS = (12, 12), (1, 12)
 """Widths of the networks whose whole Hessian is computed, and before which tasks (counted from 0)."""
 
@@ -126,14 +126,14 @@ def nothing(index: int, member: int, model: nn.Module, task: Task) -> None:
 
 
 def tune(stream: str, name: str) -> dict[str, Any]:
-    """All settings of one method on the tuning seeds; the best has the highest accuracy in the mean over tasks."""
+    """All settings of one method on the tuning seeds; the best has the highest accuracy in the mean over 12 tasks."""
     tried = []
     for setting in METHODS[name].settings:
-        rows = Members(stream, TUNING, _made(name, setting)).run(NUM_TASKS, nothing)
-        accuracy = [sum(row["accuracy"] for row in member) / NUM_TASKS for member in rows]
+        rows = Members(stream, TUNING, _made(name, setting)).run(TUNING_TASKS, nothing)
+        accuracy = [sum(row["accuracy"] for row in member) / TUNING_TASKS for member in rows]
         tried.append({"setting": dict(setting), "accuracy": [rounded(value) for value in accuracy]})
     best = max(tried, key=lambda item: sum(item["accuracy"]))
-    return {"seeds": list(TUNING), "tried": tried, "best": best["setting"]}
+    return {"seeds": list(TUNING), "tuning_tasks": TUNING_TASKS, "tried": tried, "best": best["setting"]}
 
 
 def run(stream: str, name: str, setting: Mapping[str, float]) -> dict[str, Any]:
