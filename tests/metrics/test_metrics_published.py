@@ -68,7 +68,7 @@ def single_losses(labels: int | None = None) -> list[Tensor]:
 
 
 def flat(loss: Tensor) -> Tensor:
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(MODEL.parameters()))])
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(MODEL.parameters()), retain_graph=True)])
 
 
 def fisher() -> float:
