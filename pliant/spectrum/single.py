@@ -28,14 +28,12 @@ class Options(TypedDict, total=False):
         mode: ``"eval"`` or ``"train"``; must be given where the model has batch norm.
         active: The logits that count.
         dtype: What is computed in.
-        memory: Bytes that may be taken.
     """
 
     where: str
     mode: Mode | None
     active: Any
     dtype: torch.dtype | None
-    memory: int
 
 
 def curvature_share(
@@ -45,6 +43,7 @@ def curvature_share(
     *,
     lr: float,
     steps: int,
+    memory: int = DEFAULT_MEMORY,
     **options: Unpack[Options],
 ) -> Estimate:
     r"""The share of the Gauss-Newton matrix's possible rank that a budget of training can use.
@@ -59,6 +58,7 @@ def curvature_share(
         loss: As for :func:`pliant.spectrum.ggn_spectrum`.
         lr: Step size of gradient descent, :math:`\eta`.
         steps: Steps on the task, T.
+        memory: Bytes that may be taken.
         **options: See :class:`Options`.
 
     Returns:
@@ -77,10 +77,12 @@ def curvature_share(
         0.6667
     """
     eps = budget_eps(lr, steps)
-    return eps_rank(ggn_spectrum(model, batch, loss, **options), eps, normalised=True)
+    return eps_rank(ggn_spectrum(model, batch, loss, memory=memory, **options), eps, normalised=True)
 
 
-def ntk_effective_rank(model: nn.Module, inputs: Inputs, **options: Unpack[Options]) -> Estimate:
+def ntk_effective_rank(
+    model: nn.Module, inputs: Inputs, *, memory: int = DEFAULT_MEMORY, **options: Unpack[Options]
+) -> Estimate:
     r"""Effective rank of the neural tangent kernel's eigenvalues: how many directions outputs can move in, and evenly.
 
     .. math:: \exp\Bigl(-\sum_i p_i \ln p_i\Bigr), \qquad p_i = \frac{\lambda_i(JJ^\top)}{\sum_j \lambda_j(JJ^\top)}
@@ -88,6 +90,7 @@ def ntk_effective_rank(model: nn.Module, inputs: Inputs, **options: Unpack[Optio
     Args:
         model: The model; it is left as it is.
         inputs: Of the task that is to be learned next.
+        memory: Bytes that may be taken.
         **options: See :class:`Options`.
 
     Returns:
@@ -103,10 +106,12 @@ def ntk_effective_rank(model: nn.Module, inputs: Inputs, **options: Unpack[Optio
         >>> print(ntk_effective_rank(torch.nn.Linear(3, 2, bias=False), torch.eye(3)))
         6
     """
-    return effective_rank(ntk_spectrum(model, inputs, **options))
+    return effective_rank(ntk_spectrum(model, inputs, memory=memory, **options))
 
 
-def ntk_condition(model: nn.Module, inputs: Inputs, **options: Unpack[Options]) -> Estimate:
+def ntk_condition(
+    model: nn.Module, inputs: Inputs, *, memory: int = DEFAULT_MEMORY, **options: Unpack[Options]
+) -> Estimate:
     r"""Condition number of the neural tangent kernel, over the eigenvalues that are above rounding.
 
     .. math:: \kappa = \frac{\lambda_{\max}(JJ^\top)}{\lambda_{\min}^+(JJ^\top)}
@@ -119,6 +124,7 @@ def ntk_condition(model: nn.Module, inputs: Inputs, **options: Unpack[Options]) 
     Args:
         model: The model; it is left as it is.
         inputs: Of the task that is to be learned next.
+        memory: Bytes that may be taken.
         **options: See :class:`Options`.
 
     Returns:
@@ -136,7 +142,7 @@ def ntk_condition(model: nn.Module, inputs: Inputs, **options: Unpack[Options]) 
         >>> print(ntk_condition(torch.nn.Linear(2, 1, bias=False), x))
         4
     """
-    return condition_number(ntk_spectrum(model, inputs, **options))
+    return condition_number(ntk_spectrum(model, inputs, memory=memory, **options))
 
 
 def sharpness(
@@ -146,6 +152,7 @@ def sharpness(
     *,
     steps: int = 30,
     seed: int = 0,
+    memory: int = DEFAULT_MEMORY,
     **options: Unpack[Options],
 ) -> Estimate:
     r"""The largest eigenvalue of the loss's Hessian, by Lanczos' method.
@@ -158,6 +165,7 @@ def sharpness(
         loss: As for :func:`pliant.spectrum.ggn_spectrum`.
         steps: Products with the Hessian.
         seed: Of the vector that they start from.
+        memory: Bytes that may be taken.
         **options: See :class:`Options`.
 
     Returns:
@@ -176,7 +184,6 @@ def sharpness(
         >>> round(sharpness(model, (x, torch.zeros(2, 1)), "mse").value, 4)  # of X^T X / N
         2.0
     """
-    memory = options.pop("memory", DEFAULT_MEMORY)
     problem = Problem(model, batch, loss, **options)
     operator = Operator("hessian", problem)
     found = quadrature(
@@ -191,7 +198,7 @@ def sharpness(
     return Estimate(float(found.nodes[0][-1]), float(found.residuals[0][-1]))
 
 
-def fisher_trace(model: nn.Module, batch: Any, **options: Unpack[Options]) -> Estimate:
+def fisher_trace(model: nn.Module, batch: Any, *, memory: int = DEFAULT_MEMORY, **options: Unpack[Options]) -> Estimate:
     r"""Trace of the Fisher matrix of a classifier, exactly: no label is drawn, and no eigenvalue computed.
 
     .. math:: \frac1N \sum_n \mathbb E_{y \sim p(\cdot | x_n)} \lVert \nabla_\theta \ln p(y | x_n) \rVert^2
@@ -202,6 +209,7 @@ def fisher_trace(model: nn.Module, batch: Any, **options: Unpack[Options]) -> Es
     Args:
         model: The model; it is left as it is.
         batch: Inputs and targets; of the targets it matters only which positions have one.
+        memory: Bytes that may be taken.
         **options: See :class:`Options`.
 
     Returns:
@@ -220,6 +228,5 @@ def fisher_trace(model: nn.Module, batch: Any, **options: Unpack[Options]) -> Es
         >>> print(fisher_trace(model, (x, torch.tensor([0, 1]))))  # p = 1/2 throughout
         0.5
     """
-    memory = options.pop("memory", DEFAULT_MEMORY)
     problem = Problem(model, batch, "cross_entropy", **options)
     return Estimate(float(gram(problem, memory=memory).matrix.diagonal().double().sum()), 0.0)
