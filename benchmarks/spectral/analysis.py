@@ -35,7 +35,8 @@ __all__ = ["MEASURES", "Found", "Records", "claims", "found_of", "load", "write"
 RESULTS = ROOT / "benchmarks" / "results" / "spectral_collapse"
 EXPECTATIONS = Path(__file__).with_name("expectations.json")
 FIRST, EARLY, LATE = slice(0, 3), slice(1, 4), slice(-5, None)
-HORIZON = 3
+HORIZON, BEHIND = 3, 0.1
+OTHERS = tuple(name for name in METHODS if name != "fresh_start")
 
 Series = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -56,6 +57,9 @@ MEASURES: Mapping[str, str] = {
     "clock": "*the task's number*",
 }
 """Low values are taken for bad ones, but for the condition number and the task's number."""
+
+SPECTRAL = (*list(MEASURES)[:8], "gain")
+"""Those that come from spectra."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,9 @@ class Found:
         soon: The same for one of this and the next three tasks.
         between: Rank correlation between methods, both in the mean of the last five tasks.
         lead: Tasks from collapse to failure in plain training, and in how many runs there are both.
-        alarms: Lead of alarms whose level comes from the other runs.
+        behind: AUROC for tasks that are behind a fresh network, over all tasks of all methods together.
+        behind_within: The same within a run, mean over the runs that have both kinds.
+        alarms: Lead over the first of two tasks in a row that are behind, of alarms whose level comes from other runs.
     """
 
     within: Interval
@@ -94,6 +100,8 @@ class Found:
     between: Interval
     lead: Interval
     num_leads: int
+    behind: Interval
+    behind_within: Interval
     alarms: Lead
 
 
@@ -186,20 +194,32 @@ def found_of(records: Records, key: str) -> Found:
         scores = [[score for part in seed for score in part[0]] for seed in cases]
         events = [[event for part in seed for event in part[1]] for seed in cases]
         risks[horizon] = auroc_over_seeds(scores, events)
+    late = [[behind_of(records, name, s, key) for name in OTHERS] for s in range(num_seeds)]
     leads = [value for run in plain if math.isfinite(value := lead(run, key))]
-    gaps = [(1 - accuracy(run) / accuracy(run)[FIRST].mean()).tolist() for run in plain]
-    worse = [np.nan_to_num(-series(run, key), nan=-np.inf).tolist() for run in plain]
+    gaps = [shortfall(records, "backprop", s).tolist() for s in range(num_seeds)]
+    worse = [filled(-series(run, key)).tolist() for run in plain]
     return Found(
         within=over([rank_correlation(*pair[:2]) for pair in pairs]),
         beyond=over([partial_rank_correlation(*pair) for pair in pairs]) if key != "clock" else over([]),
-        failing=over([within_runs([records.of(name)[s] for name in METHODS], key) for s in range(num_seeds)]),
+        failing=over([within_runs([fails_of(records.of(name)[s], key) for name in METHODS]) for s in range(num_seeds)]),
         now=risks[0],
         soon=risks[HORIZON],
         between=over([between(records, key, s) for s in range(num_seeds)]),
         lead=over(leads),
         num_leads=len(leads),
-        alarms=lead_times(worse, gaps, 0.5, 5),
+        behind=auroc_over_seeds(
+            [[score for part in seed for score in part[0]] for seed in late],
+            [[event for part in seed for event in part[1]] for seed in late],
+        ),
+        behind_within=over([within_runs(seed) for seed in late]),
+        alarms=lead_times(worse, gaps, BEHIND, 5),
     )
+
+
+def filled(worse: Series) -> Series:
+    """With the best value there is where there is none: what is not known raises no alarm."""
+    known = worse[np.isfinite(worse)]
+    return np.where(np.isfinite(worse), worse, known.min() if len(known) else 0.0)
 
 
 def clean(a: Series, b: Series) -> tuple[list[float], list[float], list[float]]:
@@ -214,14 +234,35 @@ def over(values: Sequence[float]) -> Interval:
     return mean_over_seeds(finite) if finite else Interval(math.nan, math.nan, math.nan)
 
 
-def within_runs(runs: Sequence[Mapping[str, Any]], key: str) -> float:
-    """AUROC for failing tasks inside each run, mean over the runs that have both kinds; NaN without any."""
-    found = []
-    for run in runs:
-        values, bad = -series(run, key), failing(run)
-        kept = np.isfinite(values)
-        kept[0] = False
-        found.append(auroc_over_seeds([values[kept].tolist()], [bad[kept].tolist()]).mean)
+Cases = tuple[list[float], list[bool]]
+
+
+def cases(values: Series, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> Cases:
+    """How bad a measure was before each task but the first, and which of them were bad."""
+    kept = np.isfinite(values)
+    kept[0] = False
+    return (-values[kept]).tolist(), bad[kept].tolist()
+
+
+def fails_of(run: Mapping[str, Any], key: str) -> Cases:
+    """A measure and the tasks that fail."""
+    return cases(series(run, key), failing(run))
+
+
+def shortfall(records: Records, method: str, seed: int) -> Series:
+    """By what share the online accuracy is below that of the fresh start, after each task."""
+    mine, fresh = (accuracy(records.of(name)[seed], "online") for name in (method, "fresh_start"))
+    return 1 - mine / fresh
+
+
+def behind_of(records: Records, method: str, seed: int, key: str) -> Cases:
+    """A measure and the tasks that are behind."""
+    return cases(series(records.of(method)[seed], key), shortfall(records, method, seed) > BEHIND)
+
+
+def within_runs(runs: Sequence[Cases]) -> float:
+    """AUROC inside each run, mean over the runs that have both kinds; NaN without any."""
+    found = [auroc_over_seeds([scores], [events]).mean for scores, events in runs]
     finite = [value for value in found if math.isfinite(value)]
     return float(np.mean(finite)) if finite else math.nan
 
@@ -284,6 +325,12 @@ def claims(streams: Mapping[str, Records], found: Mapping[str, Mapping[str, Foun
         "fit": any(max(item.values()) >= item[1.0] + 0.1 for item in fits),
         "recipe": any(max(b / a, a / b) >= 1.5 for a, b, _, _ in small if a > 0 and b > 0),
         "resolution": 2 * sum(unresolved) >= len(unresolved),
+        "behind": all(item["share"].behind.mean <= item["alive"].behind.mean + 0.05 for item in found.values()),
+        "behind_clock": any(
+            max(item[key].behind.mean for key in ("alive", "feature_rank"))
+            > max(item[key].behind.mean for key in SPECTRAL)
+            for item in found.values()
+        ),
         "rest": all(hessian_of(r, "backprop", 1, "rest").mean >= 0.25 for r in records),
         "spectral": all(item["spectral_regularisation"] > max(item[name] for name in others) for item in ends),
         "l2er": any(item["l2_effective_rank"] >= item["l2"] + 0.05 for item in ends),

@@ -137,7 +137,7 @@ def logarithmic(low: float, high: float) -> Callable[[float], float]:
 # ---- the figures ----
 def over_tasks(streams: Mapping[str, Records], rows: Sequence[tuple[str, str, bool]]) -> str:
     """Means and bands of measures over the tasks: a row for each measure, a column for each stream."""
-    width, height, top = 460, 250, 92
+    width, height, top = 460, 250, 106
     parts = legend(list(METHODS), 56, 2 * width)
     for row, (key, title, percent) in enumerate(rows):
         metric = Metric(key, title, percent=percent, full_axis=key == "accuracy")
@@ -213,9 +213,9 @@ def against_eps(streams: Mapping[str, Records]) -> str:
 
 
 def auroc(found: Mapping[str, Mapping[str, Found]]) -> str:
-    """AUROC of each measure for the first failure now."""
+    """AUROC of each measure for being behind a fresh network."""
     left, width, top, row = 330, 940, 84, 24
-    order = sorted(MEASURES, key=lambda key: -float(np.nanmean([item[key].now.mean for item in found.values()])))
+    order = sorted(MEASURES, key=lambda key: -float(np.nanmean([item[key].behind.mean for item in found.values()])))
     bottom = top + row * len(order)
     panel = Panel(
         left, top, width - left - 30, row * len(order), "", linear(0, 1), linear(0, 1),
@@ -232,14 +232,19 @@ def auroc(found: Mapping[str, Mapping[str, Found]]) -> str:
         name = escape(MEASURES[key].strip("*"))
         parts.append(f'<text class="name" x="{left - 14}" y="{y + 4}" text-anchor="end">{name}</text>')
         for place, item in enumerate(found.values()):
-            value, shift = item[key].now, 5 * (2 * place - 1)
+            value, shift = item[key].behind, 5 * (2 * place - 1)
             if not math.isfinite(value.mean):
                 continue
             low, at, high = (panel.at(v, 0.0)[0] for v in (value.low, value.mean, value.high))
             colour = f"var(--c{place})"
             parts.append(f'<line x1="{low}" x2="{high}" y1="{y + shift}" y2="{y + shift}" stroke="{colour}"/>')
             parts.append(f'<circle cx="{at}" cy="{y + shift}" r="4" fill="{colour}"/>')
-    return figure(width, int(bottom + 50), "Does it tell that the task to come is the first that fails?", parts)
+    return figure(
+        width,
+        int(bottom + 50),
+        "Does it tell that the task to come will be learned worse than by a fresh network?",
+        parts,
+    )
 
 
 def cost(streams: Mapping[str, Records]) -> str:

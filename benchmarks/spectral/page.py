@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.prediction.page import interval, number, table
 from benchmarks.spectral.analysis import (
+    BEHIND,
     EARLY,
     FIRST,
     LATE,
@@ -26,6 +27,7 @@ from benchmarks.spectral.analysis import (
     over,
     recipe,
     series,
+    shortfall,
 )
 from benchmarks.spectral.answer import ANSWER, LIMITS
 from benchmarks.spectral.measures import FACTORS, PUBLISHED, QUANTILES, SAMPLES
@@ -54,7 +56,7 @@ def page(
         f"Written by `python benchmarks/spectral/study.py`, which runs whatever is missing and then `analysis.py`: {sum(len(r['runs']) for r in records)} runs ({len(METHODS)} methods, {len(streams)} streams, 10 seeds), tuning on five other seeds, {minutes:.0f} minutes of one core. Commits {commits}, PyTorch {records[0]['meta']['torch']}. 95 % intervals over seeds.",
         "## What was done",
         f"A network 64-{'-'.join(map(str, HIDDEN))}-10 with ReLU learns {NUM_TASKS} tasks of handwritten digits (8×8), {STEPS} steps of Adam with step size {LR:g} and batches of {BATCH} each. *Random labels*: 128 digits, labels drawn anew, nothing to transfer. *Permuted inputs*: 512 digits with their true labels, pixels permuted anew. Before each task spectra are computed exactly, in float64, on {SAMPLES} samples of the task to come; features on all of them. eps* = 1/(2ηT) = {EPS:.4g} was fixed beforehand.",
-        f"Expectations and definitions stand in `benchmarks/spectral/expectations.json`, {expected['written']}. A task *fails* {expected['fails'].removeprefix('a task fails ')}. {sentence(expected['collapsed'])} *Lead*: {expected['lead']}.",
+        f"Expectations and definitions stand in `benchmarks/spectral/expectations.json`, {expected['written']}. A task *fails* {expected['fails'].removeprefix('a task fails ')}. {sentence(expected['behind']).replace('A task is behind', 'It is *behind*')} {sentence(expected['collapsed'])} *Lead*: {expected['lead']}.",
         "## Answer",
         ANSWER,
         "![Accuracy over tasks](../images/spectral_accuracy.svg)",
@@ -69,7 +71,7 @@ def page(
         "![Spectra](../images/spectral_spectra.svg)",
         "![Share, feature rank and dead units over tasks](../images/spectral_health.svg)",
         "## Does it come before the failure?",
-        "Low values are taken for bad ones, but for the condition number and the task's number. *Within a run*: Spearman's rank correlation with the accuracy on the task to come, plain training; *given the clock*: what is left when the task's number is taken out of both. *Failing*: AUROC for the tasks of a run that fail, mean over all runs with both kinds. *First now*, *soon*: AUROC for the first failure at this task, or at this or one of the next three, over all tasks until then of all methods together. *Lead*: as above, plain training; in brackets in how many runs there is one. *Alarm*: median lead of an alarm whose level is what 5 % of the calm tasks of the other runs exceed, and runs with an alarm by the onset, of those with one. *Between*: rank correlation over the seven methods, both in the mean of the last five tasks. What is set in italics needs no measurement.",
+        "Low values are taken for bad ones, but for the condition number and the task's number. *Within a run*: Spearman's rank correlation with the accuracy on the task to come, plain training; *given the clock*: what is left when the task's number is taken out of both. *Failing*: AUROC for the tasks of a run that fail, mean over all runs with both kinds. *First now*, *soon*: AUROC for the first failure at this task, or at this or one of the next three, over all tasks until then of all methods together. *Behind*: AUROC for tasks that are behind a fresh network, over all tasks of all methods together; *in a run*: within a run, mean over those with both kinds. *Lead*: as above, plain training; in brackets in how many runs there is one. *Alarm*: median lead, over the first of two tasks in a row that are behind, of an alarm whose level is what 5 % of the calm tasks of the other runs exceed; in brackets runs with an alarm by then, of those with such an onset. *Between*: rank correlation over the seven methods, both in the mean of the last five tasks. What is set in italics needs no measurement.",
         *(measures(stream, found[stream]) for stream in streams),
         "![AUROC](../images/spectral_auroc.svg)",
         "## How much it depends on eps",
@@ -119,6 +121,8 @@ def methods(stream: str, records: Records) -> str:
         cells += [mean_of([float(accuracy(run)[part].mean()) for run in runs]) for part in (FIRST, LATE)]
         cells += [mean_of([float(accuracy(run, "test")[LATE].mean()) for run in runs])] if has_test else []
         cells.append(f"{sum(bool(failing(run).any()) for run in runs)} of {len(runs)}")
+        share = np.mean([shortfall(records, name, s)[1:] > BEHIND for s in range(len(runs))])
+        cells.append("–" if name == "fresh_start" else f"{100 * share:.0f} %")
         for key, digits in (("share", 3), ("feature_rank", 1), ("alive", 2)):
             cells.append(
                 " → ".join(
@@ -135,6 +139,7 @@ def methods(stream: str, records: Records) -> str:
         "last 5",
         *(["held out, last 5"] if has_test else []),
         "runs that fail",
+        "tasks behind",
         "share above eps*, tasks 2 to 4 → last 5",
         "feature rank",
         "units not dead",
@@ -174,7 +179,7 @@ def quantiles(stream: str, records: Records) -> str:
 
 def measures(stream: str, found: Mapping[str, Found]) -> str:
     """The question of the page."""
-    order = sorted(found, key=lambda key: -found[key].now.mean if math.isfinite(found[key].now.mean) else 1.0)
+    order = sorted(found, key=lambda key: -found[key].behind.mean if math.isfinite(found[key].behind.mean) else 1.0)
     rows = []
     for key in order:
         item = found[key]
@@ -184,7 +189,8 @@ def measures(stream: str, found: Mapping[str, Found]) -> str:
         rows.append(
             [
                 MEASURES[key],
-                *(interval(part) for part in (item.within, item.beyond, item.failing, item.now, item.soon)),
+                *(interval(part) for part in (item.within, item.beyond, item.behind, item.behind_within)),
+                *(interval(part) for part in (item.failing, item.now, item.soon)),
                 "–" if key in ("clock", "previous") else leads,
                 alarm,
                 "–" if key in ("clock", "previous") else interval(item.between),
@@ -195,6 +201,8 @@ def measures(stream: str, found: Mapping[str, Found]) -> str:
             "measure before a task",
             "within a run",
             "given the clock",
+            "behind",
+            "behind, in a run",
             "failing",
             "first now",
             "soon",

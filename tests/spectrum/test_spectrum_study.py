@@ -45,8 +45,8 @@ def test_failure_collapse_and_lead():
     assert analysis.at_risk(early, "share", 3)[1] == [False, False, True, True, True, True]
     assert analysis.at_risk(made_up([0.9] * 12, [0.1] * 12), "share", 3)[1] == [False] * (12 - 3 - 3)
     # Of tasks 2 to 12 four fail; of the seven others the values are lower in one, and tied with none.
-    assert analysis.within_runs([early], "share") == pytest.approx((4 * 5 + 4 * 2 / 2) / (4 * 7))
-    assert math.isnan(analysis.within_runs([made_up([0.9] * 12, [0.1] * 12)], "share"))
+    assert analysis.within_runs([analysis.fails_of(early, "share")]) == pytest.approx((4 * 5 + 4 * 2 / 2) / (4 * 7))
+    assert math.isnan(analysis.within_runs([analysis.fails_of(made_up([0.9] * 12, [0.1] * 12), "share")]))
 
 
 def test_what_is_missing_is_left_out():
