@@ -132,7 +132,7 @@ METRICS = """
     approximate_rank effective_rank numerical_rank participation_ratio srank stable_rank
     weight_magnitude weight_growth distance_from_initialisation update_to_weight_ratio
     gradient_norm gradient_dormancy_score gradient_dormant_fraction gradient_dormant_mask
-    gradient_covariance gradient_interference
+    gradient_covariance gradient_interference gradient_rank empirical_fisher_trace isotropy_gap
     churn entropy output_diversity non_finite_fraction
 """
 
@@ -146,9 +146,9 @@ MANIFOLDS = """
 
 SPECTRUM = """
     BudgetRank Estimate Linearised Operator Quadrature ResolutionWarning Spectrum StepGain Tridiagonal basis_bytes
-    budget_eps budget_rank condition_number density effective_rank eps_rank expected_one_step_gain ggn_operator
-    ggn_spectrum gram_bytes hessian_operator hessian_spectrum lanczos largest_eigenvalue linearise negative_mass
-    ntk_spectrum quadrature smallest_eigenvalue trace
+    budget_eps budget_rank condition_number curvature_share density effective_rank eps_rank expected_one_step_gain
+    fisher_trace ggn_operator ggn_spectrum gram_bytes hessian_operator hessian_spectrum lanczos largest_eigenvalue
+    linearise negative_mass ntk_condition ntk_effective_rank ntk_spectrum quadrature sharpness smallest_eigenvalue trace
 """
 
 REPORT = """
