@@ -142,7 +142,7 @@ def page(widths: Widths, records: Sequence[Mapping[str, Any]], preset: Any) -> s
         "## What this does not say",
         "- Tasks are a twentieth as long as the published ones, and a run has 1/125 of their examples: symptoms that take millions of steps to build up are not seen.\n"
         "- Five bits vary within a task, so there are 32 different inputs and the rank of the activations is small whatever the width.\n"
-        "- The replacement rate is not tuned for each width.",
+        f"- The replacement rate is one for all widths, and counts for each unit: at H = {max(widths)} about one unit in {1 / (preset.replacement_rate * max(widths)):.0f} steps is drawn anew. It was not tuned for each width, and runs this short reward what learns fast.",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -152,12 +152,14 @@ def answer(widths: Widths) -> list[str]:
     gains = {w: difference(runs, "switch", "sgd", "loss") for w, runs in widths.items()}
     ranks = {w: difference(runs, "switch", "sgd", "rank") for w, runs in widths.items()}
     copies = {w: difference(runs, "switch", "sgd", "duplicate") for w, runs in widths.items()}
+    dead = {w: difference(runs, "switch", "sgd", "dead") for w, runs in widths.items()}
     better = [f"H = {w}" for w, e in gains.items() if e.high < 0]
     worse = [f"H = {w}" for w, e in gains.items() if e.low > 0]
     plain = ", ".join(f"{number(over(runs, 'sgd', 'duplicate').mean)} (H = {w})" for w, runs in widths.items())
     return [
         f"- *The switch*: loss at the end minus that of plain SGD: {'; '.join(f'{interval(e)} (H = {w})' for w, e in gains.items())}. Lower, with an interval below zero, for {', '.join(better) or 'no width'}; higher for {', '.join(worse) or 'none'}.\n"
         f"- *Effective rank* rises by {'; '.join(f'{interval(e, 1)} (H = {w})' for w, e in ranks.items())}.\n"
+        f"- *Dead units* change by {'; '.join(f'{interval(e)} (H = {w})' for w, e in dead.items())}.\n"
         f"- *Duplicates* change by {'; '.join(f'{interval(e)} (H = {w})' for w, e in copies.items())}. Under SGD they are {plain}.",
     ]  # fmt: skip
 
