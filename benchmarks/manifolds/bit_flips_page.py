@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def page(widths: Widths, records: Sequence[Mapping[str, Any]], preset: Any) -> s
         f"Loss is that of the last tenth of the tasks, before each update; symptoms are read on the last {preset.num_seen} examples of the last task.",
         "## Answer",
         *answer(widths),
-        "![Online loss and duplicates over tasks](../images/bit_flips.svg)",
+        "![Online loss, duplicates and dead units over tasks](../images/bit_flips.svg)",
         "## At the end",
         table(
             ["", *(f"H = {w}" for w in widths)],
@@ -182,7 +183,7 @@ def differences(widths: Widths) -> list[str]:
 
 
 def figure(widths: Widths, preset: Any) -> str:
-    """Loss and duplicates over tasks, for each width."""
+    """Loss, duplicates and dead units over tasks, for each width."""
     colours = {"sgd": 0, "switch": 1, "continual_backprop": 2}
     items = []
     for width, runs in widths.items():
@@ -193,13 +194,12 @@ def figure(widths: Widths, preset: Any) -> str:
             places = [size * (place + 0.5) for place in range(len(series[0]))]
             lines.append(Line(ARMS[arm], colour, places, band(series), 1 if arm == "continual_backprop" else 0))
         items.append(Panel(f"H = {width}: online loss", "task", lines))
-    for width, runs in widths.items():
+    for (what, name), (width, runs) in product((("duplicate", "duplicates"), ("dead", "dead units")), widths.items()):
         lines = []
         for arm, colour in colours.items():
-            looks = runs[0]["arms"][arm]["looks"]
-            series = [values(look["duplicate"] for look in run["arms"][arm]["looks"]) for run in runs]
-            places = [look["task"] + 1 for look in looks]
+            series = [values(look[what] for look in run["arms"][arm]["looks"]) for run in runs]
+            places = [look["task"] + 1 for look in runs[0]["arms"][arm]["looks"]]
             lines.append(Line(ARMS[arm], colour, places, band(series), 1 if arm == "continual_backprop" else 0))
-        items.append(Panel(f"H = {width}: duplicates", "task", lines, limits=(0.0, 1.0)))
+        items.append(Panel(f"H = {width}: {name}", "task", lines, limits=(0.0, 1.0)))
     title = f"Slowly-changing regression; the switch is after task {preset.num_tasks // 2}"
     return panels(title, items, len(widths), 200)
