@@ -182,16 +182,30 @@ def differences(score: Factorial, bad: Mapping[str, Factorial], networks: Sequen
     """Where ours differ from what was published."""
     lines = []
     for n in networks:
-        ours = [score.mean(n, norm, (False,), (False,)).mean for norm in NORM_NAMES]
-        theirs = PUBLISHED_ACCURACY[n]
-        word = (
-            "the same"
-            if (ours[1] > ours[0]) == (theirs[1] > theirs[0]) and (ours[2] > ours[0]) == (theirs[2] > theirs[0])
-            else "**not** the same"
+        gains = {
+            norm: score.over_seeds(
+                lambda seed, n=n, norm=norm: (
+                    score.at(seed, n, norm, False, False) - score.at(seed, n, "none", False, False)
+                )
+            )
+            for norm in ("batch", "layer")
+        }
+        theirs = {
+            "batch": PUBLISHED_ACCURACY[n][1] - PUBLISHED_ACCURACY[n][0],
+            "layer": PUBLISHED_ACCURACY[n][2] - PUBLISHED_ACCURACY[n][0],
+        }
+        told = "; ".join(
+            f"{NORM_NAMES[norm]} {number(theirs[norm])} published, {interval(e)} here, "
+            + (
+                "the same direction"
+                if e.low > 0
+                else "**the other direction**"
+                if e.high < 0
+                else "no gain that the interval shows"
+            )
+            for norm, e in gains.items()
         )
-        lines.append(
-            f"- {TITLES[n]}: the direction is {word}; the gain is {number(ours[1] - ours[0])} with BatchNorm and {number(ours[2] - ours[0])} with LayerNorm here, {number(theirs[1] - theirs[0])} and {number(theirs[2] - theirs[0])} published."
-        )
+        lines.append(f"- {TITLES[n]}, gain without dropout and noise: {told}.")
     for n, theirs in PUBLISHED_DEAD.items():
         if n in networks:
             found = "; ".join(interval(bad["dead"].mean(n, norm)) for norm in NORM_NAMES)
