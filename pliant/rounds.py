@@ -169,6 +169,11 @@ class ByHand:
         """Whether the activations of the coming step are wanted."""
         return self._schedule.listens and bool(self._sinks)
 
+    @property
+    def num_quiet_steps(self) -> int:
+        """Steps that can be taken, the coming one included, before anybody looks at the weights: at least one."""
+        return max(1, self._schedule.act_at - self._schedule.clock.step)
+
     def hear(self, module: str, inputs: Tensor) -> None:
         """What a module was given in this step; the tensor must not change afterwards."""
         for sink in self._sinks.get(module, ()):

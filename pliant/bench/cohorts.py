@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pliant.bench.ensemble import stack
 from pliant.bench.experiment import Experiment
+from pliant.bench.schedules import StepSizes
 from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
 
 __all__ = ["ELEMENTWISE", "Cohort", "check_together", "find_units_of", "is_elementwise", "make_cohorts"]
@@ -70,11 +71,13 @@ def check_together(experiments: Sequence[Experiment]) -> None:
 def adds_to_loss(method: Any) -> bool:
     """Whether a method has a term for the loss, as it is set."""
     from pliant.interventions.base import Intervention
-    from pliant.interventions.weight_penalty import WeightPenalty
 
-    if isinstance(method, WeightPenalty):
-        return method.needs_penalty
-    return type(method).penalty is not Intervention.penalty
+    if type(method).penalty is Intervention.penalty:
+        return False
+    says = type(method).needs_penalty is not Intervention.needs_penalty and type(method).__module__.startswith(
+        "pliant."
+    )
+    return bool(method.needs_penalty) if says else True
 
 
 def changes_batches(method: Any) -> bool:
@@ -112,6 +115,7 @@ class Cohort:
     Attributes:
         members: their positions among all members.
         optimizer: theirs.
+        step_sizes: their schedule at work; None for a constant step size.
         handle: their interventions; None without any.
     """
 
@@ -138,7 +142,8 @@ class Cohort:
         self.adds_to_loss = any(adds_to_loss(method) for method in self.methods)
         self.changes_batches = any(changes_batches(method) for method in self.methods)
         self.changes_model = first_inputs is not None
-        self.step_sizes: Any = None
+        schedule = experiment.build_schedule()
+        self.step_sizes = None if schedule is None else StepSizes(schedule, self.optimizer, experiment.num_tasks)
         self.handle: Any = None
         if self.methods:
             from pliant.attach import attach
@@ -213,7 +218,7 @@ def make_cohorts(
     """The cohorts of a run: one for each experiment, with all seeds each.
 
     Args:
-        experiments: in order; the members of each follow those of the one before.
+        experiments: in order, see :func:`check_together`; the members of each follow those of the one before.
         seeds: of every experiment.
         whole: the model of all members.
         singles: the single models, one for each member.
@@ -222,7 +227,6 @@ def make_cohorts(
         first_inputs: see :class:`Cohort`.
         stacked: whether ``whole`` is a stack.
     """
-    check_together(experiments)
     made = []
     for number, experiment in enumerate(experiments):
         start = number * len(seeds)

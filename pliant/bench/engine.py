@@ -139,6 +139,7 @@ class Members:
             raise IllegalConfiguration("there are no members to train: no experiment, or no seed")
         if not stacked and len(seeds) * len(chosen) != 1:
             raise IllegalConfiguration(f"{chosen[0].id}: seeds that are not stacked run one at a time")
+        check_together(chosen)
         self.experiment = chosen[0]
         self.experiments = tuple(item for item in chosen for _ in seeds)
         self.seeds = tuple(seeds) * len(chosen)
@@ -187,7 +188,8 @@ class Members:
 
     def _identity(self) -> dict[str, str]:
         described = [cohort.experiment.to_dict() for cohort in self.cohorts]
-        experiment = records.canonical_json(described[0] if len(described) == 1 else described)
+        several = {"experiments": described}
+        experiment = records.canonical_json(described[0] if len(described) == 1 else several)
         return {"experiment": experiment, "torch": str(torch.__version__), "engine": _VERSION}
 
     def _restore(self) -> None:

@@ -51,7 +51,7 @@ class Captured:
         kept = []
         if key not in self.graphs:
             first = min(_WARM_UP, len(chunk.inputs))
-            stream = torch.cuda.Stream()
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 kept.append(self.eager.run(chunk.part(0, first)))

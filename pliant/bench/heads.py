@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pliant.bench.cohorts import Cohort
 from pliant.bench.streams.base import generator
@@ -54,11 +54,7 @@ def renew_head(cohort: Cohort, task: int) -> None:
                 drawn = [init.draw(shape, each) for each in generators]
                 parameter.copy_(torch.stack(drawn) if cohort.stacked else drawn[0])
             for moment in moments(cohort.optimizer, parameter, name, None):
-                _restart(moment.value, moment.fresh, parameter)
-
-
-def _restart(value: Tensor, fresh: object, parameter: Tensor) -> None:
-    if isinstance(fresh, str):  # a copy of the weights
-        value.copy_(parameter)
-    else:
-        value.fill_(fresh)  # type: ignore[arg-type]
+                if isinstance(moment.fresh, str):  # a copy of the weights
+                    moment.value.copy_(parameter)
+                else:
+                    moment.value.fill_(moment.fresh)

@@ -109,7 +109,7 @@ def _side_by_side(x_SBCHW: Tensor) -> Tensor:
 
 def _apart(y_BCHW: Tensor, num_members: int) -> Tensor:
     """The reverse: ``[B, S * C, ...]`` to ``[S, B, C, ...]``, a view."""
-    return y_BCHW.unflatten(1, (num_members, -1)).transpose(0, 1)
+    return y_BCHW.view(y_BCHW.shape[0], num_members, -1, *y_BCHW.shape[2:]).transpose(0, 1)
 
 
 @final
@@ -206,7 +206,8 @@ class StackedBatchNorm(nn.modules.batchnorm._NormBase):
         """Normalise each member by its own statistics."""
         if x.ndim < 3 or x.shape[0] != self.num_members:
             raise IllegalConfiguration(
-                f"StackedBatchNorm: input of shape {tuple(x.shape)} should be [{self.num_members}, batch, channels, ...]"
+                f"StackedBatchNorm: input of shape {tuple(x.shape)} should be [{self.num_members}, batch, channels, "
+                "...]"
             )
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -239,7 +240,7 @@ class StackedParameterFree(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Members become part of the batch and come apart again."""
         y: Tensor = self.layer(x.flatten(0, 1))
-        return y.unflatten(0, x.shape[:2])
+        return y.view(*x.shape[:2], *y.shape[1:])
 
 
 _STACKED: dict[type[nn.Module], Callable[[Sequence[Any]], nn.Module]] = {

@@ -68,7 +68,6 @@ class ByHandSteps:
         ]
         leave_gradients = not all(steps_by_hand(cohort.methods) for cohort in cohorts)
         self.fused = FusedMLP(model, parts, leave_gradients=leave_gradients)
-        self._constant: Tensor
 
     def begin(self, data: TaskData, weight_S: Tensor | None) -> None:
         """Take note of the task's heads."""
@@ -76,12 +75,9 @@ class ByHandSteps:
 
     def run(self, chunk: Chunk) -> Tensor:
         """See :class:`Steps`."""
-        heads, weight_S, step = self._heads, self._weight_S, self.fused.step
-        inputs = chunk.inputs
-        outputs = inputs.new_empty(*inputs.shape[:3], heads.num_outputs)
-        for x, constant, out in zip(inputs.unbind(0), chunk.constants.unbind(0), outputs.unbind(0), strict=True):
-            self._constant = constant
-            step(x, out, lambda y: heads.gradient(y, self._constant, weight_S))
+        heads, weight_S, constants = self._heads, self._weight_S, chunk.constants.unbind(0)
+        outputs = chunk.inputs.new_empty(*chunk.inputs.shape[:3], heads.num_outputs)
+        self.fused.run(chunk.inputs, outputs, lambda step, out: heads.gradient(out, constants[step], weight_S))
         return outputs
 
 

@@ -58,12 +58,17 @@ def train(model, make_optimizer, methods, x, y, *, by_hand, units, seeds):
     outputs = torch.empty(*x.shape[:3], 4, dtype=x.dtype)
     part = Part(slice(0, x.shape[1]), tuple(model.parameters()), optimizer, handle.by_hand() if by_hand else None)
     fused = FusedMLP(model, [part], leave_gradients=not steps_by_hand(methods)) if by_hand else None
+    half = len(x) // 2
+    if fused is not None:
+        for part in (slice(0, half), slice(half, None)):
+            if part.start:
+                handle.task_boundary()
+            own = constants[part]
+            fused.run(x[part], outputs[part], lambda step, out, own=own: heads.gradient(out, own[step], None))
+        return handle, outputs
     for step in range(len(x)):
-        if step == len(x) // 2:
+        if step == half:
             handle.task_boundary()
-        if fused is not None:
-            fused.step(x[step], outputs[step], lambda out, step=step: heads.gradient(out, constants[step], None))
-            continue
         optimizer.zero_grad()
         out = model(x[step][0]).unsqueeze(0) if single else model(x[step])
         out.backward(heads.gradient(out.detach(), constants[step], None))
@@ -139,9 +144,8 @@ def test_members_with_their_own_step_sizes():
     parts = [Part(slice(2 * k, 2 * k + 2), tuple(halves[k]), optimizers[k], None) for k in (0, 1)]
     heads = Heads(Objective(), 4)
     constants = heads.constant(y, x.dtype, None)
-    fused, out = FusedMLP(model, parts), torch.empty(4, 3, 4, dtype=torch.float64)
-    for step in range(30):
-        fused.step(x[step], out, lambda o, step=step: heads.gradient(o, constants[step], None))
+    out = torch.empty(30, 4, 3, 4, dtype=torch.float64)
+    FusedMLP(model, parts).run(x, out, lambda step, o: heads.gradient(o, constants[step], None))
     for member, single in enumerate(singles):
         optimizer = torch.optim.SGD(single.parameters(), lr=rates[member // 2])
         for step in range(30):

@@ -108,4 +108,4 @@ def check_image(model: str, image: Sequence[int], num_inputs: int) -> tuple[int,
 
 def as_images(x: Tensor, image: tuple[int, int, int]) -> Tensor:
     """Flat examples ``[..., C * H * W]`` as images ``[..., C, H, W]``; images stay as they are."""
-    return x if tuple(x.shape[-3:]) == image else x.unflatten(-1, image)
+    return x if tuple(x.shape[-3:]) == image else x.reshape(*x.shape[:-1], *image)

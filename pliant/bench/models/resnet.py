@@ -98,8 +98,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(before, num_outputs)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                gain = "linear" if module is self.head else "relu"
-                nn.init.kaiming_normal_(module.weight, nonlinearity=gain)
+                nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if module is self.head else "relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
