@@ -74,6 +74,7 @@ def test_a_method_from_elsewhere_declares_its_own():
         spaces.default_space(start([f"{__name__}:Wrong"]))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", sorted(method_table()))
 def test_both_ends_of_every_declared_range_can_be_run(name):
     """Both bounds of all, and every choice: the method is built, attached and stepped."""
