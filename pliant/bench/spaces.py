@@ -54,9 +54,7 @@ def default_space(experiment: Experiment) -> dict[str, Domain]:
     return space
 
 
-def with_overrides(
-    experiment: Experiment, searched: Mapping[str, Domain], fixed: frozenset[str] | set[str]
-) -> dict[str, Domain]:
+def with_overrides(experiment: Experiment, searched: Mapping[str, Domain], fixed: Collection[str]) -> dict[str, Domain]:
     """The default space, without what is fixed, and with what somebody wants searched otherwise.
 
     Args:
