@@ -207,7 +207,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "paper_cifar": {
             "stream": {"dataset": "cifar10", "scaling": "half", "flat": False, "num_examples": 2500},
             "optimizer": _sgd(0.01),
-            "model": _CIFAR_NET,
+            "model": {"name": "convnet", "channels": [6, 16], "kernels": [5, 5], "hidden": [120, 84]},
             "num_tasks": 400,
         },
         "mini": {"stream": {"num_examples": 500}, "optimizer": _sgd(0.03), "model": _MLP, "num_tasks": 100},
