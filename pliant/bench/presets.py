@@ -95,14 +95,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "slowly_changing_regression": {
         "paper": {
-            "stream": {"change": "one", "task_length": 10000},
+            "stream": {"change": "one", "task_length": 10000, "threshold": "code"},
             "optimizer": _sgd(0.01),
             "model": {"name": "mlp", "hidden": [5]},
             "num_tasks": 300,
         },
         # The variant of the figure in the authors' repository.
         "redraw": {
-            "stream": {"change": "all", "task_length": 10000},
+            "stream": {"change": "all", "task_length": 10000, "threshold": "code"},
             "optimizer": _sgd(0.01),
             "model": {"name": "mlp", "hidden": [5]},
             "num_tasks": 100,
