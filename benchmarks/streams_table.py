@@ -61,6 +61,30 @@ DIFFER = {
     "iterable": "your data",
 }
 
+EXAMPLES = {
+    "folder": """```python
+import numpy as np
+
+from pliant.bench.streams import write_folder
+
+months = ((np.random.rand(500, 20), np.random.randint(0, 3, 500)) for _ in range(24))
+write_folder(months, "months", num_classes=3)
+```
+
+Then `pliant run folder --data-dir months --tasks 24 --method continual_backprop`. `write_folder` takes any iterable of tasks, of `(inputs, targets)`, or of these with test inputs and targets, of arrays or tensors, and holds one task at a time; it returns the checksum for `digest`.""",  # noqa: E501
+    "iterable": """```python
+import numpy as np
+
+
+def months(seed):
+    rng = np.random.default_rng(seed)
+    while True:
+        yield rng.random((500, 20)), rng.integers(0, 3, 500)
+```
+
+In `mine.py`, this runs with `pliant run iterable --set stream.source=mine:months stream.num_classes=3 --tasks 24`.""",
+}
+
 
 def markdown(text: str) -> str:
     """Docstring markup as Markdown, one line per paragraph."""
@@ -128,6 +152,8 @@ def section(name: str) -> str:
     lines = [f"## {name}", "", markdown(body)]
     if source:
         lines += ["", f"**Source.** {markdown(source)}"]
+    if name in EXAMPLES:
+        lines += ["", EXAMPLES[name]]
     presets = PRESETS.get(name, {})
     if presets:
         lines += ["", "| preset | tasks | data | stream | network | optimizer |", "|:--|--:|:--|:--|:--|:--|"]
