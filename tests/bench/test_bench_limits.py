@@ -229,7 +229,7 @@ if __name__ == "__main__":
 @pytest.mark.wide
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the processes of a user as Linux does")
 def test_where_no_process_can_be_started_it_says_so_or_makes_do_with_fewer(tmp_path, whole):
-    """Limits that stop the first helper process, a worker's threads, or the second worker only."""
+    """With room for no whole worker, and for one of the two."""
     # The limit does not hold for root, so that the runner becomes somebody else, who may read and write here.
     command = [sys.executable, str(tmp_path / "run.py")]
     if os.getuid() == 0:
@@ -240,7 +240,7 @@ def test_where_no_process_can_be_started_it_says_so_or_makes_do_with_fewer(tmp_p
             pytest.skip("root has no limit on processes, and cannot become somebody else here")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HOME": str(tmp_path)}
     said = set()
-    for limit in (1, 4, 8):
+    for limit in (4, 6):
         results = tmp_path / f"results-{limit}"
         script = CROWDED.format(here=str(HERE), root=str(HERE.parents[1]), limit=limit, results=str(results))
         (tmp_path / "run.py").write_text(script)
@@ -252,4 +252,4 @@ def test_where_no_process_can_be_started_it_says_so_or_makes_do_with_fewer(tmp_p
         assert not any(record.status == "failed" for record in found)
         run_experiments([methods()], [0, 1], results, num_workers=0)
         assert set(series(results, methods())) == set(whole)
-    assert "refused:" in said
+    assert said == {"refused:", "2"}
