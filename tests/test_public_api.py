@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pliant
-from pliant import interventions, manifolds, metrics, report, spectrum
+from pliant import interventions, manifolds, metrics, report, spectrum, statistics
 from pliant.bench.experiment import method_table
 from pliant.bench.streams import STREAMS
 from pliant.commands import COMMANDS
@@ -40,7 +40,7 @@ OPTIONS = {
     "merge": "debug folders out",
     "list": "debug kind",
     "show": "debug name",
-    "report": "csv debug figure folder markdown metric out stream",
+    "report": "csv debug figure folder markdown metric out stream threshold",
     "units": "debug input model verify",
     "diagnose": "batch checkpoint debug html json loss mode model seed twins units",
 }
@@ -85,6 +85,43 @@ STREAM_OPTIONS = {
     "permuted_mnist": "data_dir num_examples num_epochs batch_size",
     "random_label_digits": "num_examples num_epochs batch_size",
     "stationary_digits": "num_examples num_test num_epochs batch_size",
+    "input_permuted": "dataset data_dir subset scaling flat num_examples same_images num_epochs batch_size num_test",
+    "slowly_changing_regression": "num_bits num_slow change task_length num_target_units beta batch_size threshold",
+    "continual_imagenet": (
+        "dataset data_dir num_all num_train num_test image_size scaling flat classes_per_task num_epochs "
+        "batch_size reshuffle reset_head"
+    ),
+    "class_incremental": (
+        "dataset data_dir subset scaling flat classes_per_task num_train_per_class num_valid num_epochs "
+        "batch_size augment"
+    ),
+    "random_label_images": "dataset data_dir subset scaling flat num_examples num_epochs batch_size",
+    "label_permuted": "dataset data_dir subset scaling flat num_examples num_epochs batch_size num_test",
+    "five_plus_one": (
+        "dataset data_dir subset scaling flat num_hard num_easy hard_epochs easy_epochs batch_size per_class reuse"
+    ),
+    "data_growth": "dataset data_dir subset scaling flat fractions access num_epochs batch_size num_test",
+    "continual_tiny_imagenet": (
+        "dataset data_dir num_all num_train num_test image_size scaling flat classes_per_task access "
+        "num_epochs batch_size"
+    ),
+    "label_noise": "dataset data_dir subset scaling flat noise access num_epochs batch_size num_test augment",
+    "recurring": (
+        "dataset data_dir subset scaling flat change num_examples num_epochs batch_size num_test num_concepts order"
+    ),
+    "smooth_drift": "dataset data_dir subset scaling flat change num_examples num_epochs batch_size num_test period",
+    "day_and_weather": (
+        "dataset data_dir subset scaling flat day_length weather severity num_examples num_epochs batch_size num_test"
+    ),
+    "regime_switching": (
+        "num_channels window horizon num_regimes stay noise season num_examples num_epochs batch_size num_test flat"
+    ),
+    "click_through": (
+        "num_fields vocabulary growth capacity zipf period bias num_examples num_epochs batch_size num_test"
+    ),
+    "character_drift": "text data_dir change context num_examples num_epochs batch_size num_test num_characters",
+    "folder": "data_dir digest shuffle_tasks num_epochs batch_size",
+    "iterable": "source num_classes loss score num_epochs batch_size",
 }
 
 METRICS = """
@@ -95,7 +132,7 @@ METRICS = """
     approximate_rank effective_rank numerical_rank participation_ratio srank stable_rank
     weight_magnitude weight_growth distance_from_initialisation update_to_weight_ratio
     gradient_norm gradient_dormancy_score gradient_dormant_fraction gradient_dormant_mask
-    gradient_covariance gradient_interference
+    gradient_covariance gradient_interference gradient_rank empirical_fisher_trace isotropy_gap
     churn entropy output_diversity non_finite_fraction
 """
 
@@ -109,12 +146,21 @@ MANIFOLDS = """
 
 SPECTRUM = """
     BudgetRank Estimate Linearised Operator Quadrature ResolutionWarning Spectrum StepGain Tridiagonal basis_bytes
-    budget_eps budget_rank condition_number density effective_rank eps_rank expected_one_step_gain ggn_operator
-    ggn_spectrum gram_bytes hessian_operator hessian_spectrum lanczos largest_eigenvalue linearise negative_mass
-    ntk_spectrum quadrature smallest_eigenvalue trace
+    budget_eps budget_rank condition_number curvature_share density effective_rank eps_rank expected_one_step_gain
+    fisher_trace ggn_operator ggn_spectrum gram_bytes hessian_operator hessian_spectrum lanczos largest_eigenvalue
+    linearise negative_mass ntk_condition ntk_effective_rank ntk_spectrum quadrature sharpness smallest_eigenvalue trace
 """
 
-REPORT = "csv_text figure_svg html_text markdown_text summarise terminal_tables write_csv write_markdown write_report"
+REPORT = """
+    Trials csv_text figure_svg html_text markdown_text read_trials summarise terminal_tables write_csv write_markdown
+    write_report
+"""
+
+STATISTICS = """
+    BestOf Times area at_budget average backward_transfer best_of_k bootstrap bootstrap_each cost_per_gain
+    expanded_level forgetting holm interquartile_mean iqm mean_ranks p_value performance_profile
+    probability_of_improvement rank_agreement recent_transfer time_to_loss time_to_threshold times
+"""
 
 
 def test_the_public_names():
@@ -189,5 +235,6 @@ def test_the_command_line():
 def test_metrics_and_reports():
     assert sorted(metrics.__all__) == sorted(METRICS.split())
     assert sorted(report.__all__) == REPORT.split()
+    assert sorted(statistics.__all__) == STATISTICS.split()
     assert sorted(spectrum.__all__) == SPECTRUM.split()
     assert sorted(manifolds.__all__) == MANIFOLDS.split()

@@ -18,7 +18,7 @@ from pliant.bench.names import build, full_options, option_names, resolve, snake
 from pliant.bench.presets import PRESETS
 from pliant.bench.schedules import SCHEDULES, Constant, Schedule
 from pliant.bench.streams import STREAMS, Stream
-from pliant.bench.streams.base import generator
+from pliant.bench.streams.base import check_length, generator
 from pliant.errors import IllegalConfiguration
 
 __all__ = ["Experiment", "Part", "method_table", "optimizer_table"]
@@ -176,6 +176,7 @@ class Experiment:
     def build_stream(self) -> Stream:
         """Return the stream."""
         stream: Stream = build("stream", resolve("stream", self.stream.name, STREAMS), self.stream.options)
+        check_length(stream, self.num_tasks)
         return stream
 
     def build_schedule(self) -> Schedule | None:

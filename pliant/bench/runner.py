@@ -116,7 +116,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _progress(members: Members) -> Progress:
     alive = [k for k in range(len(members.seeds)) if k not in members.failures]
-    rows = [row[alive].mean() for row in members.series["online_accuracy"]] if alive else []
+    rows = [row[alive].mean() for row in members.series[members.online_series]] if alive else []
     experiment = members.experiment
     return Progress(
         experiment_id=experiment.id,
