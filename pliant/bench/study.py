@@ -389,6 +389,8 @@ def _ask(study: Study, numbers: Sequence[int], name: str, seed: int) -> list[dic
     for number in numbers:
         if number == 0:
             asked.append(None)
+            start = present(study.experiment, study.space, study.steps_per_task[0])
+            taken.add(json.dumps(start, sort_keys=True))
             continue
         for attempt in range(50):  # the same setting once more would be a smaller budget than it looks
             memory.sampler = _sampler(optuna, name, seed, number, attempt)

@@ -268,8 +268,9 @@ def test_errors_are_tuned_downwards(tmp_path):
     scores = {trial.values["optimizer.lr"]: trial.score for trial in study.trials}
     assert scores[1e30] is None
     assert study.best.score == min(scores[0.01], scores[0.05])
-    assert read_study(study.path).curve == [math.inf, math.inf, study.best.score]
-    assert json.loads(study.path.read_text())["best_of_k"] == [None, None, study.best.score]
+    two = (2 * study.best.score + max(scores[0.01], scores[0.05])) / 3  # of two, one at least has not diverged
+    assert read_study(study.path).curve == [math.inf, pytest.approx(two), study.best.score]
+    assert json.loads(study.path.read_text())["best_of_k"][0] is None
 
 
 def test_where_lower_is_better_a_failed_seed_makes_a_setting_the_last(tmp_path):
