@@ -165,8 +165,9 @@ def _tuning_figure(item: Trials, styles: Styles) -> str:
         names.append(label)
     budget = f"{item.budget} settings for every method" if item.budget else "budgets differ"
     failed = sum(item.num_failed.values())
-    facts = [budget, f"{item.num_seeds} tuning seeds", f"commit {item.commit[:12]}" if item.commit else "", item.rule]
+    facts = [budget, f"{len(item.seeds)} tuning seeds", f"commit {item.commit[:12]}" if item.commit else "", item.rule]
     facts.append(f"{failed} failed settings count as the worst score" if failed else "")
+    facts.append("the search learnt from its trials" if item.sampler not in ("", "random") else "")
     unknown = [name for name in names if name not in styles]
     if unknown:
         facts.append(f"also shown: {', '.join(unknown)}")

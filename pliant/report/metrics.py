@@ -78,6 +78,12 @@ _KNOWN = (
         better="higher",
     ),
     Metric(
+        "backward_transfer",
+        "Backward transfer",
+        "Score on up to five earlier tasks after each task, minus the score of each right after it was learnt. Below "
+        "zero is forgetting, where more is better.",
+    ),
+    Metric(
         "dead_fraction",
         "Dead units",
         "Hidden units whose output is exactly zero on every example measured; most of them never recover.",

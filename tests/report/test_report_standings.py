@@ -140,6 +140,10 @@ def test_stability_comes_from_the_series_of_earlier_tasks():
     assert found.past.mean == pytest.approx(np.mean(past[1:]))
     expected = [0.5 - 0.9, 0.4 - 0.85, 0.3 - 0.8]
     assert found.transfer.mean == pytest.approx(np.mean(expected))
+    recorded = curve | {"backward_transfer": [math.nan, -0.1, -0.2, -0.3]}
+    (stream,) = summarise(records("none", (), [recorded, recorded]))
+    assert standings(stream)[0].transfer.mean == pytest.approx(-0.2)
+    assert next(m for m in stream.metrics if m.name == "backward_transfer").percent
     without = by_label(records("none", (), [{"online_accuracy": [0.5], "past_accuracy": [math.nan]}]))["none"]
     assert (without.past, without.transfer) == (None, None)
 
@@ -295,7 +299,7 @@ def trials(tmp_path, scores, **more):
 def test_trials_are_read_and_failed_ones_count_as_the_worst(tmp_path):
     trials(tmp_path, {"none": [0.5, None, 0.3], "l2": [0.2, 0.9, 0.4]})
     (found,) = read_trials(tmp_path)
-    assert (found.title, found.budget, found.num_seeds) == ("Some stream", 3, 2)
+    assert (found.title, found.budget, found.seeds) == ("Some stream", 3, (100, 101))
     assert found.scores["none"] == [0.5, 0.2, 0.3]
     assert found.num_failed == {"none": 1, "l2": 0}
     pairs = [max(pair) for pair in itertools.combinations([0.5, 0.2, 0.3], 2)]
@@ -303,6 +307,30 @@ def test_trials_are_read_and_failed_ones_count_as_the_worst(tmp_path):
     page = html_text(several(), trials=[found])
     assert "3 settings for every method" in page
     assert "1 failed settings count as the worst score" in page
+
+
+def study(tmp_path, method, scores, **more):
+    experiment = {"stream": {"name": "some_stream"}, "methods": []}
+    trials = [
+        {"number": i, "experiment_id": f"{method}-{i}", "score": s, "num_failed": 0} for i, s in enumerate(scores)
+    ]
+    setting = {"tuning_seeds": [100, 101], "sampler": "tpe"}
+    data = {"version": 1, "label": method, "rule": "best", "lower_is_better": True, "setting": setting}
+    data |= {"experiment": experiment, "trials": trials, "meta": {"git_commit": "c0ffee"}} | more
+    (tmp_path / f"some_stream-{method}-0123.json").write_text(json.dumps(data))
+
+
+def test_studies_about_one_stream_belong_together(tmp_path):
+    study(tmp_path, "a", [3.0, None, 1.0])
+    study(tmp_path, "b", [2.0, 5.0, 4.0])
+    study(tmp_path, "c", [2.0], rule="another")
+    together, other = read_trials(tmp_path)
+    assert list(together.scores) == ["a", "b"]
+    assert together.scores["a"] == [3.0, 5.0, 1.0]
+    assert together.curve("a")[-1].mean == 1.0
+    assert (together.metric.better, together.commit, other.rule) == ("lower", "c0ffee", "another")
+    assert together.ids == {f"{method}-{i}" for method in "ab" for i in range(3)}
+    assert "the search learnt from its trials" in html_text(several(), trials=[together])
 
 
 def test_trials_where_less_is_better_fall(tmp_path):
