@@ -29,7 +29,15 @@ PUBLIC = {
 
 OPTIONS = {
     "demo": "debug out quick seeds workers",
-    "run": "data-dir debug lr method optimizer out preset seeds set stream tasks workers",
+    "run": (
+        "backend data-dir debug dry-run lr max-time method optimizer out preset schedule seeds set stack stream tasks "
+        "workers"
+    ),
+    "tune": (
+        "backend data-dir debug dry-run extend last-fraction lr max-time method optimizer out preset sampler "
+        "sampler-seed schedule search seeds set stack stream tasks trials tune-on workers"
+    ),
+    "merge": "debug folders out",
     "list": "debug kind",
     "show": "debug name",
     "report": "csv debug figure folder markdown metric out stream threshold",
@@ -77,6 +85,43 @@ STREAM_OPTIONS = {
     "permuted_mnist": "data_dir num_examples num_epochs batch_size",
     "random_label_digits": "num_examples num_epochs batch_size",
     "stationary_digits": "num_examples num_test num_epochs batch_size",
+    "input_permuted": "dataset data_dir subset scaling flat num_examples same_images num_epochs batch_size num_test",
+    "slowly_changing_regression": "num_bits num_slow change task_length num_target_units beta batch_size threshold",
+    "continual_imagenet": (
+        "dataset data_dir num_all num_train num_test image_size scaling flat classes_per_task num_epochs "
+        "batch_size reshuffle reset_head"
+    ),
+    "class_incremental": (
+        "dataset data_dir subset scaling flat classes_per_task num_train_per_class num_valid num_epochs "
+        "batch_size augment"
+    ),
+    "random_label_images": "dataset data_dir subset scaling flat num_examples num_epochs batch_size",
+    "label_permuted": "dataset data_dir subset scaling flat num_examples num_epochs batch_size num_test",
+    "five_plus_one": (
+        "dataset data_dir subset scaling flat num_hard num_easy hard_epochs easy_epochs batch_size per_class reuse"
+    ),
+    "data_growth": "dataset data_dir subset scaling flat fractions access num_epochs batch_size num_test",
+    "continual_tiny_imagenet": (
+        "dataset data_dir num_all num_train num_test image_size scaling flat classes_per_task access "
+        "num_epochs batch_size"
+    ),
+    "label_noise": "dataset data_dir subset scaling flat noise access num_epochs batch_size num_test augment",
+    "recurring": (
+        "dataset data_dir subset scaling flat change num_examples num_epochs batch_size num_test num_concepts order"
+    ),
+    "smooth_drift": "dataset data_dir subset scaling flat change num_examples num_epochs batch_size num_test period",
+    "day_and_weather": (
+        "dataset data_dir subset scaling flat day_length weather severity num_examples num_epochs batch_size num_test"
+    ),
+    "regime_switching": (
+        "num_channels window horizon num_regimes stay noise season num_examples num_epochs batch_size num_test flat"
+    ),
+    "click_through": (
+        "num_fields vocabulary growth capacity zipf period bias num_examples num_epochs batch_size num_test"
+    ),
+    "character_drift": "text data_dir change context num_examples num_epochs batch_size num_test num_characters",
+    "folder": "data_dir digest shuffle_tasks num_epochs batch_size",
+    "iterable": "source num_classes loss score num_epochs batch_size",
 }
 
 METRICS = """
@@ -87,7 +132,7 @@ METRICS = """
     approximate_rank effective_rank numerical_rank participation_ratio srank stable_rank
     weight_magnitude weight_growth distance_from_initialisation update_to_weight_ratio
     gradient_norm gradient_dormancy_score gradient_dormant_fraction gradient_dormant_mask
-    gradient_covariance gradient_interference
+    gradient_covariance gradient_interference gradient_rank empirical_fisher_trace isotropy_gap
     churn entropy output_diversity non_finite_fraction
 """
 
@@ -101,9 +146,9 @@ MANIFOLDS = """
 
 SPECTRUM = """
     BudgetRank Estimate Linearised Operator Quadrature ResolutionWarning Spectrum StepGain Tridiagonal basis_bytes
-    budget_eps budget_rank condition_number density effective_rank eps_rank expected_one_step_gain ggn_operator
-    ggn_spectrum gram_bytes hessian_operator hessian_spectrum lanczos largest_eigenvalue linearise negative_mass
-    ntk_spectrum quadrature smallest_eigenvalue trace
+    budget_eps budget_rank condition_number curvature_share density effective_rank eps_rank expected_one_step_gain
+    fisher_trace ggn_operator ggn_spectrum gram_bytes hessian_operator hessian_spectrum lanczos largest_eigenvalue
+    linearise negative_mass ntk_condition ntk_effective_rank ntk_spectrum quadrature sharpness smallest_eigenvalue trace
 """
 
 REPORT = """

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Board", "duration"]
 
+_LINE_EVERY = 60.0
+"""Seconds between lines that say how far it is, where nothing can be redrawn."""
+
 
 def duration(seconds: float) -> str:
     """A time as one reads it.
@@ -91,7 +94,7 @@ class Board:
         num_seeds: Seeds of each.
         kept: Experiment id to the number of seeds that have their record from before.
         num_workers: Processes that share the work.
-        console: Where to draw; anything but a terminal gets one line per finished row instead.
+        console: Where to draw; anything but a terminal gets one line per finished row instead, and one a minute.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Board:
             for experiment in experiments
         }
         self._live: Live | None = None
+        self._last_line = self.started
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -142,6 +146,17 @@ class Board:
                 highlight=False,
                 soft_wrap=True,
             )
+            self._last_line = time.monotonic()
+        elif self._live is None and time.monotonic() - self._last_line > _LINE_EVERY:
+            self._last_line = time.monotonic()
+            self.console.print(self._status(), highlight=False, soft_wrap=True)
+
+    def _status(self) -> str:
+        """Where everything is, in one line: for a log."""
+        done = sum(row.fraction for row in self.rows.values()) / len(self.rows)
+        left = self.seconds_left()
+        what = f"{duration(left)} left" if left == left else "estimating the time"
+        return f"{100 * done:.0f} % done, {duration(time.monotonic() - self.started)} so far, {what}"
 
     def seconds_left(self) -> float:
         """Estimated time to the end of everything; NaN until the first task is done."""
