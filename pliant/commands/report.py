@@ -36,7 +36,7 @@ class Report(Command):
     )
     positional: ClassVar[tuple[str, ...]] = ("folder",)
 
-    folder: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER...")]
+    folder: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER...", help_behavior_hint="")]
     """results folders of pliant run, pliant demo or pliant tune"""
     out: Annotated[Path | None, option("FILE")] = None
     """write the report page, one HTML file that needs no network"""
@@ -60,7 +60,9 @@ class Report(Command):
         from pliant import report
         from pliant.report._write import write_text
 
-        where = ", ".join(map(str, self.folder)) or "no folder"
+        if not self.folder:
+            raise IllegalConfiguration("name at least one folder: pliant report results/")
+        where = ", ".join(map(str, self.folder))
         trials = [item for folder in self.folder for item in report.read_trials(folder)]
         records = self._records()
         tried = {(name, seed) for item in trials for name in item.ids for seed in item.seeds}

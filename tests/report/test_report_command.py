@@ -72,6 +72,7 @@ def test_a_stream_can_be_named_by_its_title(folder, capsys):
 
 def test_what_makes_no_sense_is_one_line_and_exit_code_2(folder, capsys):
     for line, message in (
+        ("", "name at least one folder"),
         ("results --threshold nan", "give a number"),
         ("results nowhere", "there is no such folder"),
         ("results --stream dgits", "nearest: digits"),
