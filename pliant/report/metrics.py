@@ -38,6 +38,11 @@ class Metric:
         return -1 if self.better == "lower" else 1
 
     @property
+    def words(self) -> str:
+        """The title within a sentence."""
+        return self.title[:1].lower() + self.title[1:]
+
+    @property
     def unit(self) -> str:
         """``"%"`` or nothing."""
         return "%" if self.percent else ""

@@ -123,7 +123,8 @@ def test_where_less_is_better_signs_colours_and_ranks_turn_round():
     assert "good" in gains["good"].verdict
     assert "bad" in gains["bad"].verdict
     assert whole.profile is None  # squared errors have no place on the scale of accuracies
-    assert "less is better" in html_text(found)
+    page = html_text(found)
+    assert "less is better" in page
 
 
 def test_what_diverged_is_the_worst_and_what_was_killed_is_left_out():
@@ -215,6 +216,14 @@ def test_a_method_that_did_not_run_everywhere_has_no_rank():
     assert "not run" in text
 
 
+def test_a_stream_with_one_method_takes_no_rank_from_the_others():
+    found = several() + records("none", (), [[0.5] * 4] * 4, "alone")
+    whole = overview(summarise(found))
+    assert len(whole.continual) == 3
+    assert [s.name for s in whole.ranking.values()] == ["s", "t"]
+    assert {e.label: e.rank.mean for e in whole.entries} == {"none": 3.0, "A": 2.0, "B": 1.0}
+
+
 def test_the_order_of_architectures():
     found = []
     for name, control, levels in (("s", False, (0.2, 0.5, 0.8)), ("c", True, (0.9, 0.7, 0.8))):
@@ -236,7 +245,7 @@ def test_scores_at_equal_budgets_with_and_without_replay():
         found += records("none", (), [[plain] * 4] * 3, config=config)
         found += records("replay", replay, [[replayed] * 4] * 3, config=config)
     (budgets,) = overview(summarise(found)).budgets
-    assert budgets.budgets == [1.0, 2.0, 4.0]
+    assert (budgets.title, budgets.budgets) == ("s", [1.0, 2.0, 4.0])
     means = {label: [None if e is None else round(e.mean, 9) for e in row] for label, row in budgets.rows.items()}
     assert means == {"none": [0.5, 0.7, 0.7], "replay": [None, 0.6, 0.8]}
     assert [line.cells[0].text for line in budget_grid(budgets).lines] == ["50.0 ± 0.0", "–"]
