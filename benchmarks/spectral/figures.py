@@ -12,7 +12,8 @@ from benchmarks.spectral.analysis import MEASURES, Found, Records, accuracy, eps
 from benchmarks.spectral.measures import FACTORS, QUANTILES
 from benchmarks.spectral.problems import EPS, METHODS, NUM_TASKS, TITLES
 from pliant.intervals import band
-from pliant.report.figures import Chart, Curve, chart_svg
+from pliant.report.curves import Curve
+from pliant.report.figures import Chart, chart_svg
 from pliant.report.metrics import Metric
 from pliant.report.style import CHART_STYLE, COLOUR_STYLE, Style, escape
 

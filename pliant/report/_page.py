@@ -58,6 +58,7 @@ tbody th{font-weight:400;font-size:15px;color:inherit;text-align:left;overflow-w
   padding-left:30px;text-indent:-30px}tbody th .tag{text-indent:0;margin-left:8px}
 .scroll.wide tbody th,.scroll.wide thead th:first-child{position:sticky;left:0;background:var(--paper);z-index:1;
   max-width:260px}
+.scroll.wide tbody tr:hover th{background:var(--wash)}
 .best{font-weight:700}
 thead .name{display:inline-block;max-width:170px;overflow-wrap:break-word}
 a,b,span,button,option,code{unicode-bidi:isolate}
@@ -116,7 +117,7 @@ footer p{border-top:1px solid var(--grid);padding-top:18px}
   section,details[id]{scroll-margin-top:8px}.filters{position:static}
   h1,h2,h3,p,figcaption{overflow-wrap:anywhere}
 h1{font-size:27px}h2{font-size:22px}dl.settings{grid-template-columns:1fr;gap:0}dl.settings dd{margin-bottom:6px}
-  figure{overflow-x:auto}figure svg.chart{min-width:460px}figure.wide svg.chart{min-width:760px}}
+  figure.wide{overflow-x:auto}figure.wide svg.chart{min-width:760px}}
 @media print{.legend button{border:0;padding:0 12px 0 0}figure,tr{break-inside:avoid}h2,h3{break-after:avoid}
   nav,.js .filters .control{display:none}.filters{position:static}.scroll{overflow:visible}body{font-size:12px}
   table,tbody th{font-size:11px}th,td{padding:4px 8px 4px 0}
