@@ -56,7 +56,7 @@ def page(
         f"Written by `python benchmarks/spectral/study.py`, which runs whatever is missing and then `analysis.py`: {sum(len(r['runs']) for r in records)} runs ({len(METHODS)} methods, {len(streams)} streams, 10 seeds), tuning on five other seeds, {minutes:.0f} minutes of one core. Commits {commits}, PyTorch {records[0]['meta']['torch']}. 95 % intervals over seeds.",
         "## What was done",
         f"A network 64-{'-'.join(map(str, HIDDEN))}-10 with ReLU learns {NUM_TASKS} tasks of handwritten digits (8×8), {STEPS} steps of Adam with step size {LR:g} and batches of {BATCH} each. *Random labels*: 128 digits, labels drawn anew, nothing to transfer. *Permuted inputs*: 512 digits with their true labels, pixels permuted anew. Before each task spectra are computed exactly, in float64, on {SAMPLES} samples of the task to come; features on all of them. eps* = 1/(2ηT) = {EPS:.4g} was fixed beforehand.",
-        f"Expectations and definitions stand in `benchmarks/spectral/expectations.json`, {expected['written']}. A task *fails* {expected['fails'].removeprefix('a task fails ')}. {sentence(expected['behind']).replace('A task is behind', 'It is *behind*')} {sentence(expected['collapsed'])} *Lead*: {expected['lead']}.",
+        f"Expectations and definitions stand in `benchmarks/spectral/expectations.json`, written {expected['written']}; {expected['added'].replace('what is said', 'what is said there')}. A task *fails* {expected['fails'].removeprefix('a task fails ')}. {sentence(expected['behind']).replace('A task is behind', 'It is *behind*')} {sentence(expected['collapsed'])} *Lead*: {expected['lead']}.",
         "## Answer",
         ANSWER,
         "![Accuracy over tasks](../images/spectral_accuracy.svg)",
