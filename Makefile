@@ -17,7 +17,7 @@ SOURCES := pyproject.toml constraints.txt
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test lint types tests test-wide test-matrix test-lower readme-picture clean
+.PHONY: help demo test lint types tests test-wide test-matrix test-lower test-ray readme-picture clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test-matrix     every method with every architecture and every optimizer (make test covers pairs);"
 	@echo "                     SHARD=3/40: the third of forty parts, for several nights"
 	@echo "make test-lower      the tests with the oldest PyTorch that is supported ($(LOWEST)), in its own venv"
+	@echo "make test-ray        runs on a Ray cluster of two nodes on this machine; Ray is in its own venv"
 	@echo "make readme-picture  docs/images/demo.svg from the records of the last demo"
 	@echo "make clean           remove the venvs and all caches (never results)"
 
@@ -56,11 +57,14 @@ test-matrix: $(VENV)/.installed-dev
 test-lower: $(VENV)-lower/.installed
 	$(VENV)-lower/bin/pytest -n $(WORKERS)
 
+test-ray: $(VENV)-ray/.installed
+	$(VENV)-ray/bin/python -m pytest -p no:cacheprovider tests/cluster
+
 readme-picture: $(VENV)/.installed
 	$(BIN)/pliant report demo/results --figure docs/images/demo.svg --stream random_label_digits
 
 clean:
-	rm -rf $(VENV) $(VENV)-lower .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lower $(VENV)-ray .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find pliant tests references -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(BIN)/python:
@@ -74,7 +78,7 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
-	$(PIP) -c constraints.txt -e '.[dev,huggingface,rl]'
+	$(PIP) -c constraints.txt -e '.[dev,browser,data,huggingface,rl,tune,frames]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)-lower/.installed: $(SOURCES)
@@ -82,5 +86,13 @@ $(VENV)-lower/.installed: $(SOURCES)
 	grep -v '^torch==' constraints.txt > $(VENV)-lower/constraints.txt
 	$(VENV)-lower/bin/python -m pip --disable-pip-version-check install --quiet \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		-c $(VENV)-lower/constraints.txt -e '.[dev,huggingface,rl]' 'torch==$(LOWEST)'
+		-c $(VENV)-lower/constraints.txt -e '.[dev,data,huggingface,rl,tune,frames]' 'torch==$(LOWEST)'
+	@touch $@
+
+# Ray is large: a venv of its own, which looks into the other one for everything else.
+$(VENV)-ray/.installed: $(SOURCES) $(VENV)/.installed-dev
+	$(PYTHON) -m venv $(VENV)-ray
+	$(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(VENV)-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/other.pth
+	$(VENV)-ray/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt ray
 	@touch $@

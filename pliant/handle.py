@@ -19,7 +19,7 @@ from pliant.interventions.base import Context, Intervention
 from pliant.interventions.state import Memory, cloned, copy_of
 from pliant.optimizer_state import MomentSpec, check_declared
 from pliant.reminders import Reminders
-from pliant.rounds import Rounds, live_of
+from pliant.rounds import ByHand, Rounds, live_of
 from pliant.schedule import Schedule
 from pliant.sharded import Whole, reshard, sharded_modules
 from pliant.stats import Collector
@@ -246,6 +246,32 @@ class Handle:
         step = self._rounds[found[0]].after_step(getattr(self._optimizers[found[0]], "found_inf", None))
         if step >= self._reminders.next:
             self._reminders.check(step)
+
+    def by_hand(self, optimizer: Optimizer | None = None) -> ByHand:
+        """For a loop that calls neither the model nor ``optimizer.step()`` but computes what they would.
+
+        Args:
+            optimizer: Which optimizer's steps; may be left out where there is one only.
+
+        Returns:
+            What is to be told of each such step. Steps that call the model and the optimizer may come between.
+
+        Raises:
+            IllegalConfiguration: If the optimizer is not attached, or there are several and none is given.
+            NotYetSupported: If a method wants to know more than the inputs of modules.
+        """
+        self._check_attached()
+        found = [i for i, item in enumerate(self._optimizers) if optimizer is None or item is optimizer]
+        if len(found) != 1:
+            raise IllegalConfiguration("by_hand() is for one of the attached optimizers: say which.")
+        after_step, reminders = self._rounds[found[0]].after_step, self._reminders
+
+        def step() -> None:
+            done = after_step(None)
+            if done >= reminders.next:
+                reminders.check(done)
+
+        return ByHand(step, self._schedules[found[0]], self._rounds.heard(found[0]))
 
     def record(self) -> dict[str, float]:
         """Numbers for a log: steps, units reset so far, and what each intervention reports of itself.

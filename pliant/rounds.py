@@ -8,11 +8,12 @@ from torch import Tensor
 
 from pliant.devices import can_read
 from pliant.edit import Editor
+from pliant.errors import NotYetSupported
 from pliant.interventions.base import Context, Intervention
 from pliant.schedule import MAX_SAMPLES, Schedule
 from pliant.stats import MAX_WAITING, Accumulator, Collector
 
-__all__ = ["Round", "Rounds", "live_of"]
+__all__ = ["ByHand", "Round", "Rounds", "live_of"]
 
 _CHECK_EVERY = 256
 
@@ -126,6 +127,60 @@ class Round:
         editor.live = None
 
 
+class ByHand:
+    """Tells the interventions on one optimizer of training steps that run without the model and its hooks.
+
+    For loops that compute what the model and ``optimizer.step()`` would, in another way: in every step for which
+    :attr:`listens` is true the inputs of the modules at which activations are read, then :meth:`step`.
+
+    Args:
+        step: What the hook on the optimizer does.
+        schedule: The optimizer's clock and plan.
+        heard: The statistics of its groups.
+
+    Raises:
+        NotYetSupported: Where activations are read elsewhere than at the input of a module.
+    """
+
+    def __init__(self, step: Callable[[], None], schedule: Schedule, heard: Sequence[Accumulator]) -> None:
+        self.step = step
+        self._schedule = schedule
+        self._sinks: dict[str, list[Accumulator]] = {}
+        for item in heard:
+            if item.tap.kind != "input" or item.tap.slot != 0 or item.reader.replay is not None:
+                raise NotYetSupported(
+                    f"the activations of {item.reader.group.name!r} are not the input of a module, so a step that does "
+                    "not call the model cannot tell them"
+                )
+            if item.needs_gradient or item.needs_features:
+                raise NotYetSupported(
+                    f"the activations of {item.reader.group.name!r} are wanted with their graph or gradients, which a "
+                    "step that does not call the model does not have"
+                )
+            self._sinks.setdefault(item.tap.module, []).append(item)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules whose inputs are wanted."""
+        return tuple(self._sinks)
+
+    @property
+    def listens(self) -> bool:
+        """Whether the activations of the coming step are wanted."""
+        return self._schedule.listens and bool(self._sinks)
+
+    @property
+    def num_quiet_steps(self) -> int:
+        """Steps that can be taken, the coming one included, before anybody looks at the weights: at least one."""
+        return max(1, self._schedule.act_at - self._schedule.clock.step)
+
+    def hear(self, module: str, inputs: Tensor) -> None:
+        """What a module was given in this step; the tensor must not change afterwards."""
+        for sink in self._sinks.get(module, ()):
+            sink.in_forward = True
+            sink.add(((inputs,), {}), in_graph=False)
+
+
 class Rounds:
     """The interventions on all optimizers.
 
@@ -153,12 +208,16 @@ class Rounds:
         check: Callable[[], None],
     ) -> None:
         self.collector, self.editor, self.enter, self.check = collector, editor, enter, check
-        self._schedules, self._rows = schedules, rows
+        self._schedules, self._rows, self._heard = schedules, rows, heard
         self._each = [Round(self, methods, *own) for own in zip(rows, schedules, heard, strict=True)]
         self.plan()
 
     def __getitem__(self, index: int) -> Round:
         return self._each[index]
+
+    def heard(self, index: int) -> Sequence[Accumulator]:
+        """The statistics of one optimizer's groups."""
+        return self._heard[index]
 
     def plan(self) -> None:
         """At the beginning, or after a state was loaded: what is due when."""

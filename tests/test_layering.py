@@ -17,7 +17,7 @@ PACKAGE = Path(pliant.__file__).parent
 # layer do not know each other.
 LAYERS: list[set[str]] = [
     {"errors", "devices", "quiet", "intervals", "trainability", "isolation"},
-    {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn"},
+    {"records", "statistics", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn", "search"},
     {"mechanisms", "metrics", "stats", "events", "write", "optim", "insertion"},
     {"edit_tensors", "forward"},
     {"edit", "fresh", "observation", "spectrum"},
@@ -101,8 +101,14 @@ def outside(path: Path) -> set[str]:
 
 
 def test_records_need_numpy_only():
-    assert outside(PACKAGE / "records.py") <= {"numpy"}
+    for path in (PACKAGE / "records").glob("*.py"):
+        assert outside(path) <= {"numpy"}, path
     assert outside(PACKAGE / "errors.py") == set()
+
+
+def test_statistics_need_numpy_only():
+    for path in (PACKAGE / "statistics").glob("*.py"):
+        assert outside(path) <= {"numpy"}, path
 
 
 def test_metrics_need_torch_only():

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pliant
-from pliant import interventions, manifolds, metrics, report, spectrum
+from pliant import interventions, manifolds, metrics, report, spectrum, statistics
 from pliant.bench.experiment import method_table
 from pliant.bench.streams import STREAMS
 from pliant.commands import COMMANDS
@@ -29,10 +29,18 @@ PUBLIC = {
 
 OPTIONS = {
     "demo": "debug out quick seeds workers",
-    "run": "data-dir debug lr method optimizer out preset seeds set stream tasks workers",
+    "run": (
+        "backend data-dir debug dry-run lr max-time method optimizer out preset schedule seeds set stack stream tasks "
+        "workers"
+    ),
+    "tune": (
+        "backend data-dir debug dry-run extend last-fraction lr max-time method optimizer out preset sampler "
+        "sampler-seed schedule search seeds set stack stream tasks trials tune-on workers"
+    ),
+    "merge": "debug folders out",
     "list": "debug kind",
     "show": "debug name",
-    "report": "csv debug figure folder markdown metric out stream",
+    "report": "csv debug figure folder markdown metric out stream threshold",
     "units": "debug input model verify",
     "diagnose": "batch checkpoint debug html json loss mode model seed twins units",
 }
@@ -77,6 +85,43 @@ STREAM_OPTIONS = {
     "permuted_mnist": "data_dir num_examples num_epochs batch_size",
     "random_label_digits": "num_examples num_epochs batch_size",
     "stationary_digits": "num_examples num_test num_epochs batch_size",
+    "input_permuted": "dataset data_dir subset scaling flat num_examples same_images num_epochs batch_size num_test",
+    "slowly_changing_regression": "num_bits num_slow change task_length num_target_units beta batch_size threshold",
+    "continual_imagenet": (
+        "dataset data_dir num_all num_train num_test image_size scaling flat classes_per_task num_epochs "
+        "batch_size reshuffle reset_head"
+    ),
+    "class_incremental": (
+        "dataset data_dir subset scaling flat classes_per_task num_train_per_class num_valid num_epochs "
+        "batch_size augment"
+    ),
+    "random_label_images": "dataset data_dir subset scaling flat num_examples num_epochs batch_size",
+    "label_permuted": "dataset data_dir subset scaling flat num_examples num_epochs batch_size num_test",
+    "five_plus_one": (
+        "dataset data_dir subset scaling flat num_hard num_easy hard_epochs easy_epochs batch_size per_class reuse"
+    ),
+    "data_growth": "dataset data_dir subset scaling flat fractions access num_epochs batch_size num_test",
+    "continual_tiny_imagenet": (
+        "dataset data_dir num_all num_train num_test image_size scaling flat classes_per_task access "
+        "num_epochs batch_size"
+    ),
+    "label_noise": "dataset data_dir subset scaling flat noise access num_epochs batch_size num_test augment",
+    "recurring": (
+        "dataset data_dir subset scaling flat change num_examples num_epochs batch_size num_test num_concepts order"
+    ),
+    "smooth_drift": "dataset data_dir subset scaling flat change num_examples num_epochs batch_size num_test period",
+    "day_and_weather": (
+        "dataset data_dir subset scaling flat day_length weather severity num_examples num_epochs batch_size num_test"
+    ),
+    "regime_switching": (
+        "num_channels window horizon num_regimes stay noise season num_examples num_epochs batch_size num_test flat"
+    ),
+    "click_through": (
+        "num_fields vocabulary growth capacity zipf period bias num_examples num_epochs batch_size num_test"
+    ),
+    "character_drift": "text data_dir change context num_examples num_epochs batch_size num_test num_characters",
+    "folder": "data_dir digest shuffle_tasks num_epochs batch_size",
+    "iterable": "source num_classes loss score num_epochs batch_size",
 }
 
 METRICS = """
@@ -93,10 +138,10 @@ METRICS = """
 
 MANIFOLDS = """
     Audit Certificate Clone Collapsed Condition Confinement Distance DropoutBurst Escape FoundPartition FrozenGroup
-    FrozenUnits NoiseBurst NormalShare Partition Setting Stability TrapTest UnitSpread audit certificate clone
-    collapse confinement dimension distance drift_after_freezing escape escape_rate find_partition frozen_units
-    kicked matching_optimizer normal_part partition project redistributed reset_clones residual stability
-    transformed_tensors trap_test variance_ratio
+    FrozenUnits NoiseBurst NormalShare Partition Setting Stability TrapTest UnitSpread UnitSymmetries audit certificate
+    clone collapse confinement dimension distance drift_after_freezing escape escape_rate find_partition frozen_in
+    frozen_units kicked matching_optimizer normal_part partition project redistributed reset_clones residual stability
+    transformed_tensors trap_test unit_symmetries variance_ratio
 """
 
 SPECTRUM = """
@@ -106,7 +151,16 @@ SPECTRUM = """
     linearise negative_mass ntk_condition ntk_effective_rank ntk_spectrum quadrature sharpness smallest_eigenvalue trace
 """
 
-REPORT = "csv_text figure_svg html_text markdown_text summarise terminal_tables write_csv write_markdown write_report"
+REPORT = """
+    Trials csv_text figure_svg html_text markdown_text read_trials summarise terminal_tables write_csv write_markdown
+    write_report
+"""
+
+STATISTICS = """
+    BestOf Times area at_budget average backward_transfer best_of_k bootstrap bootstrap_each cost_per_gain
+    expanded_level forgetting holm interquartile_mean iqm mean_ranks p_value performance_profile
+    probability_of_improvement rank_agreement recent_transfer time_to_loss time_to_threshold times
+"""
 
 
 def test_the_public_names():
@@ -181,5 +235,6 @@ def test_the_command_line():
 def test_metrics_and_reports():
     assert sorted(metrics.__all__) == sorted(METRICS.split())
     assert sorted(report.__all__) == REPORT.split()
+    assert sorted(statistics.__all__) == STATISTICS.split()
     assert sorted(spectrum.__all__) == SPECTRUM.split()
     assert sorted(manifolds.__all__) == MANIFOLDS.split()

@@ -290,7 +290,7 @@ def test_file_and_folder_are_flushed_before_and_after_the_move(tmp_path: Path, m
         events.append("move")
         return replace(self, target)
 
-    monkeypatch.setattr(pliant.records.os, "fsync", log_fsync)
+    monkeypatch.setattr(os, "fsync", log_fsync)
     monkeypatch.setattr(Path, "replace", log_replace)
     write_record(make(), tmp_path)
     assert events == ["file", "move", "folder"]
@@ -483,7 +483,7 @@ def test_a_killed_writer_leaves_only_whole_records(tmp_path: Path, round_: int) 
     assert read_records(tmp_path)[-1].seed == 9
 
 
-ROOT = str(Path(pliant.records.__file__).resolve().parents[1])
+ROOT = str(Path(pliant.records.__file__).resolve().parents[2])
 
 
 def test_only_numpy_is_needed() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,25 @@ from typing import Any
 
 import torch
 
+from pliant import records
 from pliant.errors import RecordError
 
-__all__ = ["FOLDER", "find_checkpoints", "load_checkpoint", "remove_checkpoint", "save_checkpoint"]
+__all__ = [
+    "FOLDER",
+    "checkpoint_path",
+    "find_checkpoints",
+    "load_checkpoint",
+    "remove_checkpoint",
+    "save_checkpoint",
+    "write_checkpoint",
+]
 
 FOLDER = ".checkpoint"
 """Name of the folder inside an experiment's results folder; it exists only while seeds are incomplete."""
 
 
-def _path(folder: Path, seeds: Sequence[int]) -> Path:
+def checkpoint_path(folder: Path, seeds: Sequence[int]) -> Path:
+    """Where the checkpoint of these seeds lies, in the results folder of their experiment."""
     digest = hashlib.sha256(repr(tuple(seeds)).encode()).hexdigest()[:8]
     return folder / FOLDER / f"seeds-{seeds[0]}-{seeds[-1]}-{digest}.pt"
 
@@ -31,15 +41,28 @@ def save_checkpoint(folder: Path, seeds: Sequence[int], state: dict[str, Any]) -
         folder: results folder of the experiment.
         seeds: members of the run.
         state: tensors, numbers, strings, lists and dicts only.
+
+    Raises:
+        StorageError: it could not be written; the one before is still there.
     """
-    path = _path(folder, seeds)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        torch.save({**state, "seeds": list(seeds)}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    # Into memory first: an error of the disk is then one of the disk, and not one of the format's writer.
+    content = io.BytesIO()
+    torch.save({**state, "seeds": list(seeds)}, content)
+    write_checkpoint(folder, seeds, content.getbuffer())
+
+
+def write_checkpoint(folder: Path, seeds: Sequence[int], content: bytes | memoryview) -> None:
+    """Replace the checkpoint of these seeds by a file's content, atomically.
+
+    Raises:
+        StorageError: it could not be written; the one before is still there.
+    """
+    path = checkpoint_path(folder, seeds)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise records.StorageError(f"{path.parent}: cannot be made ({error}). Free space") from error
+    records.write_atomically(path, content)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -60,7 +83,7 @@ def load_checkpoint(folder: Path, seeds: Sequence[int]) -> dict[str, Any] | None
     Raises:
         RecordError: the file is damaged.
     """
-    path = _path(folder, seeds)
+    path = checkpoint_path(folder, seeds)
     return _load(path) if path.is_file() else None
 
 
@@ -75,7 +98,7 @@ def find_checkpoints(folder: Path) -> list[tuple[int, ...]]:
 
 def remove_checkpoint(folder: Path, seeds: Sequence[int]) -> None:
     """Delete the checkpoint of these seeds, what a killed writer left of it, and the folder when it is empty."""
-    path = _path(folder, seeds)
+    path = checkpoint_path(folder, seeds)
     for leftover in [path, *path.parent.glob(f".{path.name}.*")]:
         leftover.unlink(missing_ok=True)
     if path.parent.is_dir() and not any(path.parent.iterdir()):

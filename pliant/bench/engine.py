@@ -1,27 +1,30 @@
-"""The training loop of the benchmarks: one experiment, several seeds at once where the model allows it."""
+"""The training loop of the benchmarks: one or several experiments, many members at once where the model allows it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pliant import metrics, records
 from pliant.bench import checkpoint, measure
-from pliant.bench.ensemble import stack
+from pliant.bench.batches import TaskData
+from pliant.bench.cohorts import check_together, find_units_of, is_elementwise, make_cohorts
+from pliant.bench.ensemble import needs_device, stack
 from pliant.bench.experiment import Experiment
-from pliant.bench.streams.base import Task, generator
-from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported, RecordError, UnsupportedError
+from pliant.bench.heads import renew_head
+from pliant.bench.objective import Meter, Objective
+from pliant.bench.selection import BestWeights
+from pliant.bench.streams.base import generator, traits
+from pliant.bench.training import Steps, make_steps
+from pliant.errors import IllegalConfiguration, NotYetSupported, RecordError, UnsupportedError
 
-__all__ = ["Failure", "Members", "Stopped", "can_stack"]
-
-_CHUNK_BYTES = 32 * 2**20
-"""Batches are gathered from the task's data in chunks of about this size, not one by one."""
+__all__ = ["Failure", "Members", "Stopped", "can_stack", "can_stack_together"]
 
 
 class Stopped(Exception):
@@ -39,175 +42,155 @@ class Failure:
 _FIRST = 256
 """Examples of the first task that methods which change the model look at."""
 
+_VERSION = "2"
+"""Of the checkpoints: another one's are not read."""
 
-def can_stack(experiment: Experiment) -> bool:
-    """Whether the seeds of this experiment can be trained as one stacked model; methods must not change the model."""
+
+def can_stack(experiment: Experiment, device: str = "cpu") -> bool:
+    """Whether the seeds of this experiment are to be trained as one stacked model.
+
+    Methods must not change the model, the optimizer must move every weight by itself, and the model must have a stacked
+    form that provably equals single models. Convolutional networks are stacked on CUDA only: a CPU gains nothing from
+    it, and their seeds run one by one, in processes.
+
+    Args:
+        experiment: what would run.
+        device: where.
+    """
     if any(method.changes_model for method in experiment.build_methods()):
         return False
+    model = experiment.build_model(0)
+    if not is_elementwise(experiment.build_optimizer(model)):
+        return False
+    if needs_device(model) and torch.device(device).type == "cpu":
+        return False
     try:
-        stack([experiment.build_model(seed) for seed in (0, 1)], torch.zeros(5, experiment.build_stream().num_inputs))
+        stack([model, experiment.build_model(1)], _example(experiment))
     except NotYetSupported:
         return False
     return True
 
 
-def _logit_gradient(logits: Tensor, target_SBC: Tensor) -> Tensor:
-    """Return the gradient of each member's mean cross-entropy with respect to its logits.
+def can_stack_together(experiments: Sequence[Experiment], device: str = "cpu") -> bool:
+    """Whether the seeds of all these experiments can be members of one stack.
+
+    They may differ in optimizer (and its options), schedule and methods (and theirs); ``Members(experiments, seeds,
+    ...)`` then trains them together.
 
     Args:
-        logits: any shape ``[..., C]``.
-        target_SBC: minus one over the batch size at the label of each example, zero elsewhere, shaped as logits.
-
-    It is what autograd computes for ``F.cross_entropy``, bit by bit, at a fifth of the cost; the loss itself is
-    evaluated once per chunk from the kept logits.
+        experiments: what would run.
+        device: where.
     """
-    gradient: Tensor = torch.ops.aten._log_softmax_backward_data(
-        target_SBC, torch.log_softmax(logits, -1), -1, logits.dtype
-    )
-    return gradient
+    try:
+        check_together(experiments)
+    except (IllegalConfiguration, NotYetSupported):
+        return False
+    return all(can_stack(experiment, device) for experiment in experiments)
 
 
-def _target_gradient(targets: Tensor, num_classes: int, dtype: torch.dtype, weight_S: Tensor | None) -> Tensor:
-    """Minus one over the batch size at the label of each example: ``[..., S, B]`` to ``[..., S, B, C]``."""
-    gradient = torch.zeros(*targets.shape, num_classes, dtype=dtype)
-    gradient.scatter_(-1, targets.unsqueeze(-1), -1.0 / targets.shape[-1])
-    if weight_S is not None:
-        gradient *= weight_S[:, None, None]
-    return gradient
-
-
-@dataclass
-class _Chunk:
-    """Consecutive batches of equal size: ``inputs [K, S, B, F]``, ``targets [K, S, B]``, ``gradients [K, S, B, C]``."""
-
-    inputs: Tensor
-    targets: Tensor
-    gradients: Tensor
-
-
-@dataclass
-class _TaskData:
-    """The data of all members for one task, ``[S, N, F]`` and ``[S, N]``, and its batches in the stream's order."""
-
-    tasks: Sequence[Task]
-    num_classes: int
-    inputs: Tensor = field(init=False)
-    targets: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        shapes = {(task.inputs.shape, task.num_epochs, task.batch_size) for task in self.tasks}
-        if len(shapes) != 1:
-            raise IllegalConfiguration(
-                f"the stream gives its seeds tasks of different sizes: {sorted(map(str, shapes))}"
-            )
-        self.inputs = torch.stack([task.inputs for task in self.tasks])
-        self.targets = torch.stack([task.targets for task in self.tasks])
-
-    def test(self) -> tuple[Tensor, Tensor] | None:
-        inputs = [task.test_inputs for task in self.tasks if task.test_inputs is not None]
-        targets = [task.test_targets for task in self.tasks if task.test_targets is not None]
-        return (torch.stack(inputs), torch.stack(targets)) if inputs and targets else None
-
-    def chunks(self, weight_S: Tensor | None) -> Iterator[_Chunk]:
-        """Yield all batches of the task; ``weight_S`` scales the gradient of each member (None: all ones)."""
-        task = self.tasks[0]
-        num_members, num_examples, num_features = self.inputs.shape
-        size = min(task.batch_size, num_examples)
-        num_full = num_examples // size
-        per_chunk = max(1, _CHUNK_BYTES // (num_members * size * num_features * self.inputs.element_size()))
-        flat_inputs, flat_targets = self.inputs.flatten(0, 1), self.targets.flatten()
-        offset_S1 = torch.arange(num_members).unsqueeze(1) * num_examples
-        # Passes without a smaller last batch follow each other without a seam: fewer, larger chunks.
-        epochs = range(task.num_epochs)
-        joined = [epochs] if num_full * size == num_examples else [[epoch] for epoch in epochs]
-        for together in joined:
-            order_SN = torch.stack([torch.cat([t.order(epoch) for epoch in together]) for t in self.tasks]) + offset_S1
-            num_batches = num_full * len(together)
-            bounds = [
-                (k * size, min(k + per_chunk, num_batches) * size, size) for k in range(0, num_batches, per_chunk)
-            ]
-            if num_full * size < num_examples:
-                bounds.append((num_full * size, num_examples, num_examples - num_full * size))
-            for start, stop, batch in bounds:
-                index_KSB = order_SN[:, start:stop].reshape(num_members, -1, batch).transpose(0, 1)
-                inputs = flat_inputs[index_KSB]
-                targets = flat_targets[index_KSB]
-                gradients = _target_gradient(targets, self.num_classes, inputs.dtype, weight_S)
-                yield _Chunk(inputs, targets, gradients)
+def _example(experiment: Experiment) -> Tensor:
+    """Five examples of the stream's shape, all zero."""
+    said = traits(experiment.build_stream())
+    return torch.zeros(5, *said.input_shape, dtype=said.input_dtype)
 
 
 class Members:
-    """Several seeds of one experiment, trained together (or one seed alone), with everything that they need.
+    """Several members trained together (or one alone), with everything that they need.
 
     Args:
-        experiment: what is run.
-        seeds: the members, in order.
-        folder: results folder of the experiment, for checkpoints; None: neither read nor write any.
-        stacked: train all seeds as one stacked model; False needs exactly one seed.
+        experiment: what is run; or several experiments that differ in optimizer and methods only, which share the
+            forward and the backward pass. Every one of them is run with all seeds.
+        seeds: the seeds, in order.
+        folder: where checkpoints are, the results folder of the experiment; None: neither read nor write any.
+        stacked: train all members as one stacked model; False needs exactly one experiment and one seed.
         checkpoint_every: seconds between checkpoints, which are taken at the first task boundary after; 0 is
             every task.
         should_stop: polled at task boundaries; when it returns True the state is saved and Stopped is raised.
+        device: where the members train.
+        by_hand: False: through autograd even where the step can be written by hand.
+
+    Attributes:
+        experiments: the experiment of each member; the first one's members come first.
+        seeds: the seed of each member.
+        cohorts: the members by experiment, with optimizer and handle.
+        series: name to one row of all members for each task.
+        failures: position of a member to why it failed.
+
+    Raises:
+        IllegalConfiguration: experiments that cannot share a stack, or several members that are not stacked.
+        NotYetSupported: a model or a method that cannot be stacked; named.
+        RecordError: a checkpoint of something else.
     """
 
     def __init__(
         self,
-        experiment: Experiment,
+        experiment: Experiment | Sequence[Experiment],
         seeds: Sequence[int],
         folder: Path | None,
         *,
         stacked: bool,
         checkpoint_every: float = 30.0,
         should_stop: Callable[[], bool] = lambda: False,
+        device: str = "cpu",
+        by_hand: bool | None = None,
     ) -> None:
-        if not stacked and len(seeds) != 1:
-            raise IllegalConfiguration(f"{experiment.id}: seeds that are not stacked run one at a time")
-        self.experiment = experiment
-        self.seeds = tuple(seeds)
+        chosen = [experiment] if isinstance(experiment, Experiment) else list(experiment)
+        if not chosen or not seeds:
+            raise IllegalConfiguration("there are no members to train: no experiment, or no seed")
+        if not stacked and len(seeds) * len(chosen) != 1:
+            raise IllegalConfiguration(f"{chosen[0].id}: seeds that are not stacked run one at a time")
+        check_together(chosen)
+        self.experiment = chosen[0]
+        self.experiments = tuple(item for item in chosen for _ in seeds)
+        self.seeds = tuple(seeds) * len(chosen)
         self.folder = folder
         self.stacked = stacked
         self.checkpoint_every = checkpoint_every
         self.should_stop = should_stop
-        self.stream = experiment.build_stream()
+        self.device = torch.device(device)
+        self.stream = self.experiment.build_stream()
+        self.traits = traits(self.stream)
+        self.objective = Objective(self.traits.loss, self.traits.score)
         self.next_task = 0
         self.seconds = 0.0
         self.series: dict[str, list[Tensor]] = {}
         self.failures: dict[int, Failure] = {}
-        self._build()
+        self._build(chosen, tuple(seeds), by_hand)
         self._restore()
+
+    @property
+    def online_series(self) -> str:
+        """The series of the score before each update."""
+        return self.traits.series
 
     # -- construction ------------------------------------------------------------------------------------------
 
-    def _build(self) -> None:
-        singles = [self.experiment.build_model(seed) for seed in self.seeds]
-        example = torch.zeros(5, self.stream.num_inputs)
-        self.model = stack(singles, example) if self.stacked else singles[0]
-        self.model.train()
-        self.optimizer = self.experiment.build_optimizer(self.model, self.seeds if self.stacked else self.seeds[0])
-        methods = self.experiment.build_methods()
-        changes_model = any(method.changes_model for method in methods)
-        self.units = None if changes_model else _find_units(singles[0], example, required=bool(methods))
-        self.handle: Any = None
-        self._num_resets = torch.zeros(len(self.seeds), dtype=torch.float64)
-        if methods:
-            from pliant.attach import attach
-            from pliant.interventions.base import Intervention
-
-            self._has_penalty = any(type(method).penalty is not Intervention.penalty for method in methods)
-            self._changes_batches = any(type(method).on_batch is not Intervention.on_batch for method in methods)
-            first = (self.stream.task(0, self.seeds[0]).inputs[:_FIRST],) if changes_model else None
-            self.handle = attach(
-                self.model,
-                self.optimizer,
-                methods,
-                units=self.units,
-                example_inputs=first,
-                seed=list(self.seeds) if self.stacked else self.seeds[0],
-                init=getattr(singles[0], "init", None),
-            )
+    def _build(self, experiments: Sequence[Experiment], seeds: Sequence[int], by_hand: bool | None) -> None:
+        example = _example(self.experiment)
+        singles = [item.build_model(seed) for item, seed in zip(self.experiments, self.seeds, strict=True)]
+        changes_model = any(method.changes_model for item in experiments for method in item.build_methods())
+        first = self.stream.task(0, seeds[0]).inputs[:_FIRST].to(self.device) if changes_model else None
+        self.units = None
+        if not changes_model:
+            required = any(item.methods for item in experiments)
+            self.units = find_units_of(singles[0], example, required=required)
+        whole = stack(singles, example) if self.stacked else singles[0]
+        self.model = whole.to(self.device).train()
+        self.cohorts = make_cohorts(
+            experiments, seeds, self.model, singles, example, units=self.units, first_inputs=first, stacked=self.stacked
+        )
+        self.handle: Any = self.cohorts[0].handle
+        self.optimizer = self.cohorts[0].optimizer
+        if self.handle is not None:
             self.units = self.handle.units
+        self._num_resets = torch.zeros(len(self.seeds), dtype=torch.float64)
+        self.steps: Steps = make_steps(self.model, self.cohorts, stacked=self.stacked, by_hand=by_hand)
 
     def _identity(self) -> dict[str, str]:
-        return {"experiment": records.canonical_json(self.experiment.to_dict()), "torch": str(torch.__version__)}
+        described = [cohort.experiment.to_dict() for cohort in self.cohorts]
+        several = {"experiments": described}
+        experiment = records.canonical_json(described[0] if len(described) == 1 else several)
+        return {"experiment": experiment, "torch": str(torch.__version__), "engine": _VERSION}
 
     def _restore(self) -> None:
         state = None if self.folder is None else checkpoint.load_checkpoint(self.folder, self.seeds)
@@ -220,10 +203,9 @@ class Members:
                     f"another {key} ({state.get(key)!r:.80}); delete the folder to start those seeds again"
                 )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.handle is not None:
-            self.handle.load_state_dict(state["handle"])
-            self._num_resets = self._count_resets()
+        for cohort, saved in zip(self.cohorts, state["cohorts"], strict=True):
+            cohort.load_state_dict(saved)
+        self._num_resets = self._count_resets()
         self.series = {name: list(values.unbind(0)) for name, values in state["series"].items()}
         self.failures = {int(member): Failure(*entry) for member, entry in state["failures"].items()}
         self.next_task = int(state["next_task"])
@@ -236,8 +218,7 @@ class Members:
         state = {
             **self._identity(),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "handle": None if self.handle is None else self.handle.state_dict(),
+            "cohorts": [cohort.state_dict() for cohort in self.cohorts],
             "series": {name: torch.stack(values) for name, values in self.series.items()},
             "failures": {member: [failure.task, failure.message] for member, failure in self.failures.items()},
             "next_task": self.next_task,
@@ -271,105 +252,60 @@ class Members:
 
     def close(self) -> None:
         """Detach everything from model and optimizer."""
-        if self.handle is not None:
-            self.handle.detach()
-            self.handle = None
+        for cohort in self.cohorts:
+            cohort.close()
+        self.handle = None
+
+    def _data(self, index: int) -> TaskData:
+        tasks = {seed: self.stream.task(index, seed) for seed in dict.fromkeys(self.seeds)}
+        return TaskData([tasks[seed] for seed in self.seeds], self.objective, self.stream.num_classes, self.device)
 
     def _run_task(self, index: int) -> None:
-        data = _TaskData([self.stream.task(index, seed) for seed in self.seeds], self.stream.num_classes)
+        data = self._data(index)
         # Whatever draws from the global generator (dropout) depends on seed and task, not on what ran before.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(int(generator("training", *self.seeds, index).integers(2**63)))
-            if index > 0 and self.handle is not None:
-                self.handle.task_boundary()
+            if index > 0:
+                for cohort in self.cohorts:
+                    if cohort.handle is not None:
+                        cohort.handle.task_boundary()
+            if data.tasks[0].reset_head:
+                for cohort in self.cohorts:
+                    renew_head(cohort, index)
+            for cohort in self.cohorts:
+                if cohort.step_sizes is not None:
+                    cohort.step_sizes.begin_task(index, data.tasks[0].num_steps)
             try:
-                hits_S, losses_S, num_seen = self._train(data)
+                online = self._train(data)
             except UnsupportedError:
                 # A method that meets NaN stops a single model; a stack it lets finish its task.
-                if self.stacked or self._end_of_task(data)[1].isfinite().all():
+                if self.stacked or self._end_of_task(data).loss().isfinite().all():
                     raise
                 self._diverged(0, index)
                 return
-        row = {"online_accuracy": hits_S / num_seen, "loss": losses_S / num_seen}
-        end_accuracy, end_loss = self._end_of_task(data)
-        finite = torch.isfinite(row["loss"]) & torch.isfinite(end_loss)
-        for member in (~finite).nonzero().flatten().tolist():
-            self._diverged(member, index)
-        row["end_accuracy"] = end_accuracy
-        test = data.test()
-        if test is not None:
-            row["test_accuracy"] = measure.accuracy_and_loss(self.model, *test, self.stacked)[0]
-        row |= measure.unit_health(self._activations(data.inputs[:, : measure.NUM_PROBE]), len(self.seeds))
-        row["weight_magnitude"] = self._weight_magnitude()
-        counts = self._count_resets()
-        row["num_resets"] = counts - self._num_resets
-        self._num_resets = counts
-        for name, values in row.items():
-            self.series.setdefault(name, []).append(values.double())
+        self._measure(index, data, online)
 
-    def _train(self, data: _TaskData) -> tuple[Tensor, Tensor, int]:
-        """Train on one task; return hits and summed loss of each member before the updates, and examples seen."""
-        num_members = len(self.seeds)
-        hits_S = torch.zeros(num_members, dtype=torch.float64)
-        losses_S = torch.zeros(num_members, dtype=torch.float64)
-        num_seen = 0
-        model, optimizer, stacked = self.model, self.optimizer, self.stacked
-        parameters = list(model.parameters())
-        # Asked for at every step only where some intervention has a term for the loss.
-        penalty = self.handle.penalty if self.handle is not None and self._has_penalty else None
-        extends = self.handle is not None and self._changes_batches
+    def _train(self, data: TaskData) -> Meter:
+        """Train on one task; return what was measured before each update."""
+        meter = Meter(self.objective, len(self.seeds))
         weight_S = self._weights()
-        previous: Tensor | None = None  # the inputs of the step before: what methods that compare outputs look at
-        for chunk in data.chunks(weight_S):
-            kept = []
-            for batch in zip(chunk.inputs.unbind(0), chunk.targets.unbind(0), chunk.gradients.unbind(0), strict=True):
-                inputs, targets, gradients = batch
-                if extends:
-                    inputs, gradients = self._extended(inputs, targets, weight_S)
-                logits = model(inputs) if stacked else model(inputs[0]).unsqueeze(0)
-                detached = logits.detach()
-                for parameter in parameters:  # what zero_grad does, without its 20 us of bookkeeping
-                    parameter.grad = None
-                extra = None
-                if penalty is not None:
-                    extra = penalty(**self._for_penalty(detached, gradients, inputs if previous is None else previous))
-                    previous = inputs
-                if isinstance(extra, Tensor) and extra.requires_grad:
-                    torch.autograd.backward([logits, extra], [_logit_gradient(detached, gradients), None])
-                else:
-                    logits.backward(_logit_gradient(detached, gradients))
-                optimizer.step()
-                kept.append(detached[:, : targets.shape[1]] if extends else detached)  # new examples alone count
-            logits_KSBC = torch.stack(kept)
-            hits_S += (logits_KSBC.argmax(-1) == chunk.targets).sum((0, 2))
-            picked = torch.log_softmax(logits_KSBC.double(), -1).gather(-1, chunk.targets.unsqueeze(-1))
-            losses_S -= picked.sum((0, 2, 3))
-            num_seen += chunk.targets.shape[0] * chunk.targets.shape[2]
-        return hits_S, losses_S, num_seen
-
-    def _for_penalty(self, logits: Tensor, gradients: Tensor, reference: Tensor) -> dict[str, Tensor]:
-        """What ``handle.penalty`` is given: the loss, of each member in a stack, and inputs ``[S, B, F]`` seen before.
-
-        The first step of a task has no step before it and is given its own batch.
-        """
-        loss_S = (gradients * torch.log_softmax(logits, -1)).sum((1, 2))
-        return (
-            {"loss": loss_S, "reference": reference} if self.stacked else {"loss": loss_S[0], "reference": reference[0]}
-        )
-
-    def _extended(self, inputs: Tensor, targets: Tensor, weight_S: Tensor | None) -> tuple[Tensor, Tensor]:
-        """A batch after the methods that act on batches, ``[S, B, F]``, and the constant part of its gradient."""
-        if self.stacked:
-            inputs, targets = self.handle.batch((inputs, targets))
-        else:
-            inputs, targets = (row.unsqueeze(0) for row in self.handle.batch((inputs[0], targets[0])))
-        return inputs, _target_gradient(targets, self.stream.num_classes, inputs.dtype, weight_S)
+        valid = data.held_out("valid")
+        best = None if valid is None else BestWeights(self.model, valid, stacked=self.stacked)
+        self.steps.begin(data, weight_S)
+        for chunk in data.chunks(weight_S, next(self.model.parameters()).dtype):
+            outputs = self.steps.run(chunk)
+            meter.add(outputs if data.heads.active_SA is None else _selected(data, outputs), chunk.targets)
+            if best is not None and chunk.ends_epoch:
+                best.look(self.traits.lower_is_better)
+        if best is not None:
+            best.restore()
+        return meter
 
     def _weights(self) -> Tensor | None:
         """Ones for the living members and zeros for the failed; None while all live."""
         if not self.failures:
             return None
-        weight_S = torch.ones(len(self.seeds))
+        weight_S = torch.ones(len(self.seeds), device=self.device)
         weight_S[list(self.failures)] = 0.0
         return weight_S
 
@@ -377,44 +313,75 @@ class Members:
         """Record the failure, and silence the member: zero weights, zero moments, zero gradients from now on."""
         message = f"diverged: the loss is not finite in task {task} (the first is 0); try a smaller step size"
         self.failures.setdefault(member, Failure(task, message))
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                target = parameter[member] if self.stacked else parameter
-                target.zero_()
-                for value in self.optimizer.state.get(parameter, {}).values():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        (value[member] if self.stacked else value).zero_()
+        for cohort in self.cohorts:
+            if cohort.members.start <= member < cohort.members.stop:
+                cohort.silence(member)
 
     # -- measuring ---------------------------------------------------------------------------------------------
 
-    def _end_of_task(self, data: _TaskData) -> tuple[Tensor, Tensor]:
-        """Accuracy and loss on the task's own data, at most the first ``MAX_EVALUATED`` examples."""
-        some = slice(measure.MAX_EVALUATED)
-        return measure.accuracy_and_loss(self.model, data.inputs[:, some], data.targets[:, some], self.stacked)
+    def _measure(self, index: int, data: TaskData, online: Meter) -> None:
+        """Add one row of all members to the series."""
+        score = self.traits.score
+        row = {self.online_series: online.score(), "loss": online.loss()}
+        end = self._end_of_task(data)
+        finite = torch.isfinite(row["loss"]) & torch.isfinite(end.loss())
+        for member in (~finite).nonzero().flatten().tolist():
+            self._diverged(member, index)
+        row[f"end_{score}"] = end.score()
+        test = data.held_out("test")
+        if test is not None:
+            row[f"test_{score}"] = measure.evaluate(self.model, test, self.stacked).score()
+        if self.traits.measures_past:
+            row |= self._measure_past(index)
+        row |= measure.unit_health(self._activations(data.training(measure.NUM_PROBE).inputs), len(self.seeds))
+        row["weight_magnitude"] = self._weight_magnitude()
+        counts = self._count_resets()
+        row["num_resets"] = counts - self._num_resets
+        self._num_resets = counts
+        for name, values in row.items():
+            self.series.setdefault(name, []).append(values.double())
 
-    def _activations(self, inputs_SNF: Tensor) -> dict[str, Tensor]:
+    def _end_of_task(self, data: TaskData) -> Meter:
+        """Score and loss on the task's own data, at most the first ``MAX_EVALUATED`` examples."""
+        return measure.evaluate(self.model, data.training(measure.MAX_EVALUATED), self.stacked)
+
+    def _measure_past(self, index: int) -> dict[str, Tensor]:
+        """The mean score on the test sets of the latest earlier tasks, and how it has moved since each was learnt."""
+        score = self.traits.score
+        past, before = [], []
+        for earlier in range(max(0, index - measure.NUM_PAST), index):
+            test = self._data(earlier).held_out("test")
+            if test is None:
+                raise IllegalConfiguration(
+                    f"{self.stream.name}: measures_past needs test sets, and task {earlier} has none"
+                )
+            past.append(measure.evaluate(self.model, test, self.stacked).score())
+            before.append(self.series[f"test_{score}"][earlier])
+        if not past:
+            unknown = torch.full((len(self.seeds),), float("nan"), dtype=torch.float64)
+            return {f"past_{score}": unknown, "backward_transfer": unknown.clone()}
+        now = torch.stack(past).mean(0)
+        return {f"past_{score}": now, "backward_transfer": now - torch.stack(before).mean(0)}
+
+    def _activations(self, inputs: Tensor) -> dict[str, Tensor]:
         if self.units is None:
             return {}
         from pliant import stats
 
         if self.stacked:
-            return dict(stats.capture(self.model, self.units, inputs_SNF, members=len(self.seeds)))
-        captured = stats.capture(self.model, self.units, inputs_SNF[0])
+            return dict(stats.capture(self.model, self.units, inputs, members=len(self.seeds)))
+        captured = stats.capture(self.model, self.units, inputs[0])
         return {name: act_NU.unsqueeze(0) for name, act_NU in captured.items()}
 
     def _weight_magnitude(self) -> Tensor:
         """Mean |w| over the weight matrices: parameters of at least two axes per member, no biases."""
         least = 3 if self.stacked else 2
         weights = [parameter.detach() for parameter in self.model.parameters() if parameter.ndim >= least]
-        magnitude = metrics.weight_magnitude(weights, members=self.stacked)
+        magnitude = metrics.weight_magnitude(weights, members=self.stacked).cpu()
         return magnitude if self.stacked else magnitude.unsqueeze(0)
 
     def _count_resets(self) -> Tensor:
-        total_S = torch.zeros(len(self.seeds), dtype=torch.float64)
-        if self.handle is not None:
-            for count in self.handle.num_resets.values():
-                total_S += torch.as_tensor(count, dtype=torch.float64)
-        return total_S
+        return torch.cat([cohort.num_resets() for cohort in self.cohorts])
 
     # -- results -----------------------------------------------------------------------------------------------
 
@@ -424,13 +391,6 @@ class Members:
         return {name: [float(values[member]) for values in columns[:stop]] for name, columns in self.series.items()}
 
 
-def _find_units(model: nn.Module, example: Tensor, *, required: bool) -> Any:
-    """Return the unit graph of the single model, or None where it has none and no method needs it."""
-    from pliant.units import find_units
-
-    try:
-        return find_units(model, (example,))
-    except NoEffect:
-        if required:
-            raise
-        return None
+def _selected(data: TaskData, outputs: Tensor) -> Tensor:
+    """The active ones of the outputs ``[K, S, B, ..., C]`` of a chunk."""
+    return torch.stack([data.heads.select(batch) for batch in outputs.unbind(0)])

@@ -4,103 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast, final
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from pliant.bench.stacked import StackedConv2d, StackedLinear, stack_layer, stackable
 from pliant.errors import IllegalConfiguration, NotYetSupported
 
-__all__ = ["StackedLinear", "stack", "unstack"]
-
-
-class _StackedLinearFunction(torch.autograd.Function):
-    """y_SBO = x_SBI W_SOI^T + b_SO, with the weight gradient formed as ``nn.Linear`` forms it.
-
-    Autograd of ``baddbmm`` computes (x^T dy)^T, whose sum has another order and whose layout must be copied; a
-    single ``nn.Linear`` computes dy^T x. The latter is bitwise equal to single runs and saves the copy.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_SBI: Tensor, weight_SOI: Tensor, bias_SO: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_SBI, weight_SOI)
-        ctx.has_bias = bias_SO is not None
-        if bias_SO is None:
-            return torch.bmm(x_SBI, weight_SOI.mT)
-        return torch.baddbmm(bias_SO.unsqueeze(1), x_SBI, weight_SOI.mT)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        (grad_SBO,) = grads
-        x_SBI, weight_SOI = ctx.saved_tensors
-        grad_x = torch.bmm(grad_SBO, weight_SOI) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.bmm(grad_SBO.mT, x_SBI) if ctx.needs_input_grad[1] else None
-        grad_bias = grad_SBO.sum(1) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        return grad_x, grad_weight, grad_bias
-
-
-@final
-class StackedLinear(nn.Module):
-    """S linear layers side by side.
-
-    Args:
-        layers: the single layers; all alike in shape, dtype and bias.
-
-    Shapes: weight ``[S, O, I]``, bias ``[S, O]``; input ``[S, ..., I]``, output ``[S, ..., O]``. Member s of the
-    output depends on member s of input and weights only.
-
-    Raises:
-        IllegalConfiguration: the layers differ in shape or bias.
-
-    >>> layers = [nn.Linear(3, 2), nn.Linear(3, 2)]
-    >>> x_SBI = torch.rand(2, 5, 3)
-    >>> torch.allclose(StackedLinear(layers)(x_SBI)[1], layers[1](x_SBI[1]))
-    True
-    """
-
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        super().__init__()
-        first = layers[0]
-        shapes = {(layer.weight.shape, layer.bias is None) for layer in layers}
-        if len(shapes) != 1:
-            raise IllegalConfiguration(f"StackedLinear: members of different shape or bias: {sorted(map(str, shapes))}")
-        self.num_members = len(layers)
-        self.in_features = first.in_features
-        self.out_features = first.out_features
-        self.weight = nn.Parameter(
-            torch.stack([layer.weight.detach() for layer in layers]), requires_grad=first.weight.requires_grad
-        )
-        if first.bias is None:
-            self.register_parameter("bias", None)
-        else:
-            self.bias: nn.Parameter | None = nn.Parameter(
-                torch.stack([layer.bias.detach() for layer in layers]), requires_grad=first.bias.requires_grad
-            )
-
-    def forward(self, x_SBI: Tensor) -> Tensor:
-        """Apply each member's layer to its own input."""
-        if x_SBI.ndim == 3:
-            return cast(Tensor, _StackedLinearFunction.apply(x_SBI, self.weight, self.bias))  # type: ignore[no-untyped-call]
-        if x_SBI.ndim < 3 or x_SBI.shape[0] != self.num_members:
-            raise IllegalConfiguration(
-                f"StackedLinear: input of shape {tuple(x_SBI.shape)} should be [{self.num_members}, batch, "
-                f"{self.in_features}]"
-            )
-        y = _StackedLinearFunction.apply(  # type: ignore[no-untyped-call]
-            x_SBI.flatten(1, -2), self.weight, self.bias
-        )
-        return cast(Tensor, y.unflatten(1, x_SBI.shape[1:-1]))
-
-    def extra_repr(self) -> str:
-        """Show the sizes, as ``nn.Linear`` does."""
-        return (
-            f"num_members={self.num_members}, in_features={self.in_features}, "
-            f"out_features={self.out_features}, bias={self.bias is not None}"
-        )
+__all__ = ["StackedLinear", "needs_device", "stack", "unstack"]
 
 
 def _build(models: Sequence[nn.Module]) -> nn.Module:
-    """Return the stacked module tree; refuse what is not made of linear layers and parameter-free modules."""
+    """Return the stacked module tree; refuse what is not made of layers that can be stacked and of functions."""
     first = models[0]
     own = [parameter for module in first.modules() for parameter in module.parameters(recurse=False)]
     if len(own) != len(set(map(id, own))):
@@ -112,25 +28,28 @@ def _build(models: Sequence[nn.Module]) -> nn.Module:
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
         if any(hooks):
             raise IllegalConfiguration(f"stack: module {name!r} has hooks; stack the models before anything attaches")
-        if type(module) is nn.Linear:
-            continue
-        held = [*module._parameters, *module._buffers]
+        held = [] if stackable(module) else [*module._parameters, *module._buffers]
         if held:
             raise NotYetSupported(
-                f"stack: module {name!r} ({type(module).__name__}) holds {', '.join(held)} itself; only nn.Linear can "
-                "be stacked, run the seeds of this model singly"
+                f"stack: module {name!r} ({type(module).__name__}) holds {', '.join(held)} itself, and has no stacked "
+                "form; run the seeds of this model singly"
             )
     stacked = copy.deepcopy(first)
-    if type(first) is nn.Linear:
-        return StackedLinear([cast(nn.Linear, model) for model in models])
-    done: dict[int, StackedLinear] = {}
+    if stackable(first):
+        return stack_layer(models)
+    done: dict[int, nn.Module] = {}
     for name, module in list(stacked.named_modules(remove_duplicate=False)):
-        if type(module) is nn.Linear:
+        if stackable(module):
             if id(module) not in done:
-                done[id(module)] = StackedLinear([cast(nn.Linear, model.get_submodule(name)) for model in models])
+                done[id(module)] = stack_layer([model.get_submodule(name) for model in models])
             parent, _, child = name.rpartition(".")
             setattr(stacked.get_submodule(parent), child, done[id(module)])
     return stacked
+
+
+def needs_device(model: nn.Module) -> bool:
+    """Whether stacking pays on an accelerator only: a CPU gains nothing from a grouped convolution."""
+    return any(isinstance(module, (nn.Conv2d, StackedConv2d)) for module in model.modules())
 
 
 def _first_width(model: nn.Module) -> int:
@@ -183,9 +102,11 @@ def _prove(models: Sequence[nn.Module], example_inputs: Tensor | None) -> None:
 def stack(models: Sequence[nn.Module], example_inputs: Tensor | None = None) -> nn.Module:
     """Combine S models of one architecture into one that computes them all at once.
 
-    Every ``nn.Linear`` becomes a :class:`StackedLinear`; the module tree and the parameter names stay. Training
-    the stack with a loss that is a sum over members, and an optimizer whose update is elementwise, is training
-    every member alone: bitwise for the layer sizes of the benchmarks, up to rounding otherwise.
+    Linear layers, convolutions and batch normalisations get stacked forms (``pliant.bench.stacked``), pooling and
+    flattening see members as part of the batch, and functions between them must not care about a leading axis; the
+    module tree and the parameter names stay. Training the stack with a loss that is a sum over members, and an
+    optimizer whose update is elementwise, is training every member alone: bitwise for the MLPs of the benchmarks, up
+    to rounding otherwise.
 
     Args:
         models: the members, in order; they are not changed and share no memory with the result.

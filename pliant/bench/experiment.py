@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -16,13 +16,15 @@ from pliant import optim, records
 from pliant.bench.models import MODELS
 from pliant.bench.names import build, full_options, option_names, resolve, snake_case, unknown
 from pliant.bench.presets import PRESETS
+from pliant.bench.schedules import SCHEDULES, Constant, Schedule
 from pliant.bench.streams import STREAMS, Stream
-from pliant.bench.streams.base import generator
+from pliant.bench.streams.base import check_length, generator
 from pliant.errors import IllegalConfiguration
 
 __all__ = ["Experiment", "Part", "method_table", "optimizer_table"]
 
 NO_METHOD = "none"
+CONSTANT = "constant"
 
 
 @final
@@ -88,6 +90,7 @@ class Experiment:
         optimizer: a ``torch.optim`` name in lower case and its options.
         model: name and options of the model, see ``pliant.bench.models``.
         num_tasks: tasks ``0 .. num_tasks - 1`` of the stream are run.
+        schedule: name and options of the learning-rate schedule, see ``pliant.bench.schedules``.
         label: name for people; no part of the configuration.
 
     Raises:
@@ -107,6 +110,7 @@ class Experiment:
     model: Part
     num_tasks: int
     label: str = field(compare=False)
+    schedule: Part
 
     def __init__(
         self,
@@ -116,6 +120,7 @@ class Experiment:
         model: PartLike = "mlp",
         num_tasks: int = 50,
         label: str = "",
+        schedule: PartLike = CONSTANT,
     ) -> None:
         if num_tasks < 1:
             raise IllegalConfiguration(f"num_tasks must be at least 1, got {num_tasks}")
@@ -140,9 +145,23 @@ class Experiment:
         cls = resolve("model", model.name, MODELS)
         store("model", Part(model.name, full_options("model", cls, model.options, skip=2)))
         store("num_tasks", int(num_tasks))
+        self._store_schedule(Part.of(schedule), store)
         store("label", label or " + ".join(part.short_name for part in parts) or "no protection")
         self.build_stream()
-        self.build_optimizer(nn.Linear(1, 1))
+        made = self.build_optimizer(nn.Linear(1, 1))
+        if self.build_schedule() is not None and any("lr" not in group for group in made.param_groups):
+            raise IllegalConfiguration(
+                f"schedule {self.schedule.name}: optimizer {optimizer.name} has no step size lr that it could set"
+            )
+
+    def _store_schedule(self, schedule: Part, store: Callable[[str, object], None]) -> None:
+        cls = resolve("schedule", schedule.name, SCHEDULES)
+        store("schedule", Part(schedule.name, full_options("schedule", cls, schedule.options)))
+        made = self.build_schedule()
+        if made is None:  # however it was spelt: a constant step size is one configuration
+            store("schedule", Part(CONSTANT, full_options("schedule", SCHEDULES[CONSTANT], {})))
+        else:
+            made.check(self.num_tasks)
 
     def __hash__(self) -> int:
         """Hash the configuration; ``label`` is no part of it."""
@@ -157,7 +176,14 @@ class Experiment:
     def build_stream(self) -> Stream:
         """Return the stream."""
         stream: Stream = build("stream", resolve("stream", self.stream.name, STREAMS), self.stream.options)
+        check_length(stream, self.num_tasks)
         return stream
+
+    def build_schedule(self) -> Schedule | None:
+        """Return the learning-rate schedule, or None for a constant step size, which nothing need set."""
+        cls = resolve("schedule", self.schedule.name, SCHEDULES)
+        schedule: Schedule = build("schedule", cls, self.schedule.options)
+        return None if isinstance(schedule, Constant) and schedule.warmup == 0 else schedule
 
     def build_methods(self) -> list[Any]:
         """Return the interventions, in order."""
@@ -196,25 +222,28 @@ class Experiment:
         """Return the whole configuration as JSON-able data: whatever changes the outcome, and nothing else."""
         hidden: frozenset[str] = getattr(resolve("stream", self.stream.name, STREAMS), "not_identity", frozenset())
         options = {key: value for key, value in self.stream.options.items() if key not in hidden}
-        return {
+        config = {
             "stream": {"name": self.stream.name, **options},
             "methods": [{"name": part.name, **part.options} for part in self.methods],
             "optimizer": {"name": self.optimizer.name, **self.optimizer.options},
             "model": {"name": self.model.name, **self.model.options},
             "num_tasks": self.num_tasks,
         }
+        if self.build_schedule() is not None:  # a constant step size is said by leaving the schedule out
+            config["schedule"] = {"name": self.schedule.name, **self.schedule.options}
+        return config
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], label: str = "") -> Experiment:
         """Return the experiment of :meth:`to_dict`; what its stream does not count as identity gets its default."""
-        known = {"stream", "methods", "optimizer", "model", "num_tasks"}
+        known = {"stream", "methods", "optimizer", "model", "num_tasks", "schedule"}
         for key in config:
             if key not in known:
                 raise unknown("experiment field", key, known)
         if "stream" not in config:
             raise IllegalConfiguration("an experiment needs a stream")
         fields: dict[str, Any] = {
-            key: _part(key, config[key]) for key in ("stream", "optimizer", "model") if key in config
+            key: _part(key, config[key]) for key in ("stream", "optimizer", "model", "schedule") if key in config
         }
         fields["methods"] = [_part("methods", entry) for entry in config.get("methods", [])]
         if "num_tasks" in config:
@@ -254,9 +283,9 @@ class Experiment:
             preset: one of its presets, see ``pliant.bench.presets``.
             methods: the interventions.
             label: name for people.
-            **changes: ``stream_options``, ``optimizer`` and ``model`` take a mapping of options (the latter two
-                with an optional ``name``) that is laid over the preset's; another ``name`` drops the preset's
-                options. ``num_tasks`` replaces it.
+            **changes: ``stream_options``, ``optimizer``, ``model`` and ``schedule`` take a mapping of options (all but
+                the first with an optional ``name``) that is laid over the preset's; another ``name`` drops the
+                preset's options. ``num_tasks`` replaces it.
 
         Raises:
             IllegalConfiguration: no such stream, preset or option.
@@ -267,7 +296,8 @@ class Experiment:
             raise unknown(f"preset of {stream}", preset, PRESETS[stream])
         base = {"stream": {"name": stream}, **PRESETS[stream][preset]}
         base["stream"] = {"name": stream, **base["stream"]}
-        known = ("stream_options", "optimizer", "model", "num_tasks")
+        base["schedule"] = {"name": CONSTANT, **base.get("schedule", {})}
+        known = ("stream_options", "optimizer", "model", "schedule", "num_tasks")
         for key, change in changes.items():
             field_name = "stream" if key == "stream_options" else key
             if key not in known:
@@ -286,7 +316,8 @@ class Experiment:
         """Read an experiment file, which says only what differs from a preset.
 
         The file has ``stream`` (a name), ``preset``, optionally ``label`` and ``num_tasks``, tables
-        ``[stream_options]``, ``[optimizer]``, ``[model]``, and one ``[[methods]]`` table per intervention.
+        ``[stream_options]``, ``[optimizer]``, ``[model]``, ``[schedule]``, and one ``[[methods]]`` table per
+        intervention.
 
         Args:
             path: the TOML file.
@@ -299,14 +330,15 @@ class Experiment:
             data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise IllegalConfiguration(f"{path}: cannot be read as an experiment ({error})") from error
-        known = {"stream", "preset", "label", "num_tasks", "stream_options", "optimizer", "model", "methods"}
+        parts = ("optimizer", "model", "schedule")
+        known = {"stream", "preset", "label", "num_tasks", "stream_options", "methods", *parts}
         try:
             for key in data:
                 if key not in known:
                     raise unknown("field of an experiment file", key, known)
             if "stream" not in data or "preset" not in data:
                 raise IllegalConfiguration("an experiment file needs stream and preset")
-            changes: dict[str, Any] = {key: data[key] for key in ("optimizer", "model", "num_tasks") if key in data}
+            changes: dict[str, Any] = {key: data[key] for key in (*parts, "num_tasks") if key in data}
             changes["stream_options"] = {**data.get("stream_options", {}), **stream_options}
             methods = [_part("methods", entry) for entry in data.get("methods", [])]
             return cls.from_preset(data["stream"], data["preset"], methods, data.get("label", ""), **changes)

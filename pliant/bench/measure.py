@@ -1,4 +1,4 @@
-"""What is measured at the end of a task: accuracies, and the health of the units on a probe batch."""
+"""What is measured at the end of a task: scores, and the health of the units on a probe batch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pliant import metrics
+from pliant.bench.batches import TestData
+from pliant.bench.objective import Meter
 
-__all__ = ["DORMANT_TAU", "MAX_EVALUATED", "NUM_PROBE", "UNIT_SERIES", "accuracy_and_loss", "unit_health"]
+__all__ = ["DORMANT_TAU", "MAX_EVALUATED", "NUM_PAST", "NUM_PROBE", "UNIT_SERIES", "evaluate", "unit_health"]
 
 NUM_PROBE = 256
 """Examples of the current task, the first ones, on which units are measured; fewer where the task has fewer."""
 
 MAX_EVALUATED = 4096
-"""Examples of the task, the first ones, on which the accuracy after the task is measured."""
+"""Examples of the task, the first ones, on which the score after the task is measured."""
+
+NUM_PAST = 5
+"""Earlier tasks, the latest, on whose test sets forgetting is measured."""
 
 DORMANT_TAU = 0.025
 
@@ -25,21 +29,25 @@ UNIT_SERIES = ("dead_fraction", "dormant_fraction", "effective_rank_fraction", "
 _CHUNK = 512
 
 
-def accuracy_and_loss(model: nn.Module, inputs_SNF: Tensor, targets_SN: Tensor, stacked: bool) -> tuple[Tensor, Tensor]:
-    """Return accuracy and mean cross-entropy of each member, ``[S]`` each, in evaluation mode and without grad."""
-    num_members, num_examples = targets_SN.shape
-    hits = torch.zeros(num_members, dtype=torch.float64)
-    losses = torch.zeros(num_members, dtype=torch.float64)
+def evaluate(model: nn.Module, data: TestData, stacked: bool) -> Meter:
+    """Return score and mean loss of each member on some examples, in evaluation mode and without grad.
+
+    Args:
+        model: of all members.
+        data: for each member as many examples.
+        stacked: whether the model is a stack; otherwise there is one member.
+    """
+    num_members, num_examples = data.inputs.shape[:2]
+    meter = Meter(data.heads.objective, num_members)
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for start in range(0, num_examples, _CHUNK):
-            x_SBF, y_SB = inputs_SNF[:, start : start + _CHUNK], targets_SN[:, start : start + _CHUNK]
-            logits_SBC = model(x_SBF) if stacked else model(x_SBF[0]).unsqueeze(0)
-            hits += (logits_SBC.argmax(-1) == y_SB).sum(1)
-            losses += F.cross_entropy(logits_SBC.mT, y_SB, reduction="none").double().sum(1)
+            x, y = data.inputs[:, start : start + _CHUNK], data.targets[:, start : start + _CHUNK]
+            outputs = model(x) if stacked else model(x[0]).unsqueeze(0)
+            meter.add(data.heads.select(outputs).unsqueeze(0), data.heads.targets(y.unsqueeze(0)))
     model.train(was_training)
-    return hits / num_examples, losses / num_examples
+    return meter
 
 
 def unit_health(activations: Mapping[str, Tensor], num_members: int) -> dict[str, Tensor]:
@@ -59,7 +67,8 @@ def unit_health(activations: Mapping[str, Tensor], num_members: int) -> dict[str
         return {name: torch.full((num_members,), float("nan"), dtype=torch.float64) for name in UNIT_SERIES}
     sums = {name: torch.zeros(num_members, dtype=torch.float64) for name in UNIT_SERIES}
     num_units = 0
-    for act_SNU in activations.values():
+    for found in activations.values():
+        act_SNU = found.cpu()
         size = act_SNU.shape[-1]
         num_units += size
         sums["dead_fraction"] += metrics.dead_fraction(act_SNU) * size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import inspect
@@ -12,7 +13,9 @@ from typing import Any
 
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["build", "full_options", "option_names", "resolve", "snake_case", "unknown"]
+__all__ = ["build", "full_options", "option_names", "parse_value", "resolve", "snake_case", "unknown"]
+
+_WORDS = {"true": True, "false": False, "none": None}
 
 
 def snake_case(name: str) -> str:
@@ -34,6 +37,21 @@ def snake_case(name: str) -> str:
         run = list(row)
         words += ["".join(run)] if short and any(len(piece) == 2 for piece in run) else run
     return "_".join(words).lower()
+
+
+def parse_value(text: str) -> Any:
+    """What a typed value stands for: a number, true, false, none, a list, or else the text itself.
+
+    >>> parse_value("1e-4"), parse_value("[200, 200]"), parse_value("True"), parse_value("l2")
+    (0.0001, [200, 200], True, 'l2')
+    """
+    text = text.strip()
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> IllegalConfiguration:

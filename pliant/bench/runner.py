@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -13,16 +15,28 @@ import torch
 
 from pliant import records
 from pliant.bench import checkpoint
-from pliant.bench.engine import Members, Stopped, can_stack
+from pliant.bench.engine import Members, Stopped
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import Experiment
+from pliant.bench.jobs import DIVERGED, Job, make_jobs, pending_seeds, plan_jobs, survey
 from pliant.errors import IllegalConfiguration, PliantError, RecordError
-from pliant.records import Record
+from pliant.records import Record, StorageError
 
-__all__ = ["Job", "Progress", "RunReport", "plan_jobs", "run_experiments", "run_job", "write_failed"]
+__all__ = [
+    "BACKENDS",
+    "Ending",
+    "Job",
+    "Progress",
+    "RunReport",
+    "plan_jobs",
+    "run_experiments",
+    "run_job",
+    "write_failed",
+    "write_missing",
+]
 
-DIVERGED = "diverged"
-"""``meta["failure"]`` of a seed that would fail in the same way again; other failures are tried again."""
+BACKENDS = ("local", "ray")
+"""Where jobs run: processes of this machine, or the machines of a Ray cluster."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +49,11 @@ class Progress:
         seeds: the seeds of the job.
         num_done: tasks finished.
         num_tasks: tasks in all.
-        accuracy: online accuracy of the last task, mean over the seeds that have not failed.
-        mean_accuracy: its running mean over all tasks so far.
+        score: the stream's online score on the last task, mean over the seeds that have not failed.
+        mean_score: its running mean over all tasks so far.
         num_failed: seeds that failed so far.
         seconds: computing time so far, that before an interruption included.
+        series: the record's series of that score, as ``online_accuracy``.
     """
 
     experiment_id: str
@@ -46,21 +61,19 @@ class Progress:
     seeds: tuple[int, ...]
     num_done: int
     num_tasks: int
-    accuracy: float
-    mean_accuracy: float
+    score: float
+    mean_score: float
     num_failed: int
     seconds: float
+    series: str
 
 
 @dataclass(frozen=True)
-class Job:
-    """What one process does at a time: some seeds of one experiment, stacked or a single one."""
+class Ending:
+    """How a number of jobs ended: whether by Ctrl-C, and how many jobs were stopped before their end."""
 
-    experiment: Experiment
-    seeds: tuple[int, ...]
-    results: str
-    stacked: bool
-    checkpoint_every: float = 30.0
+    interrupted: bool = False
+    num_stopped: int = 0
 
 
 @dataclass
@@ -72,16 +85,16 @@ class RunReport:
     num_failed: int = 0
     num_wanted: int = 0
     interrupted: bool = False
+    out_of_time: bool = False
     failures: list[str] = field(default_factory=list)
 
     @property
     def message(self) -> str:
         """One line, and one more per failure."""
         lines = [f"{self.num_complete} of {self.num_wanted} records complete in {self.results}"]
-        if self.interrupted:
-            lines[0] = (
-                f"interrupted: {lines[0]}; run the same command again to continue where it stopped (nothing is lost)"
-            )
+        if self.interrupted or self.out_of_time:
+            why = "interrupted" if self.interrupted else "the time is up"
+            lines[0] = f"{why}: {lines[0]}; run the same command again to continue where it stopped (nothing is lost)"
         return "\n".join([*lines, *self.failures])
 
 
@@ -103,71 +116,9 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _pending(experiment: Experiment, seeds: Iterable[int], results: Path) -> list[int]:
-    """Return the seeds without a final record: a damaged record is an error, a failure that may pass is tried again."""
-    pending = []
-    for seed in seeds:
-        path = records.record_path(results, experiment.id, seed)
-        if path.exists():
-            record = records.read_record(path)
-            if record.status == "complete" or record.meta.get("failure") == DIVERGED:
-                continue
-        pending.append(seed)
-    return pending
-
-
-def _tidy(experiment: Experiment, results: Path) -> None:
-    """Remove checkpoints whose seeds are all final: killed between the last record and the removal."""
-    folder = results / experiment.id
-    for group in checkpoint.find_checkpoints(folder):
-        if not _pending(experiment, group, results):
-            checkpoint.remove_checkpoint(folder, group)
-
-
-def plan_jobs(
-    experiment: Experiment, seeds: Sequence[int], results: str | os.PathLike[str], checkpoint_every: float = 30.0
-) -> list[Job]:
-    """Return the jobs that are left to do; seeds with a checkpoint go on together, as they were.
-
-    Raises:
-        RecordError: the results folder is that of one experiment, holds a different one, or is damaged.
-        IllegalConfiguration: seeds that repeat or are negative.
-    """
-    if len(set(seeds)) != len(seeds) or any(seed < 0 for seed in seeds):
-        raise IllegalConfiguration(f"seeds must be different and not negative, got {list(seeds)}")
-    root = Path(results)
-    if (root / "experiment.json").exists():
-        raise RecordError(f"{root} is the folder of one experiment; as results folder, name the one it lies in")
-    if (root / experiment.id).exists():
-        records.prepare_folder(root, experiment.to_dict(), experiment.id)
-    pending = _pending(experiment, seeds, root)
-    if not pending:
-        _tidy(experiment, root)
-        return []
-    # Everything is put together once before anything runs: a wrong setting is an error now, not a failed seed.
-    stream = experiment.build_stream()
-    prepare = getattr(stream, "prepare", None)
-    if prepare is not None:
-        prepare()
-    Members(experiment, pending[:1], None, stacked=False).close()
-    stacked = can_stack(experiment)
-    folder = records.prepare_folder(root, experiment.to_dict(), experiment.id)
-    _tidy(experiment, root)
-    groups: list[tuple[int, ...]] = []
-    for group in checkpoint.find_checkpoints(folder):
-        # Killed while the records of a finished group were written, some seeds are final; the others go on with them.
-        wanted = set(_pending(experiment, group, root)) <= set(pending)
-        if wanted and not any(set(group) & set(other) for other in groups):
-            groups.append(group)
-    rest = [seed for seed in pending if not any(seed in group for group in groups)]
-    if rest:
-        groups += [tuple(rest)] if stacked else [(seed,) for seed in rest]
-    return [Job(experiment, group, str(root), stacked or len(group) > 1, checkpoint_every) for group in sorted(groups)]
-
-
 def _progress(members: Members) -> Progress:
     alive = [k for k in range(len(members.seeds)) if k not in members.failures]
-    rows = [row[alive].mean() for row in members.series["online_accuracy"]] if alive else []
+    rows = [row[alive].mean() for row in members.series[members.online_series]] if alive else []
     experiment = members.experiment
     return Progress(
         experiment_id=experiment.id,
@@ -175,10 +126,11 @@ def _progress(members: Members) -> Progress:
         seeds=members.seeds,
         num_done=members.next_task,
         num_tasks=experiment.num_tasks,
-        accuracy=float(rows[-1]) if rows else float("nan"),
-        mean_accuracy=float(sum(rows) / len(rows)) if rows else float("nan"),
+        score=float(rows[-1]) if rows else float("nan"),
+        mean_score=float(sum(rows) / len(rows)) if rows else float("nan"),
         num_failed=len(members.failures),
         seconds=members.seconds,
+        series=members.online_series,
     )
 
 
@@ -186,7 +138,7 @@ def write_failed(
     job: Job, error: str, failure: str, series: Mapping[int, dict[str, list[float]]] | None = None
 ) -> None:
     """Record all seeds of a job as failed, except those that have a complete record already."""
-    for seed in _pending(job.experiment, job.seeds, Path(job.results)):
+    for seed in pending_seeds(job.experiment, job.seeds, Path(job.results)):
         record = Record(
             experiment=job.experiment.to_dict(),
             experiment_id=job.experiment.id,
@@ -199,11 +151,18 @@ def write_failed(
         records.write_record(record, job.results)
 
 
-def _write_records(job: Job, members: Members, started: str) -> None:
-    pending = set(_pending(job.experiment, job.seeds, Path(job.results)))
+def write_missing(job: Job, found: Sequence[Record]) -> None:
+    """Write those of a job's records that are not final in its results folder yet, and forget its checkpoint."""
+    pending = set(pending_seeds(job.experiment, job.seeds, Path(job.results)))
+    for record in found:
+        if record.seed in pending:  # the others were written before a kill; they stay as they are
+            records.write_record(record, job.results)
+    checkpoint.remove_checkpoint(Path(job.results) / job.experiment.id, job.seeds)
+
+
+def _records_of(job: Job, members: Members, started: str) -> list[Record]:
+    found = []
     for position, seed in enumerate(job.seeds):
-        if seed not in pending:  # written before a kill; it stays as it is
-            continue
         failure = members.failures.get(position)
         meta: dict[str, Any] = {
             **run_meta(),
@@ -223,7 +182,27 @@ def _write_records(job: Job, members: Members, started: str) -> None:
             series=members.series_of(position),
             meta=meta,
         )
-        records.write_record(record, job.results)
+        found.append(record)
+    return found
+
+
+class _Watch:
+    """Says when to stop: when told so, or when the next task would, by the longest so far, end after the deadline."""
+
+    def __init__(self, deadline: float | None, should_stop: Callable[[], bool]) -> None:
+        self.deadline = deadline
+        self.should_stop = should_stop
+        self.longest = 0.0
+        self.last = time.time()
+
+    def task_done(self) -> None:
+        """A task has ended now."""
+        now = time.time()
+        self.longest, self.last = max(self.longest, now - self.last), now
+
+    def __call__(self) -> bool:
+        """Whether the next task should not begin."""
+        return self.should_stop() or (self.deadline is not None and time.time() + self.longest > self.deadline)
 
 
 def run_job(
@@ -238,6 +217,7 @@ def run_job(
 
     Raises:
         RecordError: the results folder cannot be used, or another process runs this experiment's seeds.
+        StorageError: the disk is full; what was finished before is still there.
     """
     with _one_thread():
         return _run_job(job, on_progress, should_stop)
@@ -258,6 +238,12 @@ def _run_job(job: Job, on_progress: Callable[[Progress], None], should_stop: Cal
     folder = records.prepare_folder(job.results, job.experiment.to_dict(), job.experiment.id)
     meta = run_meta()
     members: Members | None = None
+    watch = _Watch(job.deadline, should_stop)
+
+    def report(state: Members) -> None:
+        watch.task_done()
+        on_progress(_progress(state))
+
     try:
         members = Members(
             job.experiment,
@@ -265,9 +251,10 @@ def _run_job(job: Job, on_progress: Callable[[Progress], None], should_stop: Cal
             folder,
             stacked=job.stacked,
             checkpoint_every=job.checkpoint_every,
-            should_stop=should_stop,
+            should_stop=watch,
         )
-        members.run(lambda state: on_progress(_progress(state)))
+        watch.last = time.time()
+        members.run(report)
     except Stopped:
         return False
     except RecordError:
@@ -281,16 +268,15 @@ def _run_job(job: Job, on_progress: Callable[[Progress], None], should_stop: Cal
     finally:
         if members is not None:
             members.close()
-    _write_records(job, members, meta["started"])
-    checkpoint.remove_checkpoint(folder, job.seeds)
+    write_missing(job, _records_of(job, members, meta["started"]))
     return True
 
 
-def _summary(experiments: Sequence[Experiment], seeds: Sequence[int], results: Path, interrupted: bool) -> RunReport:
-    report = RunReport(str(results), num_wanted=len(experiments) * len(seeds), interrupted=interrupted)
+def _summary(experiments: Sequence[Experiment], seeds: Sequence[int], report: RunReport) -> RunReport:
+    report.num_wanted = len(experiments) * len(seeds)
     for experiment in experiments:
         for seed in seeds:
-            path = records.record_path(results, experiment.id, seed)
+            path = records.record_path(report.results, experiment.id, seed)
             if not path.exists():
                 continue
             record = records.read_record(path)
@@ -307,9 +293,12 @@ def run_experiments(
     seeds: Sequence[int],
     results: str | os.PathLike[str],
     *,
-    num_workers: int = 1,
+    num_workers: int | None = 1,
+    backend: str = "local",
     on_progress: Callable[[Progress], None] = lambda progress: None,
     checkpoint_every: float = 30.0,
+    max_seconds: float | None = None,
+    max_stacked: int | None = None,
 ) -> RunReport:
     """Run every experiment with every seed and leave one record for each.
 
@@ -320,35 +309,71 @@ def run_experiments(
         experiments: what to run; equal experiments run once.
         seeds: seeds of every experiment; may be extended in a later call.
         results: results folder; may hold further experiments.
-        num_workers: processes; 0 runs everything in this process. Each job uses one torch thread, here too.
+        num_workers: jobs at a time, each with one torch thread. ``"local"``: processes; 0 runs everything in this one.
+            ``"ray"``: at most so many of the cluster's CPUs; None: all of them.
+        backend: ``"local"``, or ``"ray"``: on the machines of a Ray cluster, see ``pliant.bench.ray_workers``.
         on_progress: called in this process after every task of every job.
         checkpoint_every: seconds between checkpoints of a job; 0 is after every task.
+        max_seconds: stop after this time, each job at a task boundary, before a task that would last longer; the next
+            call goes on there. None: no limit.
+        max_stacked: at most so many seeds in one stack; None: all seeds of an experiment that can be stacked.
 
     Returns:
-        The numbers of complete and failed records and, after Ctrl-C, how to resume.
+        The numbers of complete and failed records and, after Ctrl-C or at the end of the time, how to resume.
 
     Raises:
         RecordError: the results folder is that of a different experiment, damaged, or in use by another run.
-        IllegalConfiguration: seeds that repeat or are negative.
+        StorageError: the disk is full; what was finished is kept, and a later call goes on.
+        IllegalConfiguration: seeds that repeat or are negative, an experiment that cannot work, or no worker process
+            could be started. Nothing is written then.
     """
+    deadline = None if max_seconds is None else time.time() + max_seconds
+    _check(num_workers, backend, max_seconds)
     root = Path(results)
     unique = list(dict.fromkeys(experiments))
-    interrupted = False
+    report = RunReport(str(results))
     with contextlib.ExitStack() as locks:
         try:
+            plans = [survey(experiment, seeds, root, max_stacked) for experiment in unique]
             jobs: list[Job] = []
-            for experiment in unique:
-                planned = plan_jobs(experiment, seeds, root, checkpoint_every)
+            for plan in plans:
+                planned = make_jobs(plan, root, checkpoint_every, deadline)
                 if planned:
-                    locks.enter_context(_locked(root / experiment.id))
+                    locks.enter_context(_locked(root / plan.experiment.id))
                 jobs += planned
-            if num_workers == 0:
-                for job in jobs:
-                    run_job(job, on_progress)
-            elif jobs:
-                from pliant.bench.workers import run_in_workers
-
-                interrupted = run_in_workers(jobs, num_workers, on_progress)
+            ending = _run(jobs, backend, num_workers, on_progress)
         except KeyboardInterrupt:
-            interrupted = True
-    return _summary(unique, seeds, root, interrupted)
+            ending = Ending(interrupted=True)
+        except StorageError as error:
+            raise StorageError(
+                f"{error}; what was finished is kept, and the same command goes on from there"
+            ) from error
+    report.interrupted = ending.interrupted
+    report.out_of_time = bool(ending.num_stopped) and not ending.interrupted
+    return _summary(unique, seeds, report)
+
+
+def _check(num_workers: int | None, backend: str, max_seconds: float | None) -> None:
+    if backend not in BACKENDS:
+        raise IllegalConfiguration(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "ray" and importlib.util.find_spec("ray") is None:
+        raise IllegalConfiguration("the backend ray needs Ray, which is not installed: pip install 'pliant[ray]'")
+    least = 0 if backend == "local" else 1
+    if (num_workers is None and backend == "local") or (num_workers is not None and num_workers < least):
+        raise IllegalConfiguration(f"num_workers must be at least {least} for the backend {backend}, got {num_workers}")
+    if max_seconds is not None and not max_seconds > 0:
+        raise IllegalConfiguration(f"max_seconds must be positive, got {max_seconds}")
+
+
+def _run(jobs: Sequence[Job], backend: str, num_workers: int | None, on_progress: Callable[[Progress], None]) -> Ending:
+    if not jobs:
+        return Ending()
+    if backend == "ray":
+        from pliant.bench.ray_workers import run_on_ray
+
+        return run_on_ray(jobs, num_workers, on_progress)
+    if num_workers:
+        from pliant.bench.workers import run_in_workers
+
+        return run_in_workers(jobs, num_workers, on_progress)
+    return Ending(num_stopped=sum(not run_job(job, on_progress) for job in jobs))

@@ -14,8 +14,7 @@ import itertools
 import json
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,22 @@ from pliant import records
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import Experiment, Part
 from pliant.bench.runner import Progress, run_experiments
+from pliant.bench.streams.base import traits
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["REPORTED_SEEDS", "RULE", "SUMMARY", "TUNING_SEEDS", "Trial", "Tuning", "grid", "variations"]
+__all__ = [
+    "REPORTED_SEEDS",
+    "RULE",
+    "SUMMARY",
+    "TUNING_SEEDS",
+    "Trial",
+    "Tuning",
+    "check_seeds",
+    "grid",
+    "rule",
+    "score",
+    "variations",
+]
 
 TUNING_SEEDS: tuple[int, ...] = tuple(range(100, 105))
 REPORTED_SEEDS: tuple[int, ...] = tuple(range(10))
@@ -40,11 +52,24 @@ RULE = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of one method: its experiment, the score, and how many of its seeds failed."""
+    """One setting of one method: its experiment, the score, and how many of its seeds failed.
+
+    Attributes:
+        experiment: The setting.
+        score: By :data:`RULE`; infinite where a seed failed and lower is better.
+        num_failed: Seeds that failed.
+        lower_is_better: Whether the stream's score is one of those.
+    """
 
     experiment: Experiment
     score: float
     num_failed: int
+    lower_is_better: bool = False
+
+    @property
+    def merit(self) -> float:
+        """The score, such that more is better."""
+        return -self.score if self.lower_is_better else self.score
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,7 @@ class Tuning:
     @property
     def chosen(self) -> dict[str, Experiment]:
         """The best setting of every method."""
-        return {name: max(trials, key=lambda trial: trial.score).experiment for name, trials in self.trials.items()}
+        return {name: max(trials, key=lambda trial: trial.merit).experiment for name, trials in self.trials.items()}
 
 
 def variations(
@@ -98,21 +123,50 @@ def variations(
     return found
 
 
-def _num_scored(num_tasks: int, last_fraction: float) -> int:
+def check_seeds(tuning_seeds: Sequence[int], reported_seeds: Sequence[int]) -> None:
+    """Refuse seeds that would be chosen on and reported.
+
+    Raises:
+        IllegalConfiguration: some are both, or there are no tuning seeds.
+    """
+    both = sorted(set(tuning_seeds) & set(reported_seeds))
+    if both or not tuning_seeds:
+        raise IllegalConfiguration(f"tuning seeds must exist and not be reported ones; both have {both}")
+
+
+def num_scored(num_tasks: int, last_fraction: float) -> int:
+    """How many of the last tasks count."""
     return math.ceil(num_tasks * last_fraction)
 
 
-def _score(experiment: Experiment, seeds: Iterable[int], results: Path, last_fraction: float) -> Trial:
+def score(experiment: Experiment, seeds: Sequence[int], results: Path, last_fraction: float) -> Trial:
+    """The score of an experiment that was run with all of these seeds.
+
+    Raises:
+        RecordError: a record is missing or damaged.
+    """
+    about = traits(experiment.build_stream())
+    lower = about.lower_is_better
     values, num_failed = [], 0
     for seed in seeds:
         record = records.read_record(records.record_path(results, experiment.id, seed))
         if record.status != "complete":
             num_failed += 1
-            values.append(0.0)
+            values.append(math.inf if lower else 0.0)
             continue
-        scored = list(record.series["online_accuracy"])[-_num_scored(experiment.num_tasks, last_fraction) :]
+        scored = list(record.series[about.series])[-num_scored(experiment.num_tasks, last_fraction) :]
         values.append(sum(scored) / len(scored))
-    return Trial(experiment, sum(values) / len(values), num_failed)
+    return Trial(experiment, sum(values) / len(values), num_failed, lower)
+
+
+def rule(experiment: Experiment, last_fraction: float) -> str:
+    """:data:`RULE` for one experiment, in words."""
+    text = RULE.format(num_scored=num_scored(experiment.num_tasks, last_fraction), num_tasks=experiment.num_tasks)
+    about = traits(experiment.build_stream())
+    text = text.replace("accuracy", about.score)
+    if about.lower_is_better:
+        text = text.replace("highest", "lowest").replace("counts as 0", "makes its setting the last")
+    return text
 
 
 def grid(
@@ -162,9 +216,7 @@ def grid(
             f"settings are compared over one number of tasks and a last_fraction in (0, 1]; got {sorted(lengths)} "
             f"tasks and {last_fraction}"
         )
-    both = sorted(set(tuning_seeds) & set(reported_seeds))
-    if both or not tuning_seeds:
-        raise IllegalConfiguration(f"tuning seeds must exist and not be reported ones; both have {both}")
+    check_seeds(tuning_seeds, reported_seeds)
     report = run_experiments(
         everything,
         tuning_seeds,
@@ -177,12 +229,10 @@ def grid(
         return None
     root = Path(results)
     trials = {
-        name: tuple(_score(experiment, tuning_seeds, root, last_fraction) for experiment in experiments)
+        name: tuple(score(experiment, tuning_seeds, root, last_fraction) for experiment in experiments)
         for name, experiments in settings.items()
     }
-    num_tasks = lengths.pop()
-    rule = RULE.format(num_scored=_num_scored(num_tasks, last_fraction), num_tasks=num_tasks)
-    tuning = Tuning(trials, rule, root / SUMMARY)
+    tuning = Tuning(trials, rule(everything[0], last_fraction), root / SUMMARY)
     _write_summary(tuning, tuning_seeds)
     return tuning
 
@@ -202,7 +252,7 @@ def _write_summary(tuning: Tuning, seeds: Sequence[int]) -> None:
                         "id": trial.experiment.id,
                         "optimizer": trial.experiment.to_dict()["optimizer"],
                         "methods": trial.experiment.to_dict()["methods"],
-                        "score": trial.score,
+                        "score": trial.score if math.isfinite(trial.score) else None,
                         "num_failed": trial.num_failed,
                     }
                     for trial in trials
@@ -212,9 +262,4 @@ def _write_summary(tuning: Tuning, seeds: Sequence[int]) -> None:
         },
         "meta": run_meta(),
     }
-    handle, temporary = tempfile.mkstemp(dir=tuning.path.parent, prefix=f".{tuning.path.name}.")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(json.dumps(summary, indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, tuning.path)
+    records.write_atomically(tuning.path, json.dumps(summary, indent=2) + "\n")

@@ -50,7 +50,7 @@ class Demo(Command):
 
         from pliant.bench.demo import demo
         from pliant.bench.tune import TUNING_SEEDS
-        from pliant.commands.execute import execute, exit_code, records_of, say_how_it_ended
+        from pliant.commands.execute import Limits, execute, exit_code, records_of, say_how_it_ended
         from pliant.commands.progress import duration
         from pliant.report import terminal_tables, write_report
 
@@ -69,7 +69,7 @@ class Demo(Command):
         folder = self.out / "quick" if self.quick else self.out
         tuned = demo(quick=self.quick)
         experiments = [experiment for item in tuned for experiment in item.experiments]
-        outcome = execute(experiments, seeds, folder / "results", self.workers)
+        outcome = execute(experiments, seeds, folder / "results", Limits(self.workers))
         if outcome.interrupted:
             say_how_it_ended(outcome, Console(stderr=True))
             return exit_code(outcome)

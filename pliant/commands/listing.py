@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, final
 
 import tyro
 
-from pliant.bench.names import unknown
+from pliant.bench.names import build, unknown
 from pliant.commands.base import Command
 
 __all__ = ["List"]
@@ -127,6 +127,7 @@ def _metrics() -> str:
 
 def _presets() -> str:
     from pliant.bench.presets import PRESETS
+    from pliant.bench.streams import STREAMS, traits
 
     entries: list[tuple[str, str, Mapping[str, Any]]] = []
     for stream, presets in PRESETS.items():
@@ -134,6 +135,9 @@ def _presets() -> str:
             parts = [f"{settings['num_tasks']} tasks"]
             for part in ("model", "optimizer"):
                 options = ", ".join(f"{key}={value}" for key, value in settings[part].items() if key != "name")
-                parts.append(f"{settings[part]['name']} {options}")
+                parts.append(f"{settings[part]['name']} {options}".rstrip())
+            data = traits(build("stream", STREAMS[stream], settings["stream"])).requires_data
+            if data:
+                parts.append(f"needs {data}")
             entries.append((f"{stream} {preset}", ", ".join(parts), settings["stream"]))
     return _lines(entries)

@@ -1,37 +1,82 @@
-"""What is typed after options: seeds, ``key=value`` settings, shapes, and ``my.module:name``."""
+"""What is typed after options: seeds, times, ``key=value`` settings, shapes, and ``my.module:name``."""
 
 from __future__ import annotations
 
-import ast
+import collections
 import importlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from pliant.bench.names import unknown
+from pliant.bench.names import parse_value, unknown
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["load_object", "parse_seeds", "parse_settings", "parse_shape"]
+__all__ = ["load_object", "parse_duration", "parse_seeds", "parse_settings", "parse_shape"]
 
-_WORDS = {"true": True, "false": False, "none": None}
+MAX_SEEDS = 100_000
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Return the seeds that ``"10"`` (0 to 9) or ``"10:20"`` (10 to 19) stand for.
+    """Return the seeds that ``"10"`` (0 to 9), ``"10:20"`` (10 to 19), ``"3,5,8"`` or ``"0:5,10:20"`` stand for.
+
+    A number alone is how many; between commas it is a seed, and so is one with a comma behind it.
 
     Raises:
-        IllegalConfiguration: neither form, or no seed at all.
+        IllegalConfiguration: none of these forms, no seed at all, one that is negative or there twice, or more than
+            100,000.
 
-    >>> parse_seeds("3"), parse_seeds("10:12")
-    ([0, 1, 2], [10, 11])
+    >>> parse_seeds("3"), parse_seeds("10:12"), parse_seeds("0:2,7"), parse_seeds("7,")
+    ([0, 1, 2], [10, 11], [0, 1, 7], [7])
     """
-    first, colon, last = text.rpartition(":")
+    parts = text.split(",")
+    if len(parts) > 1 and not parts[-1].strip():
+        parts.pop()
+    elif len(parts) == 1 and ":" not in text:
+        parts = [f"0:{text}"]
+    seeds: list[int] = []
     try:
-        seeds = list(range(int(first) if colon else 0, int(last)))
-    except ValueError:
-        seeds = []
-    if not seeds or seeds[0] < 0:
-        raise IllegalConfiguration(f"--seeds {text}: give a number such as 10 (seeds 0 to 9), or a range such as 10:20")
+        for part in parts:
+            first, colon, last = (piece.strip() for piece in part.partition(":"))
+            found = range(int(first), int(last) if colon else int(first) + 1)
+            if not found or found[0] < 0:
+                raise ValueError(part)
+            if len(seeds) + len(found) > MAX_SEEDS:
+                raise IllegalConfiguration(f"--seeds {text}: more than {MAX_SEEDS:,} seeds; give fewer")
+            seeds += found
+    except (ValueError, OverflowError):
+        raise IllegalConfiguration(
+            f"--seeds {text}: give a number such as 10 (seeds 0 to 9), a range such as 10:20 (10 to 19), or several of "
+            "these and single seeds such as 0:5,10:20,31"
+        ) from None
+    twice = [seed for seed, number in collections.Counter(seeds).items() if number > 1]
+    if twice:
+        raise IllegalConfiguration(f"--seeds {text}: seed {twice[0]} is there twice")
     return seeds
+
+
+def parse_duration(option: str, text: str) -> float:
+    """Return the seconds in ``"90"``, ``"30m"``, ``"1.5h"``, ``"2d"`` or ``"1h30m"``.
+
+    Args:
+        option: whose value it is, for the message.
+        text: what was typed.
+
+    Raises:
+        IllegalConfiguration: none of these forms, or no time at all.
+
+    >>> parse_duration("--max-time", "1h30m"), parse_duration("--max-time", "90")
+    (5400.0, 90.0)
+    """
+    match = re.fullmatch(r"\s*((?:[0-9.]+\s*[dhms]\s*)+|[0-9.]+)\s*", text.lower())
+    try:
+        pieces = re.findall(r"([0-9.]+)\s*([dhms]?)", match[1]) if match else []
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in pieces)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise IllegalConfiguration(f"{option} {text}: give a time such as 90s, 30m, 1.5h or 1h30m")
+    return seconds
 
 
 def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
@@ -50,17 +95,8 @@ def parse_settings(texts: Iterable[str]) -> dict[str, Any]:
             raise IllegalConfiguration(f"--set {text}: write KEY=VALUE, for example --set replacement_rate=1e-4")
         if key in settings:
             raise IllegalConfiguration(f"--set {text}: {key} is set twice")
-        settings[key] = _value(value)
+        settings[key] = parse_value(value)
     return settings
-
-
-def _value(text: str) -> Any:
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from pliant.insertion import insert_normalization
 from pliant.interventions.base import Context, Intervention, PerParameter, PerUnit, require
 from pliant.interventions.state import StateKind, tensor_norms
 from pliant.nn.wrapped import Normalized
+from pliant.search import Domain, Range
 from pliant.units.group import UnitGroup
 
 __all__ = ["AdaptiveNormalization"]
@@ -80,6 +81,10 @@ class AdaptiveNormalization(Intervention):
     }
     changes_model: ClassVar[bool] = True
     source: ClassVar[str] = "this library"
+    search: ClassVar[Mapping[str, Domain]] = {
+        "rate": Range(0.02, 1.0, log=True),
+        "growth_above": Range(2.0, 10.0, log=True),
+    }
     defaults: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
             ("rate", "every", "dormant_above", "dormant_below", "growth_above", "growth_below"),

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from pliant.errors import IllegalConfiguration
 from pliant.interventions.context import Clock, Context, Sample
 from pliant.interventions.state import Host, PerParameter, PerUnit, Scalar, Snapshot, StateKind, Tensors
+from pliant.search import Domain
 
 __all__ = [
     "Clock",
@@ -44,6 +45,8 @@ class Intervention(ABC):
         source: The publication in short, for tables: ``"Sokar et al. 2023"``.
         defaults: Where each default comes from, field by field: a table of the paper, the authors' code, a choice of
             this library and why. ``pliant show METHOD`` prints them.
+        search: The fields that ``pliant tune`` searches unless it is told otherwise, and from where to where; empty:
+            there is nothing worth searching but the step size.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -52,6 +55,7 @@ class Intervention(ABC):
     changes_model: ClassVar[bool] = False
     source: ClassVar[str] = ""
     defaults: ClassVar[Mapping[str, str]] = {}
+    search: ClassVar[Mapping[str, Domain]] = {}
 
     @property
     def needs_boundary(self) -> bool:

@@ -13,6 +13,7 @@ from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.interventions.base import Context, Intervention, Scalar, Snapshot, require
 from pliant.interventions.state import StateKind
 from pliant.interventions.weight_penalty import wide
+from pliant.search import Domain, Range
 from pliant.sharded import is_sharded
 from pliant.units.export import Inputs, model_outputs
 
@@ -76,6 +77,7 @@ class CChain(Intervention):
     every: int = 1
 
     source: ClassVar[str] = "Tang et al. 2025"
+    search: ClassVar[Mapping[str, Domain]] = {"share": Range(0.005, 0.5, log=True)}
     defaults: ClassVar[Mapping[str, str]] = {
         "share": "authors' code, DeepMind Control (target_rel_loss_scale)",
         "lag": "authors' code: the agent before the last update",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pliant.devices import can_read
 from pliant.interventions.base import Context, Intervention, PerUnit, Sample, require
+from pliant.search import Domain, Range
 from pliant.units.group import UnitGroup
 
 __all__ = ["ContinualBackprop"]
@@ -59,8 +60,8 @@ class ContinualBackprop(Intervention):
             up to eight units, at most 8 % of the group, but not more often than at every second sample, so that a
             replacement is late by at most 8 % of a unit's mean life or two samples. The accrued budget is exact either
             way.
-        sample_every: Sample the activations every so many steps. ``None``: every 10, and oftener where the running
-            mean, the maturity threshold or ``decide_every`` are short (at least 10 samples in ``1 / (1 - decay_rate)``
+        sample_every: Sample the activations every so many steps. ``None``: every 8, and oftener where the running
+            mean, the maturity threshold or ``decide_every`` are short (at least 12 samples in ``1 / (1 - decay_rate)``
             and in ``maturity_threshold`` steps, and one in ``decide_every``); every step with ``exact=True``.
         where: Which unit groups, a pattern of names.
         rates: Replacement rates of their own for groups whose name matches a pattern, the first that does:
@@ -117,6 +118,10 @@ class ContinualBackprop(Intervention):
 
     redraws: ClassVar[bool] = True
     source: ClassVar[str] = "Dohare et al. 2024"
+    search: ClassVar[Mapping[str, Domain]] = {
+        "replacement_rate": Range(1e-6, 1e-2, log=True),
+        "maturity_threshold": Range(10, 10_000, log=True, integer=True),
+    }
     defaults: ClassVar[Mapping[str, str]] = {
         "replacement_rate": "Dohare et al. (2024): the largest rate searched for permuted MNIST, and that of the Ant",
         "maturity_threshold": "Dohare et al. (2024): permuted MNIST and Continual ImageNet",
@@ -124,7 +129,7 @@ class ContinualBackprop(Intervention):
         "utility": "Dohare et al. (2024), algorithm 1",
         "exact": "a choice of this library: cheaper, and learns as well on three streams (docs/results/speed.md)",
         "decide_every": "a choice of this library: several units at once, late by at most 8 % of a unit's mean life",
-        "sample_every": "a choice of this library: at least 10 samples within each time constant",
+        "sample_every": "a choice of this library: at least 12 samples within each time constant",
         "where": "a choice of this library: all groups",
         "rates": "Dohare et al. (2024): one rate for all layers",
         "accumulate": "Dohare et al. (2024), algorithm 1",

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from pliant.errors import IllegalConfiguration
 from pliant.interventions.base import Context, Host, Intervention, Tensors, require
 from pliant.interventions.state import StateKind
+from pliant.search import Domain, Range
 from pliant.write import stream_of
 
 __all__ = ["ExperienceReplay"]
@@ -87,6 +88,10 @@ class ExperienceReplay(Intervention):
 
     state: ClassVar[Mapping[str, StateKind]] = {_EXAMPLES: Tensors(), "seen": Host(0), "seeds": Host("")}
     source: ClassVar[str] = "Chaudhry et al. 2019"
+    search: ClassVar[Mapping[str, Domain]] = {
+        "ratio": Range(0.1, 2.0, log=True),
+        "capacity": Range(100, 10_000, log=True, integer=True),
+    }
     defaults: ClassVar[Mapping[str, str]] = {
         "capacity": "a choice of this library",
         "ratio": "as many replayed as new, as in Chaudhry et al. (2019); from memory of the paper, not checked",

@@ -12,6 +12,7 @@ from torch import Tensor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.interventions.base import Context, Intervention, require
 from pliant.interventions.weight_penalty import wide
+from pliant.search import Domain, Range
 from pliant.units.group import UnitGroup
 
 __all__ = ["FeatureNorm"]
@@ -60,6 +61,7 @@ class FeatureNorm(Intervention):
 
     needs: ClassVar[frozenset[str]] = frozenset({"features"})
     source: ClassVar[str] = "Lyle et al. 2024"
+    search: ClassVar[Mapping[str, Domain]] = {"strength": Range(1e-5, 1e-1, log=True)}
     defaults: ClassVar[Mapping[str, str]] = {
         "strength": "choice of this library; the paper's value was not found",
         "where": "the paper's features: the inputs of the last layer",

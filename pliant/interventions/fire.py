@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.interventions.base import Context, Intervention, require
 from pliant.interventions.state import matches
+from pliant.search import Domain, Range
 
 __all__ = ["FIRE"]
 
@@ -68,6 +69,7 @@ class FIRE(Intervention):
     parts: str = "qkv"
 
     source: ClassVar[str] = "Han et al. 2026"
+    search: ClassVar[Mapping[str, Domain]] = {"iterations": Range(3, 20, integer=True)}
     defaults: ClassVar[Mapping[str, str]] = {
         "iterations": "the authors' vision and RL code (5 in their language code)",
         "every": "before training on new data, as in the paper",

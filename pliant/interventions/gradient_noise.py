@@ -13,6 +13,7 @@ from torch import Tensor
 from pliant.errors import NoEffect
 from pliant.interventions.base import Context, Intervention, require
 from pliant.interventions.weight_penalty import wide
+from pliant.search import Choice, Domain, Range
 from pliant.sharded import whole
 
 __all__ = ["GradientNoise"]
@@ -68,6 +69,10 @@ class GradientNoise(Intervention):
     where: str = "*"
 
     source: ClassVar[str] = "Joudaki et al. 2025"
+    search: ClassVar[Mapping[str, Domain]] = {
+        "noise_scale": Range(1e-3, 0.1, log=True),
+        "decay": Choice((0.99, 0.999, 1.0)),
+    }
     defaults: ClassVar[Mapping[str, str]] = {
         "noise_scale": "smallest value of the published experiments (0.01, 0.02, 0.05)",
         "decay": "published experiments: 1 is among their values (0, 0.9, 0.99, 0.999, 1)",

@@ -14,6 +14,7 @@ from pliant.interventions.base import Context, Intervention, Snapshot, require
 from pliant.interventions.fresh_start import FreshStart
 from pliant.interventions.layer_reset import LayerReset
 from pliant.interventions.state import StateKind
+from pliant.search import Choice, Domain, Range
 from pliant.sharded import here
 
 __all__ = ["HareAndTortoise"]
@@ -62,6 +63,10 @@ class HareAndTortoise(Intervention):
 
     state: ClassVar[Mapping[str, StateKind]] = {"tortoise": Snapshot()}
     source: ClassVar[str] = "Lee et al. 2024"
+    search: ClassVar[Mapping[str, Domain]] = {
+        "decay": Choice((0.9, 0.99, 0.999, 0.9999)),
+        "every": Range(0.1, 10, log=True, unit="task"),
+    }
     defaults: ClassVar[Mapping[str, str]] = {
         "decay": "the authors' scripts, trainer.ema=0.999",
         "every": "the authors' scripts: 10 epochs, which are 200 steps on a tenth of CIFAR-10 (400 of Tiny-ImageNet)",

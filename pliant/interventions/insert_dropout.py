@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from pliant.insertion import insert_dropout
 from pliant.interventions.base import Context, Intervention, require
+from pliant.search import Domain, Range
 
 __all__ = ["InsertDropout"]
 
@@ -50,6 +51,7 @@ class InsertDropout(Intervention):
 
     changes_model: ClassVar[bool] = True
     source: ClassVar[str] = "Srivastava et al. 2014"
+    search: ClassVar[Mapping[str, Domain]] = {"p": Range(0.01, 0.5)}
     defaults: ClassVar[Mapping[str, str]] = {
         "p": "a choice of this library: weaker than the 0.5 of the source, which slows learning from a stream",
         "where": "all hidden units",

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from pliant.errors import IllegalConfiguration
 from pliant.insertion import insert_normalization
 from pliant.interventions.base import Context, Intervention
+from pliant.search import Choice, Domain
 
 __all__ = ["InsertNormalization"]
 
@@ -59,6 +60,7 @@ class InsertNormalization(Intervention):
 
     changes_model: ClassVar[bool] = True
     source: ClassVar[str] = "Lyle et al. 2023"
+    search: ClassVar[Mapping[str, Domain]] = {"kind": Choice(("layer", "batch")), "gate": Choice((False, True))}
     defaults: ClassVar[Mapping[str, str]] = {
         "kind": "the papers: layer norm",
         "gate": "the papers: none",

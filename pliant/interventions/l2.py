@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pliant.interventions.base import Context
 from pliant.interventions.weight_penalty import APPLY_DEFAULT, WeightPenalty, wide
+from pliant.search import Domain, Range
 
 __all__ = ["L2"]
 
@@ -56,6 +57,7 @@ class L2(WeightPenalty):
 
     elementwise: ClassVar[bool] = True
     source: ClassVar[str] = "Loshchilov & Hutter 2019"
+    search: ClassVar[Mapping[str, Domain]] = {"strength": Range(1e-6, 1e-1, log=True)}
     defaults: ClassVar[Mapping[str, str]] = {
         "strength": "choice of this library; published sweeps go from 1e-5 to 1e-2",
         "where": "all parameters, as in the weight_decay of torch.optim",

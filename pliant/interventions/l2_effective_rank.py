@@ -19,6 +19,7 @@ from pliant.interventions.base import Context, Host, Intervention, PerUnit, Tens
 from pliant.interventions.l2 import L2
 from pliant.interventions.state import StateKind
 from pliant.interventions.weight_penalty import wide
+from pliant.search import Domain, Range
 from pliant.sharded import is_sharded
 from pliant.units.group import UnitGroup
 from pliant.units.several import Several
@@ -105,6 +106,10 @@ class L2EffectiveRank(Intervention):
         "dead": PerUnit(dtype="bool", per_group=True),
     }
     source: ClassVar[str] = "Prakash et al. 2025"
+    search: ClassVar[Mapping[str, Domain]] = {
+        "strength": Range(1e-4, 1e-1, log=True),
+        "l2": Range(1e-6, 1e-2, log=True),
+    }
     defaults: ClassVar[Mapping[str, str]] = {
         "strength": "authors' code, Permuted MNIST (er_lr; 1e-3 for CIFAR, 1e-4 for ImageNet, 1e-6 for Slippery Ant)",
         "l2": "authors' code, all benchmarks (weight decay before the optimizer's own update)",

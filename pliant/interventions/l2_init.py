@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pliant.interventions.base import Context, PerParameter, require
 from pliant.interventions.weight_penalty import APPLY_DEFAULT, WeightPenalty, wide
+from pliant.search import Domain, Range
 from pliant.sharded import whole
 
 __all__ = ["L2Init"]
@@ -63,6 +64,7 @@ class L2Init(WeightPenalty):
     elementwise: ClassVar[bool] = True
     state: ClassVar[Mapping[str, PerParameter]] = {"initial": PerParameter("initial")}
     source: ClassVar[str] = "Kumar et al. 2023"
+    search: ClassVar[Mapping[str, Domain]] = {"strength": Range(1e-6, 1e-1, log=True)}
     defaults: ClassVar[Mapping[str, str]] = {
         "strength": "largest value of the sweep in the authors' code (1e-2 to 1e-5), which has no default of its own",
         "where": "all parameters; the authors' code leaves those of layer norm out",

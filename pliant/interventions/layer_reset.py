@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.interventions.base import Context, Intervention, require
 from pliant.interventions.state import matches
+from pliant.search import Choice, Domain
 from pliant.units.depth import depths_by_order, module_of
 
 __all__ = ["LayerReset"]
@@ -59,6 +60,7 @@ class LayerReset(Intervention):
 
     redraws: ClassVar[bool] = True
     source: ClassVar[str] = "Nikishin et al. 2022"
+    search: ClassVar[Mapping[str, Domain]] = {"layers": Choice((1, 2))}
     defaults: ClassVar[Mapping[str, str]] = {
         "layers": "the final layer, as the authors' SPR agent (its critic and actor heads are reset whole) and the "
         "head resetting of Dohare et al. 2024",

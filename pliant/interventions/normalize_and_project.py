@@ -16,6 +16,7 @@ from pliant.interventions.base import Context, Intervention, PerParameter, requi
 from pliant.interventions.l2 import L2
 from pliant.interventions.state import StateKind, tensor_norms
 from pliant.interventions.weight_clipping import WeightClipping
+from pliant.search import Choice, Domain
 from pliant.units.norms import Affine, affine_parameters, is_norm
 
 __all__ = ["NormalizeAndProject"]
@@ -81,6 +82,7 @@ class NormalizeAndProject(Intervention):
 
     state: ClassVar[Mapping[str, StateKind]] = {"norm": PerParameter("norm")}
     source: ClassVar[str] = "Lyle et al. 2024"
+    search: ClassVar[Mapping[str, Domain]] = {"affine": Choice(("decay", "project", "keep"))}
     defaults: ClassVar[Mapping[str, str]] = {
         "every": "the paper: every step",
         "affine": "the paper's form for activations of any kind; 'project' is its form for homogeneous ones",

@@ -10,6 +10,7 @@ from torch.optim import SGD, Adadelta, Optimizer, RMSprop, Rprop
 
 from pliant.errors import NoEffect
 from pliant.interventions.base import Context, Intervention, require
+from pliant.search import Choice, Domain
 
 __all__ = ["OptimizerReset"]
 
@@ -61,6 +62,7 @@ class OptimizerReset(Intervention):
     where: str = "*"
 
     source: ClassVar[str] = "Asadi et al. 2023"
+    search: ClassVar[Mapping[str, Domain]] = {"part": Choice(("all", "moments"))}
     defaults: ClassVar[Mapping[str, str]] = {
         "every": "when the objective changes, as in the paper: there, at each update of the target network",
         "part": "the paper: all internal parameters of the optimizer (Adam's two moments and its step counter)",

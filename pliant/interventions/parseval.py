@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pliant.interventions.base import Context, require
 from pliant.interventions.weight_penalty import APPLY_DEFAULT, WeightPenalty, wide
+from pliant.search import Domain, Range
 
 __all__ = ["Parseval"]
 
@@ -65,6 +66,7 @@ class Parseval(WeightPenalty):
     every: int = 1
 
     source: ClassVar[str] = "Chung et al. 2024"
+    search: ClassVar[Mapping[str, Domain]] = {"strength": Range(1e-5, 1e-1, log=True)}
     defaults: ClassVar[Mapping[str, str]] = {
         "strength": "authors' code, MetaWorld (1e-3; 1e-4 for some other environments)",
         "where": "all hidden layers, as in the authors' code",

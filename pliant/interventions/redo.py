@@ -8,6 +8,7 @@ from typing import ClassVar, final
 
 from pliant import metrics
 from pliant.interventions.base import Context, Intervention, require
+from pliant.search import Domain, Range
 
 __all__ = ["ReDo"]
 
@@ -60,6 +61,10 @@ class ReDo(Intervention):
     needs: ClassVar[frozenset[str]] = frozenset({"mean_abs_activation"})
     redraws: ClassVar[bool] = True
     source: ClassVar[str] = "Sokar et al. 2023"
+    search: ClassVar[Mapping[str, Domain]] = {
+        "tau": Range(1e-3, 0.5, log=True),
+        "every": Range(0.1, 10, log=True, unit="task"),
+    }
     defaults: ClassVar[Mapping[str, str]] = {
         "tau": "the paper's appendix, for its default replay ratio (0.1 in its other experiments)",
         "every": "the paper's appendix (the class in its code has 200,000)",

@@ -9,6 +9,7 @@ from typing import ClassVar, final
 from pliant import metrics
 from pliant.errors import IllegalConfiguration
 from pliant.interventions.base import Context, Intervention, require
+from pliant.search import Domain, Range
 
 __all__ = ["ReGraMa"]
 
@@ -63,6 +64,10 @@ class ReGraMa(Intervention):
 
     redraws: ClassVar[bool] = True
     source: ClassVar[str] = "Liu et al. 2025"
+    search: ClassVar[Mapping[str, Domain]] = {
+        "tau": Range(1e-3, 0.5, log=True),
+        "every": Range(0.1, 10, log=True, unit="task"),
+    }
     defaults: ClassVar[Mapping[str, str]] = {
         "tau": "the paper, section 5.1",
         "every": "the paper, section 5.1",

@@ -12,6 +12,7 @@ from torch import Tensor
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.interventions.base import Context, Intervention, require
+from pliant.search import Domain, Range
 
 __all__ = ["SelectiveWeightReset"]
 
@@ -73,6 +74,10 @@ class SelectiveWeightReset(Intervention):
 
     redraws: ClassVar[bool] = True
     source: ClassVar[str] = "Hernandez-Garcia et al. 2025"
+    search: ClassVar[Mapping[str, Domain]] = {
+        "factor": Range(1e-6, 0.1, log=True),
+        "every": Range(0.1, 10, log=True, unit="task"),
+    }
     defaults: ClassVar[Mapping[str, str]] = {
         "factor": "the authors' code, final runs of Permuted MNIST with three layers of 100 units",
         "rule": "as factor",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pliant.devices import can_read
 from pliant.interventions.base import Context, Intervention, PerUnit, require
+from pliant.search import Choice, Domain, Range
 from pliant.units.group import UnitGroup
 
 __all__ = ["SelfNormalizedReset"]
@@ -92,6 +93,10 @@ class SelfNormalizedReset(Intervention):
     needs: ClassVar[frozenset[str]] = frozenset({"active_fraction"})
     redraws: ClassVar[bool] = True
     source: ClassVar[str] = "Farias & Jozefiak 2024"
+    search: ClassVar[Mapping[str, Domain]] = {
+        "percentile": Choice((0.9, 0.95, 0.99, 0.999)),
+        "update_every": Range(0.1, 10, log=True, unit="task"),
+    }
     defaults: ClassVar[Mapping[str, str]] = {
         "percentile": "the authors' code, threshold_percentile",
         "initial_threshold": "a choice of this library: the largest threshold, so that nothing is reset in haste",

@@ -10,6 +10,7 @@ import torch
 
 from pliant.errors import NoEffect
 from pliant.interventions.base import Context, Intervention, require
+from pliant.search import Domain, Range
 
 __all__ = ["ShrinkAndPerturb"]
 
@@ -69,6 +70,7 @@ class ShrinkAndPerturb(Intervention):
 
     redraws: ClassVar[bool] = True
     source: ClassVar[str] = "Ash & Adams 2020"
+    search: ClassVar[Mapping[str, Domain]] = {"shrink": Range(0.1, 1.0), "noise_scale": Range(1e-3, 1.0, log=True)}
     defaults: ClassVar[Mapping[str, str]] = {
         "shrink": "the authors' code, run.py --shrink",
         "noise_scale": "the authors' code, run.py --perturb",

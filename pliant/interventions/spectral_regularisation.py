@@ -13,6 +13,7 @@ from torch.nn import functional
 from pliant.devices import can_read
 from pliant.interventions.base import Context, PerParameter, require
 from pliant.interventions.weight_penalty import APPLY_DEFAULT, WeightPenalty, wide
+from pliant.search import Domain, Range
 
 __all__ = ["SpectralRegularisation"]
 
@@ -69,6 +70,7 @@ class SpectralRegularisation(WeightPenalty):
         "right": PerParameter(1.0, along="columns"),
     }
     source: ClassVar[str] = "Lewandowski et al. 2024"
+    search: ClassVar[Mapping[str, Domain]] = {"strength": Range(1e-5, 1e-1, log=True)}
     defaults: ClassVar[Mapping[str, str]] = {
         "strength": "choice of this library; the paper sweeps it",
         "where": "all parameters, as in the paper",

@@ -9,6 +9,7 @@ from typing import ClassVar, final
 
 from pliant.errors import NoEffect
 from pliant.interventions.base import Context, Intervention, require
+from pliant.search import Domain, Range
 from pliant.units.init import Init
 
 __all__ = ["WeightClipping"]
@@ -57,6 +58,7 @@ class WeightClipping(Intervention):
     where: str = "*"
 
     source: ClassVar[str] = "Elsayed et al. 2024"
+    search: ClassVar[Mapping[str, Domain]] = {"kappa": Range(0.5, 5.0, log=True)}
     defaults: ClassVar[Mapping[str, str]] = {
         "kappa": "authors' code; their experiments sweep 1 to 5",
         "where": "all parameters, the last layer included, as in the authors' code",

@@ -13,6 +13,7 @@ from torch import Tensor
 from pliant.errors import NoEffect
 from pliant.interventions.base import Context, Intervention, require
 from pliant.interventions.weight_penalty import wide
+from pliant.search import Domain, Range
 from pliant.sharded import whole
 
 __all__ = ["WeightNoise"]
@@ -64,6 +65,7 @@ class WeightNoise(Intervention):
     where: str = "*"
 
     source: ClassVar[str] = "Dohare et al. 2024"
+    search: ClassVar[Mapping[str, Domain]] = {"noise_scale": Range(5e-4, 0.5, log=True)}
     defaults: ClassVar[Mapping[str, str]] = {
         "noise_scale": "choice of this library; published sweeps go from 0.005 to 0.5",
         "relative_to": "perturbed gradient descent, noise inside the step",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
+from pliant.search import Domain, Range
 from pliant.sharded import is_sharded
 
 __all__ = ["UPGD"]
@@ -67,6 +68,12 @@ class UPGD(torch.optim.Optimizer):
         >>> sorted(optimizer.state[model.weight])
         ['avg_utility', 'step']
     """
+
+    search: ClassVar[Mapping[str, Domain]] = {
+        "lr": Range(1e-5, 1.0, log=True),
+        "sigma": Range(1e-4, 1e-1, log=True),
+        "weight_decay": Range(1e-5, 1e-2, log=True),
+    }
 
     def __init__(
         self,

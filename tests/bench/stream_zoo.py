@@ -16,22 +16,29 @@ from pliant.bench.streams.base import Task, generator
 
 @dataclass(frozen=True)
 class Tiny:
-    """Small random tasks; options make one seed explode, die or raise in one task, or every task slow."""
+    """Small random tasks; options make one seed explode, die or raise in one task, or every task slow.
+
+    With ``die_once``, the path of a file, it dies only while that is not there, and leaves it.
+    """
 
     name: ClassVar[str] = "tiny"
     num_inputs: ClassVar[int] = 6
     num_classes: ClassVar[int] = 3
+    not_identity: ClassVar[frozenset[str]] = frozenset({"seconds", "die_once"})
 
     num_examples: int = 22
     explode: tuple[int, int] = (-1, -1)
     die: tuple[int, int] = (-1, -1)
     fail: tuple[int, int] = (-1, -1)
     seconds: float = 0.0
+    die_once: str = ""
 
     def task(self, index: int, seed: int) -> Task:
         if self.seconds:
             time.sleep(self.seconds)
-        if (seed, index) == self.die:
+        if (seed, index) == self.die and not (self.die_once and os.path.exists(self.die_once)):
+            if self.die_once:
+                open(self.die_once, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
         if (seed, index) == self.fail:
             raise RuntimeError("no such luck")

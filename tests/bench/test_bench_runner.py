@@ -19,8 +19,9 @@ import pliant
 from pliant import records
 from pliant.bench import checkpoint, engine, runner
 from pliant.bench.data import mnist
-from pliant.bench.engine import Members, _logit_gradient
+from pliant.bench.engine import Members
 from pliant.bench.experiment import Experiment
+from pliant.bench.objective import logit_gradient
 from pliant.bench.runner import plan_jobs, run_experiments, run_job
 from pliant.errors import IllegalConfiguration, RecordError
 
@@ -91,7 +92,7 @@ def test_a_run_leaves_one_record_per_seed(tmp_path):
         for name in ("online_accuracy", "end_accuracy", "test_accuracy", "dead_fraction", "effective_rank_fraction"):
             assert all(0 <= value <= 1 for value in record.series[name]), name
     accuracy = sum(r.series["online_accuracy"][-1] for r in found) / 2
-    assert seen[-1].accuracy == pytest.approx(accuracy)
+    assert seen[-1].score == pytest.approx(accuracy)
     assert not (tmp_path / experiment.id / checkpoint.FOLDER).exists()
 
 
@@ -102,7 +103,7 @@ def test_the_gradient_is_that_of_autograd():
         targets = torch.randint(0, shape[1], (shape[0],), generator=rng)
         (wanted,) = torch.autograd.grad(F.cross_entropy(logits, targets), logits)
         target = torch.zeros(shape).scatter_(1, targets.unsqueeze(1), -1.0 / shape[0])
-        assert torch.equal(_logit_gradient(logits.detach(), target), wanted)
+        assert torch.equal(logit_gradient(logits.detach(), target), wanted)
 
 
 @pytest.mark.parametrize("name", METHODS)

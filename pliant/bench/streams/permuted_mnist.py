@@ -9,8 +9,9 @@ from typing import ClassVar, final
 import numpy as np
 import torch
 
-from pliant.bench.data.mnist import FILES, default_data_dir, download, load_mnist
-from pliant.bench.streams.base import Task, generator, require
+from pliant.bench.data.files import data_folder
+from pliant.bench.data.mnist import FILES, download, load_mnist
+from pliant.bench.streams.base import Task, generator, require, tensor_bytes
 
 __all__ = ["PermutedMNIST"]
 
@@ -23,8 +24,9 @@ class PermutedMNIST:
     Accuracy is online: each example is predicted before the network learns from it.
 
     Attributes:
-        data_dir: folder with the four original idx files (plain or gzipped); empty: the user's cache folder. Where
-            the files lie changes no result, so it is not part of an experiment's identity.
+        data_dir: folder with the four original idx files (plain or gzipped), see
+            :func:`pliant.bench.data.files.data_folder`. Where the files lie changes no result, so it is not part of an
+            experiment's identity.
         num_examples: images per task, drawn without replacement; 60,000 is every image.
         num_epochs: passes over a task; 1 is the published problem.
         batch_size: examples per update; 1 is the published problem.
@@ -39,6 +41,7 @@ class PermutedMNIST:
     name: ClassVar[str] = "permuted_mnist"
     num_inputs: ClassVar[int] = 784
     num_classes: ClassVar[int] = 10
+    requires_data: ClassVar[str] = "MNIST"
     not_identity: ClassVar[frozenset[str]] = frozenset({"data_dir"})
 
     data_dir: str = ""
@@ -55,7 +58,7 @@ class PermutedMNIST:
     @property
     def folder(self) -> Path:
         """Where the files are, or will be."""
-        return Path(self.data_dir) if self.data_dir else default_data_dir()
+        return data_folder(self.data_dir, "mnist")
 
     def prepare(self) -> None:
         """Download the files that are missing; called once before a run.
@@ -64,6 +67,11 @@ class PermutedMNIST:
             DataError: a file is damaged, or missing and not to be had; says which files to put where.
         """
         download(self.folder)
+
+    @property
+    def task_bytes(self) -> int:
+        """Memory of a task."""
+        return tensor_bytes(self.num_examples, (self.num_inputs,))
 
     def task(self, index: int, seed: int) -> Task:
         """Return task ``index``; see :class:`Stream`."""

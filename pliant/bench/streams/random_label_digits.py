@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pliant.bench.data.digits import NUM_DIGITS, load_digits
-from pliant.bench.streams.base import Task, generator, require
+from pliant.bench.streams.base import Task, generator, require, tensor_bytes
 
 __all__ = ["RandomLabelDigits"]
 
@@ -48,6 +48,11 @@ class RandomLabelDigits:
         require(1 <= self.num_examples <= NUM_DIGITS, self, f"num_examples must be in 1..{NUM_DIGITS}")
         require(self.num_epochs >= 1, self, "num_epochs must be at least 1")
         require(self.batch_size >= 1, self, "batch_size must be at least 1")
+
+    @property
+    def task_bytes(self) -> int:
+        """Memory of a task."""
+        return tensor_bytes(self.num_examples, (self.num_inputs,))
 
     def task(self, index: int, seed: int) -> Task:
         """Return task ``index``; see :class:`Stream`."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from pliant.bench.data.digits import NUM_DIGITS, load_digits
-from pliant.bench.streams.base import Task, require
+from pliant.bench.streams.base import Task, require, tensor_bytes
 from pliant.bench.streams.permuted_digits import split_digits
 
 __all__ = ["StationaryDigits"]
@@ -43,6 +43,11 @@ class StationaryDigits:
         require(1 <= self.num_examples <= num_train, self, f"num_examples must be in 1..{num_train} (1797 - num_test)")
         require(self.num_epochs >= 1, self, "num_epochs must be at least 1")
         require(self.batch_size >= 1, self, "batch_size must be at least 1")
+
+    @property
+    def task_bytes(self) -> int:
+        """Memory of a task."""
+        return tensor_bytes(self.num_examples + self.num_test, (self.num_inputs,))
 
     def task(self, index: int, seed: int) -> Task:
         """Return task ``index``; see :class:`Stream`."""
