@@ -230,7 +230,7 @@ def auroc(found: Mapping[str, Mapping[str, Found]]) -> str:
         parts.append(f'<text x="{36 + 190 * place}" y="56">{escape(TITLES[stream])}</text>')
     for index, key in enumerate(order):
         y = top + row * index + row / 2
-        name = escape(MEASURES[key].strip("*"))
+        name = escape(MEASURES[key].strip("*") if MEASURES[key].startswith("*") else MEASURES[key])
         parts.append(f'<text class="name" x="{left - 14}" y="{y + 4}" text-anchor="end">{name}</text>')
         for place, item in enumerate(found.values()):
             value, shift = item[key].behind, 5 * (2 * place - 1)
