@@ -78,7 +78,7 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
-	$(PIP) -c constraints.txt -e '.[dev,data,huggingface,rl,tune,frames]'
+	$(PIP) -c constraints.txt -e '.[dev,browser,data,huggingface,rl,tune,frames]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)-lower/.installed: $(SOURCES)

@@ -22,7 +22,7 @@ PAGE = ROOT / "docs" / "metrics.md"
 
 INTRODUCTION = """# Metrics
 
-Written by `python benchmarks/metrics_table.py` from `pliant.metrics.CATALOGUE`; `pliant show METRIC` prints one entry with its formula. Each is a pure function of tensors: `pliant.metrics.dead_fraction(act_NU)` and the like. None of them is the proof that plasticity is lost: that is the [probe](probe.md). How well each predicts what the probe finds has been [measured](results/prediction.md).
+Written by `python benchmarks/metrics_table.py` from `pliant.metrics.CATALOGUE`; `pliant show METRIC` prints one entry with its formula. Each is a pure function of tensors, `pliant.metrics.dead_fraction(act_NU)` and the like, but for the last: they need a model and a batch of the task to come, and several passes through it, `pliant.spectrum.ntk_condition(model, x)` ([more](spectrum.md)). None of them is the proof that plasticity is lost: that is the [probe](probe.md). How well each predicts what the probe finds has been [measured](results/prediction.md).
 
 ## What goes in
 
@@ -30,6 +30,7 @@ Written by `python benchmarks/metrics_table.py` from `pliant.metrics.CATALOGUE`;
 - `derivative_NU` is the derivative of the unit's activation function at its pre-activation, not a gradient of the loss.
 - `mean_abs_gradient` has one entry per unit: the mean absolute gradient of its incoming weights. `grads` are the gradients of parameters, `grads_NP` those of single samples as rows.
 - `tensors`, `initial`, `before`, `after` are collections of weights; which ones is up to you, and published figures differ in it.
+- `model`, `batch` and `inputs` are a model, `(x, y)` and `x`; these functions return a value and its standard error. Neither the monitor nor one look (`pliant.observation.measure`) has them; call them at a boundary.
 - Leading dimensions `[...]` are members of an ensemble; collections take `members=True`.
 
 ## What comes out
@@ -95,7 +96,8 @@ def dependences() -> str:
         "## What each depends on",
         "",
         "With the default arguments: on the number of samples, on a constant added to everything that it reads, and on "
-        "a positive factor on it. A test shows each of these sentences.",
+        "a positive factor on it (of a model: of its outputs, with cross-entropy). A test shows each of these "
+        "sentences.",
         "",
         "| metric | batch size | offset | scale |",
         "|:--|:--|:--|:--|",

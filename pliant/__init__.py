@@ -133,7 +133,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
     *("checkpoint", "errors", "insertion", "interventions", "manifolds", "metrics", "nn", "observation", "optim"),
-    *("records", "report", "spectrum", "stats", "surgery", "units"),
+    *("records", "report", "spectrum", "statistics", "stats", "surgery", "units"),
 )
 _SOURCES = {
     "Handle": "pliant.handle",

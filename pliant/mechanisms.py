@@ -16,7 +16,7 @@ class Mechanism:
         name: What alarms and diagnoses call it.
         title: The same for a reader.
         sentence: What it means, in one sentence.
-        metrics: The metrics of :mod:`pliant.metrics` that show it, the most direct one first.
+        metrics: The metrics of :data:`pliant.metrics.CATALOGUE` that show it, the most direct one first.
         methods: Methods that act on it, by their name on the command line.
     """
 
@@ -76,6 +76,14 @@ MECHANISMS: Mapping[str, Mechanism] = {
                 *("l2_effective_rank", "parseval", "spectral_regularisation", "fire", "insert_normalization"),
                 "shrink_and_perturb",
             ),
+        ),
+        Mechanism(
+            "spectral_collapse",
+            "Spectral collapse",
+            "Most eigenvalues of the curvature before a new task have vanished, so that gradient descent has few "
+            "directions to learn along.",
+            ("curvature_share", "ntk_effective_rank"),
+            ("spectral_regularisation", "l2_effective_rank", "l2", "fresh_start"),
         ),
         Mechanism(
             "weight_growth",

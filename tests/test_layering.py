@@ -17,7 +17,7 @@ PACKAGE = Path(pliant.__file__).parent
 # layer do not know each other.
 LAYERS: list[set[str]] = [
     {"errors", "devices", "quiet", "intervals", "trainability", "isolation"},
-    {"records", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn", "search"},
+    {"records", "statistics", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn", "search"},
     {"mechanisms", "metrics", "stats", "events", "write", "optim", "insertion"},
     {"edit_tensors", "forward"},
     {"edit", "fresh", "observation", "spectrum"},
@@ -104,6 +104,11 @@ def test_records_need_numpy_only():
     for path in (PACKAGE / "records").glob("*.py"):
         assert outside(path) <= {"numpy"}, path
     assert outside(PACKAGE / "errors.py") == set()
+
+
+def test_statistics_need_numpy_only():
+    for path in (PACKAGE / "statistics").glob("*.py"):
+        assert outside(path) <= {"numpy"}, path
 
 
 def test_metrics_need_torch_only():

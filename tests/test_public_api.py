@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pliant
-from pliant import interventions, manifolds, metrics, report, spectrum
+from pliant import interventions, manifolds, metrics, report, spectrum, statistics
 from pliant.bench.experiment import method_table
 from pliant.bench.streams import STREAMS
 from pliant.commands import COMMANDS
@@ -40,7 +40,7 @@ OPTIONS = {
     "merge": "debug folders out",
     "list": "debug kind",
     "show": "debug name",
-    "report": "csv debug figure folder markdown metric out stream",
+    "report": "csv debug figure folder markdown metric out stream threshold",
     "units": "debug input model verify",
     "diagnose": "batch checkpoint debug html json loss mode model seed twins units",
 }
@@ -132,7 +132,7 @@ METRICS = """
     approximate_rank effective_rank numerical_rank participation_ratio srank stable_rank
     weight_magnitude weight_growth distance_from_initialisation update_to_weight_ratio
     gradient_norm gradient_dormancy_score gradient_dormant_fraction gradient_dormant_mask
-    gradient_covariance gradient_interference
+    gradient_covariance gradient_interference gradient_rank empirical_fisher_trace isotropy_gap
     churn entropy output_diversity non_finite_fraction
 """
 
@@ -146,12 +146,21 @@ MANIFOLDS = """
 
 SPECTRUM = """
     BudgetRank Estimate Linearised Operator Quadrature ResolutionWarning Spectrum StepGain Tridiagonal basis_bytes
-    budget_eps budget_rank condition_number density effective_rank eps_rank expected_one_step_gain ggn_operator
-    ggn_spectrum gram_bytes hessian_operator hessian_spectrum lanczos largest_eigenvalue linearise negative_mass
-    ntk_spectrum quadrature smallest_eigenvalue trace
+    budget_eps budget_rank condition_number curvature_share density effective_rank eps_rank expected_one_step_gain
+    fisher_trace ggn_operator ggn_spectrum gram_bytes hessian_operator hessian_spectrum lanczos largest_eigenvalue
+    linearise negative_mass ntk_condition ntk_effective_rank ntk_spectrum quadrature sharpness smallest_eigenvalue trace
 """
 
-REPORT = "csv_text figure_svg html_text markdown_text summarise terminal_tables write_csv write_markdown write_report"
+REPORT = """
+    Trials csv_text figure_svg html_text markdown_text read_trials summarise terminal_tables write_csv write_markdown
+    write_report
+"""
+
+STATISTICS = """
+    BestOf Times area at_budget average backward_transfer best_of_k bootstrap bootstrap_each cost_per_gain
+    expanded_level forgetting holm interquartile_mean iqm mean_ranks p_value performance_profile
+    probability_of_improvement rank_agreement recent_transfer time_to_loss time_to_threshold times
+"""
 
 
 def test_the_public_names():
@@ -226,5 +235,6 @@ def test_the_command_line():
 def test_metrics_and_reports():
     assert sorted(metrics.__all__) == sorted(METRICS.split())
     assert sorted(report.__all__) == REPORT.split()
+    assert sorted(statistics.__all__) == STATISTICS.split()
     assert sorted(spectrum.__all__) == SPECTRUM.split()
     assert sorted(manifolds.__all__) == MANIFOLDS.split()

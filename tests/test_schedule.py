@@ -57,7 +57,7 @@ def test_a_head_ages_only_in_steps_that_use_it():
 
 
 def test_the_default_cadence_follows_the_slower_clocks_of_the_method():
-    assert pliant.ContinualBackprop().cadence == 10
+    assert pliant.ContinualBackprop().cadence == 8
     assert pliant.ContinualBackprop(exact=True).cadence == 1
     assert pliant.ContinualBackprop(maturity_threshold=24).cadence == 2
     assert pliant.ContinualBackprop(decay_rate=0.9).cadence == 1
@@ -69,8 +69,8 @@ def test_decisions_wait_for_a_few_units_but_not_long():
     """At most 8 % of a unit's mean life, and at least every second sample."""
     model, _, handle = attached(pliant.ContinualBackprop(1e-3))
     (trunk,) = handle.units.select("trunk.0")
-    assert pliant.ContinualBackprop(1e-3).period(trunk) == 130  # one of eight units in 125 steps, in whole samples
-    assert pliant.ContinualBackprop(1.0).period(trunk) == 20
+    assert pliant.ContinualBackprop(1e-3).period(trunk) == 128  # one of eight units in 125 steps, in whole samples
+    assert pliant.ContinualBackprop(1.0).period(trunk) == 16
     wide = pliant.find_units(nn.Sequential(nn.Linear(4, 200), nn.ReLU(), nn.Linear(200, 2)), torch.randn(2, 4))
     assert pliant.ContinualBackprop(1e-3).period(wide["0"]) == 40  # eight of two hundred in 40 steps, in whole samples
     handle.detach()
@@ -83,13 +83,13 @@ def test_between_samples_no_hook_is_left_on_the_model():
     def hooks() -> int:
         return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
 
-    train(model, optimizer, 10)  # until the first sample the hooks stay: the model may be compiled
+    train(model, optimizer, 8)  # until the first sample the hooks stay: the model may be compiled
     seen = []
     for _ in range(20):
         train(model, optimizer, 1)
         seen.append(hooks())
-    assert seen == [0] * 8 + [seen[8]] + [0] * 9 + [seen[8]] + [0]
-    assert seen[8] > 0
+    assert seen == [0] * 6 + [seen[6]] + [0] * 7 + [seen[6]] + [0] * 5
+    assert seen[6] > 0
     handle.detach()
 
 

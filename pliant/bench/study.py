@@ -29,6 +29,7 @@ from pliant.bench.environment import run_meta
 from pliant.bench.experiment import NO_METHOD, Experiment
 from pliant.bench.runner import Progress, RunReport, run_experiments
 from pliant.bench.spaces import apply, domain_from_json, domain_to_json, present
+from pliant.bench.streams.base import traits
 from pliant.bench.tune import REPORTED_SEEDS, TUNING_SEEDS, check_seeds, rule, score
 from pliant.errors import IllegalConfiguration, RecordError
 from pliant.search import Choice, Domain
@@ -317,7 +318,7 @@ def run_study(
     path = study_path(root, experiment, goal, setting)
     _check_budget(root, path, experiment, num_trials, setting, extend)
     done = read_study(path).trials if path.exists() else ()
-    lower = bool(getattr(type(experiment.build_stream()), "lower_is_better", False))
+    lower = traits(experiment.build_stream()).lower_is_better
     text = rule(experiment, last_fraction)
 
     def made(trials: Sequence[StudyTrial]) -> Study:

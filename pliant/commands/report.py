@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, final
+from typing import TYPE_CHECKING, Annotated, ClassVar, final
 
 import tyro
 
@@ -12,26 +13,31 @@ from pliant.bench.names import unknown
 from pliant.commands.base import Command, option
 from pliant.errors import IllegalConfiguration, RecordError
 
+if TYPE_CHECKING:
+    from pliant.records import Record
+
 __all__ = ["Report"]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Report(Command):
-    """Report on the records in a folder: tables in the terminal, one HTML page, CSV, Markdown, a figure.
+    """Report on the records in folders: tables in the terminal, one HTML page, CSV, Markdown, a figure.
 
-    Failed runs are counted beside every mean. Nothing is run, and nothing in the folder is changed.
+    Failed runs are counted beside every mean. Lists of tuning trials that lie among the records become best-of-k curves
+    in the page. Nothing is run, and nothing in the folders is changed.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
         "pliant report results/ --out report.html",
+        "pliant report results/ tuning/ --out report.html --threshold 0.8",
         "pliant report results/ --csv results.csv --markdown results.md",
         "pliant report demo/results --figure demo.svg --stream random_label_digits",
     )
     positional: ClassVar[tuple[str, ...]] = ("folder",)
 
-    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """results folder of pliant run or pliant demo"""
+    folder: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER...")]
+    """results folders of pliant run, pliant demo or pliant tune"""
     out: Annotated[Path | None, option("FILE")] = None
     """write the report page, one HTML file that needs no network"""
     csv: Annotated[Path | None, option("FILE")] = None
@@ -41,44 +47,55 @@ class Report(Command):
     figure: Annotated[Path | None, option("FILE")] = None
     """write one figure as SVG"""
     stream: Annotated[str | None, option("STREAM")] = None
-    """only this stream; for --figure where there are several"""
+    """only this stream, by its name or its title; for --figure where there are several"""
     metric: Annotated[str, tyro.conf.arg(metavar="METRIC")] = "online_accuracy"
     """what --figure shows"""
+    threshold: Annotated[float | None, option("SCORE")] = None
+    """say after how many tasks this score is reached, in its own unit: 0.8 is an accuracy of 80 %"""
 
     def run(self) -> int:
         """Read, print the tables, and write what was asked for."""
         from rich.console import Console
 
         from pliant import report
-        from pliant.records import read_records
         from pliant.report._write import write_text
 
-        records = read_records(self.folder)
+        where = ", ".join(map(str, self.folder)) or "no folder"
+        records = self._records()
         if not records:
-            raise RecordError(f"{self.folder} holds no records; name the results folder of pliant run or pliant demo")
-        names = list(dict.fromkeys(str(record.experiment["stream"]["name"]) for record in records))
-        if self.stream is not None and self.stream not in names:
-            raise unknown(f"stream in {self.folder}", self.stream, names)
+            raise RecordError(f"{where} holds no records; name the results folder of pliant run or pliant demo")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise IllegalConfiguration(f"--threshold {self.threshold}: give a number, such as 0.8")
+        streams = report.summarise(records)
         if self.stream is not None:
-            records = [record for record in records if record.experiment["stream"]["name"] == self.stream]
+            chosen = [stream for stream in streams if self.stream in (stream.name, stream.title)]
+            if not chosen:
+                names = list(dict.fromkeys(name for stream in streams for name in (stream.name, stream.title)))
+                raise unknown(f"stream in {where}", self.stream, names)
+            kept = {method.experiment_id for stream in chosen for method in stream.methods}
+            records = [record for record in records if record.experiment_id in kept]
+            streams = report.summarise(records)
         metrics = sorted({name for record in records for name in record.series})
         if self.figure is not None and self.metric not in metrics:
-            raise unknown(f"metric in {self.folder}", self.metric, metrics)
-        streams = report.summarise(records)
+            raise unknown(f"metric in {where}", self.metric, metrics)
         if self.figure is not None and len(streams) > 1:
+            names = list(dict.fromkeys(stream.name for stream in streams))
+            if len(names) < len(streams):
+                names = [stream.title for stream in streams]
             raise IllegalConfiguration(
-                f"--figure shows one stream, and {self.folder} has {len(streams)}: add --stream with one of "
+                f"--figure shows one stream, and {where} has {len(streams)}: add --stream with one of "
                 f"{', '.join(names)}"
             )
         console = Console()
         console.print(report.terminal_tables(records))
         written = []
         if self.out is not None:
-            written.append(report.write_report(records, self.out))
+            trials = [item for folder in self.folder for item in report.read_trials(folder)]
+            written.append(report.write_report(records, self.out, trials=trials, threshold=self.threshold))
         if self.csv is not None:
             written.append(report.write_csv(records, self.csv))
         if self.markdown is not None:
-            written.append(report.write_markdown(records, self.markdown))
+            written.append(report.write_markdown(records, self.markdown, threshold=self.threshold))
         if self.figure is not None:
             written.append(write_text(self.figure, report.figure_svg(streams, streams[0].name, self.metric)))
         for path in written:
@@ -86,3 +103,19 @@ class Report(Command):
         if self.out is None:
             console.print("the whole report: add --out report.html", style="dim")
         return 0
+
+    def _records(self) -> list[Record]:
+        """Those of all folders; one that is in two of them is refused, because it would be counted twice."""
+        from pliant.records import read_records
+
+        found: dict[tuple[str, int], Record] = {}
+        for folder in {path.resolve(): path for path in self.folder}.values():
+            for record in read_records(folder):
+                key = (record.experiment_id, record.seed)
+                if key in found:
+                    raise RecordError(
+                        f"{folder}: seed {record.seed} of {record.experiment_id} is in another folder, too, and would "
+                        "be counted twice. Name one of the two folders"
+                    )
+                found[key] = record
+        return [found[key] for key in sorted(found)]

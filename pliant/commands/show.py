@@ -90,12 +90,12 @@ def metric_page(info: MetricInfo, width: int) -> str:
 
     text, found = sections(inspect.getdoc(info.function) or "")
     signature = inspect.signature(info.function)
-    parts = [f"{info.name}  (pliant.metrics.{info.function.__name__})", *_idea(text, width)]
+    parts = [f"{info.name}  ({info.module}.{info.name})", *_idea(text, width)]
     arguments = [f"{_INDENT}{p.replace(annotation=p.empty)}" for p in signature.parameters.values()]
     parts.append("takes\n" + "\n".join(arguments))
     facts = {
         "returns": found.get("Returns", ""),
-        "reads": info.needs,
+        "reads": "a model and a batch" if info.needs == "model" else info.needs,
         "per": info.per,
         "healthy": info.better or "neither high nor low",
         "batch size": info.depends_on_batch,

@@ -60,8 +60,8 @@ class ContinualBackprop(Intervention):
             up to eight units, at most 8 % of the group, but not more often than at every second sample, so that a
             replacement is late by at most 8 % of a unit's mean life or two samples. The accrued budget is exact either
             way.
-        sample_every: Sample the activations every so many steps. ``None``: every 10, and oftener where the running
-            mean, the maturity threshold or ``decide_every`` are short (at least 10 samples in ``1 / (1 - decay_rate)``
+        sample_every: Sample the activations every so many steps. ``None``: every 8, and oftener where the running
+            mean, the maturity threshold or ``decide_every`` are short (at least 12 samples in ``1 / (1 - decay_rate)``
             and in ``maturity_threshold`` steps, and one in ``decide_every``); every step with ``exact=True``.
         where: Which unit groups, a pattern of names.
         rates: Replacement rates of their own for groups whose name matches a pattern, the first that does:
@@ -129,7 +129,7 @@ class ContinualBackprop(Intervention):
         "utility": "Dohare et al. (2024), algorithm 1",
         "exact": "a choice of this library: cheaper, and learns as well on three streams (docs/results/speed.md)",
         "decide_every": "a choice of this library: several units at once, late by at most 8 % of a unit's mean life",
-        "sample_every": "a choice of this library: at least 10 samples within each time constant",
+        "sample_every": "a choice of this library: at least 12 samples within each time constant",
         "where": "a choice of this library: all groups",
         "rates": "Dohare et al. (2024): one rate for all layers",
         "accumulate": "Dohare et al. (2024), algorithm 1",

@@ -22,22 +22,18 @@ from pliant.metrics.dormancy import dead_fraction, dead_mask, dormancy_score, do
 from pliant.metrics.features import active_fraction, feature_norm
 from pliant.metrics.finite import non_finite_fraction
 from pliant.metrics.gradients import (
+    empirical_fisher_trace,
     gradient_covariance,
     gradient_dormancy_score,
     gradient_dormant_fraction,
     gradient_dormant_mask,
     gradient_interference,
     gradient_norm,
+    gradient_rank,
 )
+from pliant.metrics.moments import isotropy_gap, participation_ratio
 from pliant.metrics.outputs import churn, entropy, output_diversity
-from pliant.metrics.rank import (
-    approximate_rank,
-    effective_rank,
-    numerical_rank,
-    participation_ratio,
-    srank,
-    stable_rank,
-)
+from pliant.metrics.rank import approximate_rank, effective_rank, numerical_rank, srank, stable_rank
 from pliant.metrics.saturation import frozen_fraction, frozen_mask, saturated_fraction, saturated_mask
 from pliant.metrics.weights import (
     distance_from_initialisation,
@@ -62,6 +58,7 @@ __all__ = [
     "dormant_fraction",
     "dormant_mask",
     "effective_rank",
+    "empirical_fisher_trace",
     "entropy",
     "feature_norm",
     "frozen_fraction",
@@ -72,6 +69,8 @@ __all__ = [
     "gradient_dormant_mask",
     "gradient_interference",
     "gradient_norm",
+    "gradient_rank",
+    "isotropy_gap",
     "non_finite_fraction",
     "num_distinct_units",
     "numerical_rank",

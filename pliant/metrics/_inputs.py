@@ -109,3 +109,21 @@ def centre_columns(matrix: Tensor, precision: torch.dtype) -> Tensor:
     spread = matrix.amax(-2, keepdim=True) - matrix.amin(-2, keepdim=True)
     constant = spread <= 4 * eps * matrix.abs().amax(-2, keepdim=True)
     return (shifted - shifted.mean(-2, keepdim=True)).masked_fill(constant, 0.0)
+
+
+def prepared_matrix(matrix: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices with a largest entry of 1, what they were divided by ``[..., 1]``, and which are finite ``[...]``.
+
+    Members that are not finite become zero, because a decomposition may raise on NaN.
+    """
+    precision = matrix.dtype if isinstance(matrix, Tensor) else torch.float32
+    matrix = floating(matrix, axes=2, what="matrix")
+    if centred and matrix.shape[-2] == 1:
+        raise ValueError("one sample minus its mean is nothing; pass two samples or more, or centred=False")
+    finite = all_finite(matrix, axes=2)
+    matrix = matrix.masked_fill(~finite[..., None, None], 0.0)
+    if centred:
+        matrix = centre_columns(matrix, precision)
+    largest = matrix.abs().amax((-2, -1), keepdim=True)
+    scale = torch.where(largest == 0, torch.ones_like(largest), largest)
+    return matrix / scale, scale.squeeze(-1), finite

@@ -6,48 +6,13 @@ Names conflict across the field: three quantities are called "stable rank", two 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
 
-from torch import Tensor
-
-from pliant.metrics import clones, dormancy, features, finite, gradients, outputs, rank, saturation, weights
+from pliant.metrics.info import MetricInfo
+from pliant.metrics.of_models import OF_MODELS
 
 __all__ = ["CATALOGUE", "MetricInfo"]
-
-
-@dataclass(frozen=True)
-class MetricInfo:
-    """What is known of one metric.
-
-    The three dependences begin with "No" or "Yes" and speak of the default arguments: how the value depends on the
-    number of samples, on a constant added to everything that the metric reads, and on a positive factor on it.
-
-    Attributes:
-        name: The function's name.
-        function: The function; the names of its first parameters say what it takes.
-        needs: What it reads.
-        per: Whether there is one value for each layer or one for the network.
-        better: Which direction is the healthy one, if either is.
-        depends_on_batch: On the number of samples.
-        depends_on_offset: On an offset.
-        depends_on_scale: On the scale.
-        compatible_with: Published numbers that it reproduces, and with which arguments.
-        differs_from: Numbers of the same name that it does not reproduce, and what they are.
-    """
-
-    name: str
-    function: Callable[..., Tensor]
-    needs: Literal["activations", "derivatives", "gradients", "weights", "outputs"]
-    per: Literal["layer", "network"]
-    better: Literal["high", "low"] | None
-    depends_on_batch: str
-    depends_on_offset: str
-    depends_on_scale: str
-    compatible_with: Mapping[str, str] = field(default_factory=dict)
-    differs_from: Mapping[str, str] = field(default_factory=dict)
 
 
 _NO_DATA = "No: it looks at weights, not at data."
@@ -59,7 +24,7 @@ _PROPORTIONAL = "Yes: proportional."
 
 _ENTRIES = (
     MetricInfo(
-        "dead_fraction", dormancy.dead_fraction, "activations", "layer", "low",
+        "dead_fraction", "activations", "layer", "low",
         "Yes: more samples can only revive units.",
         "Yes: with an offset no unit is exactly zero.",
         "No: zero stays zero.",
@@ -75,7 +40,7 @@ _ENTRIES = (
         },
     ),
     MetricInfo(
-        "dormant_fraction", dormancy.dormant_fraction, "activations", "layer", "low",
+        "dormant_fraction", "activations", "layer", "low",
         "Yes: on few samples a unit that is on rarely looks dormant.",
         "Yes: an offset brings every score nearer to 1, and hides dormant units.",
         "No: relative to the layer's mean.",
@@ -90,7 +55,7 @@ _ENTRIES = (
         },
     ),
     MetricInfo(
-        "active_fraction", features.active_fraction, "activations", "layer", None,
+        "active_fraction", "activations", "layer", None,
         _MEAN,
         "Yes: an offset moves entries over zero.",
         "No: only signs count.",
@@ -98,7 +63,7 @@ _ENTRIES = (
         {},
     ),
     MetricInfo(
-        "saturated_fraction", saturation.saturated_fraction, "derivatives", "layer", "low",
+        "saturated_fraction", "derivatives", "layer", "low",
         "Yes: on few samples a unit that is flat often may be so on all; take more than 1 / (1 - share).",
         "No: a constant added to the activation has no derivative.",
         "Yes: a factor on the activation is one on its derivative, beside a fixed tau.",
@@ -112,7 +77,7 @@ _ENTRIES = (
         },
     ),
     MetricInfo(
-        "frozen_fraction", saturation.frozen_fraction, "derivatives", "layer", "low",
+        "frozen_fraction", "derivatives", "layer", "low",
         "Yes: more samples can only thaw units.",
         "No: a constant added to the activation has no derivative.",
         "No: zero stays zero.",
@@ -120,7 +85,7 @@ _ENTRIES = (
         {},
     ),
     MetricInfo(
-        "cloned_fraction", clones.cloned_fraction, "activations", "layer", "low",
+        "cloned_fraction", "activations", "layer", "low",
         "Yes: on few samples chance makes copies; take several times U.",
         "No: correlations are centred.",
         "No: nor does the scale of single units.",
@@ -131,13 +96,13 @@ _ENTRIES = (
         },
     ),
     MetricInfo(
-        "num_distinct_units", clones.num_distinct_units, "activations", "layer", "high",
+        "num_distinct_units", "activations", "layer", "high",
         "Yes: on few samples chance makes copies; take several times U.",
         "No: correlations are centred.",
         "No: nor does the scale of single units.",
     ),
     MetricInfo(
-        "effective_rank", rank.effective_rank, "activations", "layer", "high",
+        "effective_rank", "activations", "layer", "high",
         _RANK_BATCH, _RANK_OFFSET, _RANK_SCALE,
         {
             "Roy and Vetterli 2007, effective rank": "as it is",
@@ -148,7 +113,7 @@ _ENTRIES = (
         {"Kumar et al. 2021, effective rank": "srank"},
     ),
     MetricInfo(
-        "stable_rank", rank.stable_rank, "activations", "layer", "high",
+        "stable_rank", "activations", "layer", "high",
         _RANK_BATCH, _RANK_OFFSET, _RANK_SCALE,
         {"Rudelson and Vershynin 2007, numerical rank": "as it is"},
         {
@@ -158,7 +123,7 @@ _ENTRIES = (
         },
     ),
     MetricInfo(
-        "srank", rank.srank, "activations", "layer", "high",
+        "srank", "activations", "layer", "high",
         _RANK_BATCH, _RANK_OFFSET, _RANK_SCALE,
         {
             "Kumar et al. 2021, srank, effective rank": "delta=0.01",
@@ -171,13 +136,13 @@ _ENTRIES = (
         },
     ),
     MetricInfo(
-        "approximate_rank", rank.approximate_rank, "activations", "layer", "high",
+        "approximate_rank", "activations", "layer", "high",
         _RANK_BATCH, _RANK_OFFSET, _RANK_SCALE,
         {"Dohare et al. 2024, code, approximate rank": "share=0.99"},
         {"Dohare et al. 2024, code, abs approximate rank": "singular values, not their squares: srank"},
     ),
     MetricInfo(
-        "participation_ratio", rank.participation_ratio, "activations", "layer", "high",
+        "participation_ratio", "activations", "layer", "high",
         _RANK_BATCH,
         "No: columns are centred.",
         _RANK_SCALE,
@@ -188,7 +153,15 @@ _ENTRIES = (
         {"Rudelson and Vershynin 2007, stable rank": "squared Frobenius over squared spectral norm: stable_rank"},
     ),
     MetricInfo(
-        "numerical_rank", rank.numerical_rank, "activations", "layer", "high",
+        "isotropy_gap", "activations", "layer", "low",
+        "Yes: at least 1 - min(N, U) / U, and it falls with N; compare at one batch size, several times U.",
+        "Yes: an offset is one large direction.",
+        "No: a share; with relative=False it grows with the fourth power.",
+        {"SPHERE 2026, published code, feature loss": "relative=False"},
+        {"SPHERE 2026, published code, output loss": "of routing probabilities, and over their number"},
+    ),
+    MetricInfo(
+        "numerical_rank", "activations", "layer", "high",
         "Yes: at most min(N, U); the tolerance itself does not move with N.",
         "Yes: an offset may be one more direction.",
         'Yes: the tolerance is absolute; relative_to="largest" takes the scale out.',
@@ -200,7 +173,7 @@ _ENTRIES = (
         {"Rudelson and Vershynin 2007, numerical rank": "squared Frobenius over squared spectral norm: stable_rank"},
     ),
     MetricInfo(
-        "weight_magnitude", weights.weight_magnitude, "weights", "network", "low",
+        "weight_magnitude", "weights", "network", "low",
         _NO_DATA,
         "Yes: an offset counts as size.",
         _PROPORTIONAL,
@@ -214,13 +187,13 @@ _ENTRIES = (
         },
     ),
     MetricInfo(
-        "weight_growth", weights.weight_growth, "weights", "network", "low",
+        "weight_growth", "weights", "network", "low",
         _NO_DATA,
         "Yes: an offset counts as size.",
         "Yes: proportional to the scale of the weights; not if the initial ones are scaled with them.",
     ),
     MetricInfo(
-        "distance_from_initialisation", weights.distance_from_initialisation, "weights", "network", "low",
+        "distance_from_initialisation", "weights", "network", "low",
         _NO_DATA,
         "Yes: an offset is a distance.",
         "Yes: a factor on the weights moves them away.",
@@ -232,7 +205,7 @@ _ENTRIES = (
         {"Dohare et al. 2024, weight change (RL)": "the sum of |change| over one update cycle"},
     ),
     MetricInfo(
-        "update_to_weight_ratio", weights.update_to_weight_ratio, "weights", "network", None,
+        "update_to_weight_ratio", "weights", "network", None,
         "No: it looks at weights; the step that it measures may well depend on the batch.",
         "Yes: an offset counts as size of the weights.",
         "No: relative to the weights.",
@@ -240,7 +213,7 @@ _ENTRIES = (
         {"Karpathy's update-to-data ratio": "standard deviations in the place of norms"},
     ),
     MetricInfo(
-        "gradient_norm", gradients.gradient_norm, "gradients", "network", None,
+        "gradient_norm", "gradients", "network", None,
         "Yes: of a mean loss the noise in it falls with the number of samples.",
         "Yes: an offset counts as size.",
         "Yes: proportional, to the scale of the loss as well.",
@@ -248,7 +221,7 @@ _ENTRIES = (
         {},
     ),
     MetricInfo(
-        "gradient_dormant_fraction", gradients.gradient_dormant_fraction, "gradients", "layer", "low",
+        "gradient_dormant_fraction", "gradients", "layer", "low",
         "Yes: on few samples noise keeps up the gradient of every unit that is on.",
         "Yes: an offset brings every score nearer to 1.",
         "No: relative to the layer's mean, so that the scale of the loss is no matter.",
@@ -259,7 +232,7 @@ _ENTRIES = (
         {"Sokar et al. 2023, dormant neurons": "activations in the place of gradients: dormant_fraction"},
     ),
     MetricInfo(
-        "gradient_interference", gradients.gradient_interference, "gradients", "network", "low",
+        "gradient_interference", "gradients", "network", "low",
         "No: a mean over pairs of samples; more of them make it more exact.",
         "Yes: an offset is a common direction.",
         "No: cosines; nor does the scale of single samples.",
@@ -267,7 +240,23 @@ _ENTRIES = (
         {},
     ),
     MetricInfo(
-        "churn", outputs.churn, "outputs", "network", None,
+        "gradient_rank", "gradients", "network", "high",
+        "Yes: at most N, and it rises with it; compare at one number of samples.",
+        "Yes: an offset is a common direction.",
+        "No: directions alone; nor does the scale of single samples.",
+        {},
+        {"gradients' rank in LoRA and its kin": "of the gradient of one weight matrix, summed over samples"},
+    ),
+    MetricInfo(
+        "empirical_fisher_trace", "gradients", "network", None,
+        _MEAN,
+        "Yes: an offset counts as length.",
+        "Yes: with its square.",
+        {"Kunstner et al. 2019, empirical Fisher": "the trace of its mean over samples"},
+        {"Fisher information, trace": "labels drawn from the network, not the given ones: fisher_trace"},
+    ),
+    MetricInfo(
+        "churn", "outputs", "network", None,
         _MEAN,
         "No: a difference of outputs.",
         'Yes: proportional; kind="argmax" is not.',
@@ -278,7 +267,7 @@ _ENTRIES = (
         {},
     ),
     MetricInfo(
-        "feature_norm", features.feature_norm, "activations", "layer", None,
+        "feature_norm", "activations", "layer", None,
         _MEAN,
         "Yes: an offset counts as length.",
         _PROPORTIONAL,
@@ -286,24 +275,24 @@ _ENTRIES = (
         {"Lyle et al. 2024, feature norm penalty": "the mean of the squared length"},
     ),
     MetricInfo(
-        "entropy", outputs.entropy, "outputs", "network", "high",
+        "entropy", "outputs", "network", "high",
         _MEAN,
         "No: the softmax does not see it.",
         "Yes: larger logits are more certain.",
     ),
     MetricInfo(
-        "output_diversity", outputs.output_diversity, "outputs", "network", "high",
+        "output_diversity", "outputs", "network", "high",
         "Yes: too low by about one part in N.",
         "Yes: an offset is the same answer to every input.",
         "No: a share of the outputs' own energy.",
     ),
     MetricInfo(
-        "non_finite_fraction", finite.non_finite_fraction, "weights", "network", "low",
+        "non_finite_fraction", "weights", "network", "low",
         "No: a share of entries.",
         "No: what is not finite stays so.",
         "No: what is not finite stays so.",
     ),
 )  # fmt: skip
 
-CATALOGUE: Mapping[str, MetricInfo] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
-"""By name, in the order of a page: units, ranks, weights, gradients, outputs."""
+CATALOGUE: Mapping[str, MetricInfo] = MappingProxyType({entry.name: entry for entry in (*_ENTRIES, *OF_MODELS)})
+"""By name, in the order of a page: units, ranks, weights, gradients, outputs, and what needs a model."""

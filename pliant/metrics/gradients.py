@@ -9,14 +9,17 @@ from torch import Tensor
 
 from pliant.metrics._inputs import all_finite, floating, nan_where_broken, norm_of_rows, same_members
 from pliant.metrics.dormancy import dormancy_score, dormant_fraction, dormant_mask
+from pliant.metrics.rank import effective_rank
 
 __all__ = [
+    "empirical_fisher_trace",
     "gradient_covariance",
     "gradient_dormancy_score",
     "gradient_dormant_fraction",
     "gradient_dormant_mask",
     "gradient_interference",
     "gradient_norm",
+    "gradient_rank",
 ]
 
 
@@ -208,8 +211,76 @@ def gradient_interference(grads_NP: Tensor) -> Tensor:
     return nan_where_broken(value, finite)
 
 
+def gradient_rank(grads_NP: Tensor) -> Tensor:
+    r"""Effective rank of the directions of single samples' gradients: in how many of them samples can be learned.
+
+    .. math:: \operatorname{erank}(\hat G), \qquad \hat g_i = \frac{g_i}{\lVert g_i \rVert}
+
+    with :func:`~pliant.metrics.effective_rank` of the matrix whose rows are the normalised gradients, so that
+    :math:`\hat G \hat G^\top` is :func:`gradient_covariance`.
+
+    Args:
+        grads_NP: One gradient per sample as a row, shape ``[..., N, P]``.
+
+    Returns:
+        Shape ``[...]``, in ``[1, min(N, P)]``; 0 where no sample has a gradient, NaN where data is not finite.
+
+    Raises:
+        ValueError: If the input has fewer than two axes or is empty.
+
+    Source:
+        Lyle et al. (2023), arXiv 2303.01486, read the matrix by eye: in a network that cannot learn it degenerates. The
+        rank of its directions is a summary in one number, of this library.
+
+    Cost: one singular value decomposition, ``O(N P min(N, P))`` per member.
+
+    Example:
+        >>> gradient_rank(torch.diag(torch.tensor([1.0, 5.0, 9.0]))).round(decimals=4)
+        tensor(3.)
+        >>> gradient_rank(torch.tensor([[1.0, 2.0], [-2.0, -4.0]])).round(decimals=4)
+        tensor(1.)
+    """
+    grads, _, finite = _directions(grads_NP)
+    return nan_where_broken(effective_rank(grads), finite)
+
+
+def empirical_fisher_trace(grads_NP: Tensor) -> Tensor:
+    r"""Mean squared length of single samples' gradients: the trace of the empirical Fisher matrix.
+
+    .. math:: \frac1N \sum_n \lVert g_n \rVert^2
+
+    Args:
+        grads_NP: The gradient of each sample's own loss as a row, shape ``[..., N, P]``.
+
+    Returns:
+        Shape ``[...]``, ``>= 0``, in squared units of a gradient; NaN where a member's data is not finite.
+
+    Raises:
+        ValueError: If the input has fewer than two axes or is empty.
+
+    Source:
+        Kunstner, Balles and Hennig (2019), *Limitations of the empirical Fisher approximation*, arXiv 1905.12558. It is
+        not the Fisher matrix: labels are the given ones, not drawn from the network. For that one see
+        :func:`pliant.spectrum.fisher_trace`.
+
+    Cost: one pass over ``N * P`` entries per member, no host synchronisation.
+
+    Example:
+        >>> empirical_fisher_trace(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        tensor(13.)
+    """
+    grads = floating(grads_NP, axes=2, what="grads_NP")
+    return nan_where_broken(grads.square().sum(-1).mean(-1), all_finite(grads, axes=2))
+
+
 def _cosines(grads_NP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cosines ``[..., N, N]``, which samples have a gradient ``[..., N]``, which members are finite ``[...]``."""
+    grads, has_gradient, finite = _directions(grads_NP)
+    return (grads @ grads.mT).clamp(-1, 1), has_gradient, finite
+
+
+def _directions(grads_NP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of length 1 (or 0) ``[..., N, P]``, which samples have a gradient, which members are finite."""
     grads = floating(grads_NP, axes=2, what="grads_NP")
     finite = all_finite(grads, axes=2)
     grads = grads.masked_fill(~finite[..., None, None], 0.0)
@@ -217,5 +288,4 @@ def _cosines(grads_NP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     has_gradient = largest.squeeze(-1) > 0
     grads = grads / torch.where(largest == 0, torch.ones_like(largest), largest)
     norm = torch.linalg.vector_norm(grads, dim=-1, keepdim=True)
-    grads = grads / torch.where(norm == 0, torch.ones_like(norm), norm)
-    return (grads @ grads.mT).clamp(-1, 1), has_gradient, finite
+    return grads / torch.where(norm == 0, torch.ones_like(norm), norm), has_gradient, finite

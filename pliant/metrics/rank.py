@@ -1,6 +1,7 @@
 r"""Ranks of a matrix: in how many directions a layer's activations really vary.
 
-Six quantities, three of which are called "stable rank" somewhere; :data:`pliant.metrics.CATALOGUE` says by whom.
+Three of these and of :mod:`pliant.metrics.moments` are called "stable rank" somewhere;
+:data:`pliant.metrics.CATALOGUE` says by whom.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pliant.metrics._inputs import all_finite, centre_columns, floating, nan_where_broken
+from pliant.metrics._inputs import nan_where_broken, prepared_matrix
 
-__all__ = ["approximate_rank", "effective_rank", "numerical_rank", "participation_ratio", "srank", "stable_rank"]
+__all__ = ["approximate_rank", "effective_rank", "numerical_rank", "srank", "stable_rank"]
 
 
 def effective_rank(matrix: Tensor, centred: bool = False) -> Tensor:
@@ -88,7 +89,7 @@ def stable_rank(matrix: Tensor, centred: bool = False) -> Tensor:
         Rudelson and Vershynin (2007), *Sampling from large matrices*, Journal of the ACM 54, under the name
         "numerical rank". Deviation from the field: the "stable rank" of Dohare et al. (2024) is the number of singular
         values that make up 99 % of their sum, which is :func:`srank`; that of Joudaki et al. (2025) is
-        :func:`participation_ratio`.
+        :func:`~pliant.metrics.participation_ratio`.
 
     Cost: one singular value decomposition, as :func:`effective_rank`.
 
@@ -174,43 +175,6 @@ def approximate_rank(matrix: Tensor, share: float = 0.99, centred: bool = False)
     return nan_where_broken(_count_for_share(_relative_to_largest(sigma).square(), share), finite)
 
 
-def participation_ratio(matrix: Tensor, centred: bool = True) -> Tensor:
-    r"""Participation ratio of the covariance's eigenvalues: how many directions share the variance.
-
-    .. math:: \frac{\bigl(\sum_k \lambda_k\bigr)^2}{\sum_k \lambda_k^2}
-        = \frac{\lVert A \rVert_F^4}{\lVert A^\top A \rVert_F^2}, \qquad \lambda_k = \sigma_k^2
-
-    Args:
-        matrix: Shape ``[..., N, U]``, usually the activations of U units on N examples.
-        centred: Subtract each column's mean first, which makes the eigenvalues those of the covariance.
-
-    Returns:
-        Shape ``[...]``, in ``[1, min(N, U)]``; 0 where nothing varies (all-zero, if not ``centred``), NaN where a
-        member's data is not finite.
-
-    Raises:
-        ValueError: If the input has fewer than two axes or is empty, or is one sample that should be centred.
-
-    Source:
-        Gao et al. (2017), *A theory of multineuronal dimensionality, dynamics and measurement*, bioRxiv 214262.
-
-    Cost: one Gram matrix of the smaller side, ``O(N U min(N, U))`` without a decomposition, much below
-    :func:`effective_rank`; the small eigenvalues, for which that would not do, hardly count here.
-
-    Example:
-        >>> act_NU = torch.cat([torch.eye(4), -torch.eye(4)])    # four directions alike, mean zero
-        >>> participation_ratio(act_NU).round(decimals=4)
-        tensor(4.)
-        >>> assert torch.isclose(participation_ratio(act_NU + 5), participation_ratio(act_NU), rtol=1e-3)
-    """
-    matrix, _, finite = _prepared(matrix, centred)
-    gram = matrix.mT @ matrix if matrix.shape[-1] <= matrix.shape[-2] else matrix @ matrix.mT
-    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    squares = gram.square().sum((-2, -1))
-    ratio = trace.square() / torch.where(squares == 0, torch.ones_like(squares), squares)
-    return nan_where_broken(ratio.clamp(max=float(min(matrix.shape[-2:]))), finite)
-
-
 def numerical_rank(
     matrix: Tensor,
     tol: float = 0.01,
@@ -274,25 +238,7 @@ def _count_for_share(values: Tensor, share: float) -> Tensor:
     return count.clamp(max=float(values.shape[-1])).masked_fill(total.squeeze(-1) == 0, 0.0)
 
 
-def _prepared(matrix: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrices with a largest entry of 1, what they were divided by ``[..., 1]``, and which are finite ``[...]``.
-
-    Members that are not finite become zero, because a decomposition may raise on NaN.
-    """
-    precision = matrix.dtype if isinstance(matrix, Tensor) else torch.float32
-    matrix = floating(matrix, axes=2, what="matrix")
-    if centred and matrix.shape[-2] == 1:
-        raise ValueError("one sample minus its mean is nothing; pass two samples or more, or centred=False")
-    finite = all_finite(matrix, axes=2)
-    matrix = matrix.masked_fill(~finite[..., None, None], 0.0)
-    if centred:
-        matrix = centre_columns(matrix, precision)
-    largest = matrix.abs().amax((-2, -1), keepdim=True)
-    scale = torch.where(largest == 0, torch.ones_like(largest), largest)
-    return matrix / scale, scale.squeeze(-1), finite
-
-
 def _singular_values(matrix: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Singular values ``[..., min(N, U)]`` of the scaled matrices, their scale, and which are finite."""
-    prepared, scale, finite = _prepared(matrix, centred)
+    prepared, scale, finite = prepared_matrix(matrix, centred)
     return torch.linalg.svdvals(prepared), scale, finite

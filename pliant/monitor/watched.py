@@ -74,6 +74,7 @@ WATCHED: Mapping[str, Watched] = {
         Watched("approximate_rank", "activations", True, metrics.approximate_rank, _decomposition),
         Watched("numerical_rank", "activations", True, metrics.numerical_rank, _decomposition),
         Watched("participation_ratio", "activations", True, metrics.participation_ratio, _pairs),
+        Watched("isotropy_gap", "activations", True, metrics.isotropy_gap, _pairs),
         Watched("cloned_fraction", "activations", True, _cloned_fraction, _pairs),
         Watched("saturated_fraction", "derivatives", function=metrics.saturated_fraction),
         Watched("frozen_fraction", "derivatives", function=metrics.frozen_fraction),

@@ -17,12 +17,14 @@ WHOLE = "model"
 """The key of what is measured on the whole model."""
 
 _BETWEEN_LOOKS = frozenset(["churn", "update_to_weight_ratio"])
-_PER_SAMPLE = frozenset(["gradient_interference"])
+_PER_SAMPLE = frozenset(["gradient_interference", "gradient_rank", "empirical_fisher_trace"])
 _FROM_START = frozenset(["weight_growth", "distance_from_initialisation"])
 
-MEASURABLE = tuple(name for name in CATALOGUE if name not in _BETWEEN_LOOKS | _PER_SAMPLE)
-"""Metrics that one look suffices for; those of :data:`pliant.metrics.CATALOGUE` but for two that compare two moments
-and one that takes the gradient of every example."""
+_OF_MODELS = frozenset(name for name, info in CATALOGUE.items() if info.needs == "model")
+
+MEASURABLE = tuple(name for name in CATALOGUE if name not in _BETWEEN_LOOKS | _PER_SAMPLE | _OF_MODELS)
+"""Metrics that one look suffices for; those of :data:`pliant.metrics.CATALOGUE` but for two that compare two moments,
+those that take the gradient of every example, and those that need the model itself."""
 
 
 def measure(
@@ -79,6 +81,8 @@ def _unknown(name: str) -> IllegalConfiguration:
         why = "compares two moments: call pliant.metrics on what was seen at both"
     elif name in _PER_SAMPLE:
         why = "needs the gradient of every example: call pliant.metrics on them"
+    elif name in _OF_MODELS:
+        why = f"needs more than one pass through the model: call {CATALOGUE[name].module}.{name} on model and batch"
     else:
         why = f"is no metric; nearest: {', '.join(difflib.get_close_matches(name, MEASURABLE, n=3) or MEASURABLE)}"
     return IllegalConfiguration(f"{name!r} {why}.")

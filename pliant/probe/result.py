@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pliant.intervals import Estimate, estimate, paired_difference
 from pliant.probe.learning import Run
 from pliant.records import Record, experiment_id
-from pliant.trainability import tau_trainability
+from pliant.trainability import Trainability, tau_trainability
 
 __all__ = ["Outcome", "ProbeResult", "StepsToThreshold", "final_value", "interval_text"]
 
@@ -106,6 +106,19 @@ class ProbeResult:
         if len(groups[0]) < 2:
             return math.nan
         return math.sqrt(_mean([statistics.variance(values) for values in groups if all(map(math.isfinite, values))]))
+
+    def trainability(self, tau: float, network: Literal["aged", "fresh"] = "aged") -> tuple[Trainability, ...]:
+        r""":math:`\tau`-trainability in the budget of the probe, of every run of the aged or of the fresh networks.
+
+        Args:
+            tau: The loss that counts as learnt.
+            network: Whose.
+
+        Returns:
+            One for each run, in the order of :attr:`runs`; see :func:`~pliant.trainability.tau_trainability`.
+        """
+        found = [run for run in self.runs if run.network == network]
+        return tuple(tau_trainability(run.loss, tau, steps=run.steps) for run in found)
 
     @cached_property
     def to_threshold(self) -> StepsToThreshold:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pliant.records import Record
+from pliant.report.standings import seconds_per_task
 from pliant.report.style import Style, escape, swatch
 from pliant.report.summary import Method, Stream, flatten, headline_metrics
 
@@ -22,16 +23,17 @@ def configuration_section(streams: Sequence[Stream], styles: Mapping[str, Style]
         '<p class="text">Every folder of results is named after a hash of its whole configuration; a run with the same '
         "hash is the same experiment.</p>"
     )
-    for stream in streams:
+    for i, stream in enumerate(streams):
         flat = [_settings(method) for method in stream.methods]
         shared = {k: v for k, v in flat[0].items() if all(other.get(k) == v for other in flat)}
-        parts.append(f"<h3>{escape(stream.title)}</h3>")
+        parts.append(f'<div data-stream="stream-{i}"><h3>{escape(stream.title)}</h3>')
         if shared:
             parts.append(f'<p class="facts">{"The same for all methods" if len(flat) > 1 else "Settings"}</p>')
             parts.append(_definitions(shared))
         for method, settings in zip(stream.methods, flat, strict=True):
             own = {k: v for k, v in settings.items() if k not in shared}
             parts.append(_method(method, own, styles[method.label]))
+        parts.append("</div>")
     return "".join([*parts, "</section>\n"])
 
 
@@ -79,9 +81,10 @@ def _method(method: Method, own: Mapping[str, str], style: Style) -> str:
     if method.failed:
         failed = _ranges(r.seed for r in method.failed)
         lines["failed seeds"] = f'<span class="failed">{escape(failed)}</span>'
-    seconds = [float(r.meta["seconds"]) for r in records if isinstance(r.meta.get("seconds"), (int, float))]
-    if seconds:
-        lines["time"] = f"{_duration(sum(seconds))} in all"
+    seconds = seconds_per_task(method)
+    if seconds is not None:
+        total = seconds.mean * sum(r.num_tasks for r in method.complete)
+        lines["time"] = f"{_duration(total)} for all complete seeds"
     metas = [flatten({k: v for k, v in r.meta.items() if k not in _NOT_SHOWN}) for r in records]
     for key in dict.fromkeys(key for meta in metas for key in meta):
         lines[_words(key)] = escape(", ".join(_distinct(meta.get(key, "") for meta in metas)))
@@ -89,7 +92,8 @@ def _method(method: Method, own: Mapping[str, str], style: Style) -> str:
     body = "".join(f"<dt>{escape(key)}</dt><dd>{value}</dd>" for key, value in lines.items())
     raw = escape(json.dumps(method.experiment, indent=2, ensure_ascii=False))
     return (
-        f"<details><summary>{swatch(style)}{escape(method.label)}"
+        f'<details id="run-{escape(method.experiment_id)}" data-label="{escape(method.label)}">'
+        f"<summary>{swatch(style)}{escape(method.label)}"
         f'<span class="facts">{escape(_essence(own))}</span></summary>'
         f'<dl class="settings">{body}</dl><details><summary>The whole configuration</summary><pre>{raw}</pre></details>'
         "</details>\n"

@@ -1,4 +1,4 @@
-"""The style sheet and the script of the report page; the page is complete without the script."""
+"""The style sheet of the report page, and of other pages that look like it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ body{margin:0;background:var(--paper);color:var(--ink);
 main,header,footer{max-width:1120px;margin:0 auto;padding:0 24px}
 header{padding-top:44px}
 .brand{font-size:13px;letter-spacing:.08em;text-transform:uppercase;color:var(--muted)}
+h1,h2,h3,p,figcaption{overflow-wrap:anywhere}
 h1{font-size:34px;line-height:1.2;margin:6px 0 12px;letter-spacing:-.015em}
 h2{font-size:25px;line-height:1.25;margin:0 0 8px;letter-spacing:-.01em}
 h3{font-size:17px;margin:30px 0 6px}
@@ -25,22 +26,43 @@ p{margin:0 0 12px}
 .facts{font-size:14px}
 a{color:var(--c1)}
 nav{margin:18px 0 0;font-size:15px}
-nav a{margin-right:18px;text-decoration:none;border-bottom:1px solid var(--grid)}
+nav a{display:inline-block;max-width:100%;overflow-wrap:anywhere;margin-right:18px;
+  text-decoration:none;border-bottom:1px solid var(--grid)}
 nav a:hover{border-color:currentColor}
 section{margin:52px 0 0}
-.tag{display:inline-block;font-size:12.5px;font-weight:600;vertical-align:middle;color:var(--muted);
+.tag{display:inline-block;white-space:nowrap;font-size:12.5px;font-weight:600;vertical-align:middle;color:var(--muted);
   border:1px solid var(--grid);border-radius:99px;padding:1px 10px;margin-left:10px;letter-spacing:0}
-.short{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:16px;margin:26px 0 0}
-.card{background:var(--wash);border-radius:12px;padding:18px 20px}
-.card h3{margin:0 0 8px;font-size:15px}
-.card{font-size:15px}.card p{margin:0 0 10px}.card p:last-child,.card table:last-child{margin:0}
-.card b{font-variant-numeric:tabular-nums}
-.card table{max-width:520px;font-size:14.5px;margin:0 0 10px}.card td{padding:3px 0;border:0}
 .swatch{width:22px;height:10px;margin-right:8px;vertical-align:.5px}
-.legend{display:flex;flex-wrap:wrap;gap:6px 8px;margin:18px 0 8px}
+.filters{background:var(--paper);border-bottom:1px solid var(--grid);padding:12px 0;margin:22px 0 0;display:flex;
+  flex-wrap:wrap;gap:8px 18px;align-items:center;font-size:14px;position:sticky;top:0;z-index:3}
+.filters label{color:var(--muted)}.filters .control{display:none}.js .filters .control{display:inline-block}
+.filters input,.filters select,.filters .reset{font:inherit;color:var(--ink);background:var(--paper);
+  border:1px solid var(--axis);border-radius:8px;padding:4px 10px;margin-left:6px;max-width:230px}
+.filters .reset{cursor:pointer;margin:0}
+.legend{display:flex;flex-wrap:wrap;gap:6px 8px;flex-basis:100%}
 .legend button{font:inherit;font-size:14px;color:var(--ink);background:none;border:1px solid var(--grid);
-  border-radius:99px;padding:2px 12px;cursor:pointer}
-.legend button:hover,.legend button[aria-pressed=true]{border-color:var(--muted);background:var(--wash)}
+  border-radius:99px;padding:2px 12px;cursor:pointer;max-width:100%;overflow-wrap:anywhere;text-align:left}
+.legend button:hover{border-color:var(--muted);background:var(--wash)}
+.legend button[aria-pressed=false]{color:var(--muted);text-decoration:line-through;opacity:.6}
+button.sort{font:inherit;color:inherit;background:none;border:0;padding:0;text-align:inherit;line-height:inherit;
+  cursor:default}
+.js button.sort{cursor:pointer}.js button.sort:hover{color:var(--ink)}
+.js th[aria-sort] button.sort{color:var(--ink)}
+th[aria-sort=descending] .name::after{content:" ▾"}th[aria-sort=ascending] .name::after{content:" ▴"}
+a.run{color:inherit;text-decoration:underline;text-decoration-color:var(--grid);text-underline-offset:3px}
+a.run:hover{text-decoration-color:currentColor}
+a:focus-visible,button:focus-visible,input:focus-visible,select:focus-visible,summary:focus-visible,
+svg:focus-visible{outline:2px solid var(--c1);outline-offset:2px}
+tbody tr:hover td,tbody tr:hover th{background:var(--wash)}
+tbody th{font-weight:400;font-size:15px;color:inherit;text-align:left;overflow-wrap:anywhere;min-width:200px;
+  padding-left:30px;text-indent:-30px}tbody th .tag{text-indent:0;margin-left:8px}
+.scroll.wide tbody th,.scroll.wide thead th:first-child{position:sticky;left:0;background:var(--paper);z-index:1;
+  max-width:260px}
+.best{font-weight:700}
+thead .name{display:inline-block;max-width:170px;overflow-wrap:break-word}
+a,b,span,button,option,code{unicode-bidi:isolate}
+[hidden]{display:none!important}
+.none{color:var(--muted);font-size:15px}
 .scroll{overflow-x:auto;margin:14px 0 34px}
 table{border-collapse:collapse;width:100%;font-size:15px}
 th{font-weight:600;font-size:13px;color:var(--muted);text-align:right;vertical-align:bottom;line-height:1.3}
@@ -48,6 +70,7 @@ th,td{padding:8px 14px 8px 0;border-bottom:1px solid var(--grid)}
 th:first-child,td:first-child,.left{text-align:left}
 td{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 td.left,td:first-child{white-space:normal}
+thead th{min-width:72px}
 td.wrap{white-space:normal;text-align:left}
 th:last-child,td:last-child{padding-right:0}
 th small{display:block;font-weight:400;font-size:12.5px}
@@ -62,12 +85,17 @@ figcaption{margin:0 0 4px}
 figcaption b{font-size:15.5px}
 figcaption span{display:block;font-size:14px;color:var(--muted);line-height:1.4}
 svg.chart{display:block;width:100%;height:auto;margin-top:auto;touch-action:pan-y}
-.dim figure [data-label]:not(.on){opacity:.12}
-.dim .chart .band{opacity:.1}
+.focus .chart [data-label]:not(.on){opacity:.12}
+.focus .chart .on .line{stroke-width:3.2}
+.chart circle,.chart g[data-label]{transition:opacity .12s}
+@media(prefers-reduced-motion:reduce){.chart g[data-label]{transition:none}html{scroll-behavior:auto}}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:28px 32px;margin:18px 0 20px;
+  align-items:start}.pair svg.chart{margin-top:4px}
+section,details[id]{scroll-margin-top:100px}
 .tip{position:absolute;pointer-events:none;z-index:2;background:var(--paper);color:var(--ink);
   border:1px solid var(--grid);border-radius:8px;box-shadow:0 4px 18px rgb(0 0 0/.16);padding:8px 12px;
   font-size:13px;line-height:1.5;white-space:nowrap;display:none}
-.tip b{display:block}
+.tip b{display:block}.tip i{display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:7px}
 .tip div{display:flex;justify-content:space-between;gap:16px;font-variant-numeric:tabular-nums}
 dl.settings{display:grid;grid-template-columns:max-content 1fr;gap:3px 20px;font-size:14px;margin:6px 0 16px}
 dl.settings dt{color:var(--muted)}dl.settings dd{margin:0;overflow-wrap:anywhere}
@@ -83,52 +111,16 @@ details .facts{margin-left:8px}
 .alert ul{margin:4px 0 0;padding-left:20px}
 footer{margin-top:64px;padding-top:18px;padding-bottom:40px;font-size:14px;color:var(--muted)}
 footer p{border-top:1px solid var(--grid);padding-top:18px}
-@media(max-width:640px){main,header,footer{padding-left:16px;padding-right:16px}.grid{grid-template-columns:1fr}
-  h1{font-size:27px}h2{font-size:22px}dl.settings{grid-template-columns:1fr;gap:0}dl.settings dd{margin-bottom:6px}
-  figure.wide{overflow-x:auto}figure.wide svg.chart{min-width:760px}}
-@media print{.legend button{border:0;padding:0 12px 0 0}section,figure,.card{break-inside:avoid}nav{display:none}}
+@media(max-width:640px){main,header,footer{padding-left:16px;padding-right:16px}
+  .grid,.pair{grid-template-columns:1fr}tbody th{min-width:130px}
+  section,details[id]{scroll-margin-top:8px}.filters{position:static}
+  h1,h2,h3,p,figcaption{overflow-wrap:anywhere}
+h1{font-size:27px}h2{font-size:22px}dl.settings{grid-template-columns:1fr;gap:0}dl.settings dd{margin-bottom:6px}
+  figure{overflow-x:auto}figure svg.chart{min-width:460px}figure.wide svg.chart{min-width:760px}}
+@media print{.legend button{border:0;padding:0 12px 0 0}figure,tr{break-inside:avoid}h2,h3{break-after:avoid}
+  nav,.js .filters .control{display:none}.filters{position:static}.scroll{overflow:visible}body{font-size:12px}
+  table,tbody th{font-size:11px}th,td{padding:4px 8px 4px 0}
+  tbody th,thead th{min-width:0;padding-left:0;text-indent:0}.scroll.wide tbody th{position:static}
+  .grid,.pair{grid-template-columns:1fr 1fr}figcaption span{font-size:11px}main,header,footer{max-width:none;padding:0}}
 """
 )
-
-PAGE_SCRIPT = """
-"use strict";
-for (const figure of document.querySelectorAll("figure[data-chart]")) {
-  const svg = figure.querySelector("svg"), tip = figure.querySelector(".tip"), cursor = svg.querySelector(".cursor");
-  const rows = JSON.parse(figure.querySelector("script").textContent);
-  const left = +svg.dataset.left, right = +svg.dataset.right, num = Math.max(...rows.map(r => r.mean.length));
-  const hide = () => { tip.style.display = "none"; cursor.setAttribute("visibility", "hidden"); };
-  svg.addEventListener("pointerleave", hide);
-  svg.addEventListener("pointermove", event => {
-    const box = svg.getBoundingClientRect(), scale = svg.viewBox.baseVal.width / box.width;
-    const share = ((event.clientX - box.left) * scale - left) / (right - left);
-    if (share < -0.02 || share > 1.02) return hide();
-    const i = num > 1 ? Math.min(num - 1, Math.max(0, Math.round(share * (num - 1)))) : 0;
-    const x = num > 1 ? left + (right - left) * i / (num - 1) : (left + right) / 2;
-    cursor.setAttribute("x1", x); cursor.setAttribute("x2", x); cursor.setAttribute("visibility", "visible");
-    tip.replaceChildren();
-    const head = document.createElement("b"); head.textContent = "task " + (i + 1); tip.append(head);
-    const seen = rows.filter(r => r.mean[i] != null).sort((a, b) => b.mean[i] - a.mean[i]);
-    for (const row of seen) {
-      const line = document.createElement("div"), name = document.createElement("span"),
-        value = document.createElement("span"), swatch = document.createElement("i");
-      swatch.style.cssText =
-      "display:inline-block;width:10px;height:10px;border-radius:3px;margin-right:7px;background:" + row.colour;
-      name.append(swatch, row.label); value.textContent = row.text[i]; line.append(name, value); tip.append(line);
-    }
-    tip.style.display = "block";
-    const at = x / scale, side = at + tip.offsetWidth + 24 < box.width;
-    tip.style.left = Math.max(0, side ? at + 14 : at - tip.offsetWidth - 14) + "px";
-    tip.style.top = box.top - figure.getBoundingClientRect().top + 12 + "px";
-  });
-}
-for (const section of document.querySelectorAll("section[data-stream]")) {
-  const buttons = [...section.querySelectorAll(".legend button")];
-  for (const button of buttons) button.addEventListener("click", () => {
-    const on = button.getAttribute("aria-pressed") !== "true";
-    for (const other of buttons) other.setAttribute("aria-pressed", String(on && other === button));
-    section.classList.toggle("dim", on);
-    for (const part of section.querySelectorAll("figure [data-label]"))
-      part.classList.toggle("on", part.dataset.label === button.dataset.label);
-  });
-}
-"""

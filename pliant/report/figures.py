@@ -6,29 +6,19 @@ A chart is drawn once and reads well in light and dark: its colours are the CSS 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 from pliant.errors import RecordError
-from pliant.intervals import Estimate, band
+from pliant.report.curves import Curve, stream_curves
 from pliant.report.metrics import Metric, format_estimate, metric_info
 from pliant.report.scales import spread, task_ticks, value_ticks
-from pliant.report.style import CHART_STYLE, COLOUR_STYLE, Style, escape, styles_of
+from pliant.report.style import CHART_STYLE, COLOUR_STYLE, Style, escape, short, styles_of
 from pliant.report.summary import Stream
 
-__all__ = ["Chart", "Curve", "chart_data", "chart_svg", "figure_svg", "stream_curves"]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One method in one chart: its estimate per task."""
-
-    label: str
-    points: Sequence[Estimate]
-    style: Style
+__all__ = ["Chart", "chart_svg", "figure_svg"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +52,7 @@ class _Frame:
     ticks: Sequence[float]
 
     def x(self, task: float) -> float:
-        """Pixel of a task; the first is 1."""
+        """Pixel of a task; the first is 1, and of a point that stands for several it is the middle."""
         share = (task - 1) / (self.num_tasks - 1) if self.num_tasks > 1 else 0.5
         return self.left + (self.right - self.left) * share
 
@@ -70,17 +60,6 @@ class _Frame:
         """Pixel of a value; values far outside are drawn just outside, where they are clipped."""
         share = (value - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
         return self.bottom - (self.bottom - self.top) * min(max(share, -0.5), 1.5)
-
-
-def stream_curves(stream: Stream, metric: Metric, styles: dict[str, Style]) -> list[Curve]:
-    """The curves of one metric, over each method's complete seeds; a method that has none gets no curve."""
-    curves = []
-    for method in stream.methods:
-        series = list(method.curves(metric.name).values())
-        points = band(series) if series else []
-        if any(point.num for point in points):
-            curves.append(Curve(method.label, points, styles[method.label]))
-    return curves
 
 
 def figure_svg(streams: Sequence[Stream], stream: str, metric: str = "online_accuracy") -> str:
@@ -130,10 +109,10 @@ def chart_svg(curves: Sequence[Curve], metric: Metric, chart: Chart) -> str:
     legend, legend_height = _legend(curves, chart)
     frame = _Frame(
         left=18 + 7 * max(map(len, texts)),
-        right=chart.width - (34 + 7 * min(26, max(len(c.label) for c in curves)) if names else 16),
+        right=chart.width - (38 + 7.4 * min(26, max(len(c.label) for c in curves)) if names else 16),
         top=12 + legend_height,
         bottom=chart.height - 42,
-        num_tasks=max(len(c.points) for c in curves),
+        num_tasks=max(c.length for c in curves),
         ticks=ticks,
     )
     parts = [
@@ -152,27 +131,6 @@ def chart_svg(curves: Sequence[Curve], metric: Metric, chart: Chart) -> str:
         "</svg>",
     ]
     return "".join(parts)
-
-
-def chart_data(curves: Sequence[Curve], metric: Metric) -> str:
-    """What the page shows under the pointer, as JSON that cannot end the script element it stands in."""
-    unit = " %" if metric.percent else ""
-    rows = [
-        {
-            "label": curve.label,
-            "colour": curve.style.css,
-            "mean": [float(f"{p.mean:.4g}") if p.num else None for p in curve.points],
-            "text": [f"{format_estimate(p, metric)}{unit}{_seeds_left(p)}" for p in curve.points],
-        }
-        for curve in curves
-    ]
-    text = json.dumps(rows, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _seeds_left(point: Estimate) -> str:
-    """Where a mean speaks for fewer seeds than ran, it says so."""
-    return f" ({point.num} of {point.num + point.num_excluded} seeds)" if point.num_excluded else ""
 
 
 def _axes(frame: _Frame, texts: Sequence[str]) -> list[str]:
@@ -212,10 +170,10 @@ def _windows(frame: _Frame, window: int) -> list[str]:
 
 def _curve(curve: Curve, frame: _Frame) -> str:
     parts = []
-    tasks = range(1, len(curve.points) + 1)
-    for run in _runs(tasks, lambda task: math.isfinite(curve.points[task - 1].half_width)):
-        upper = [f"{frame.x(t):.1f},{frame.y(curve.points[t - 1].high):.1f}" for t in run]
-        lower = [f"{frame.x(t):.1f},{frame.y(curve.points[t - 1].low):.1f}" for t in reversed(run)]
+    numbers = range(1, len(curve.points) + 1)
+    for run in _runs(numbers, lambda n: math.isfinite(curve.points[n - 1].half_width)):
+        upper = [f"{frame.x(curve.task(n)):.1f},{frame.y(curve.points[n - 1].high):.1f}" for n in run]
+        lower = [f"{frame.x(curve.task(n)):.1f},{frame.y(curve.points[n - 1].low):.1f}" for n in reversed(run)]
         # A band over a single task has no width: it is drawn as an error bar.
         shape = (
             f'<polygon class="band" fill="{curve.style.css}" points="{" ".join(upper + lower)}"/>'
@@ -223,11 +181,10 @@ def _curve(curve: Curve, frame: _Frame) -> str:
             else f'<polyline class="line" points="{upper[0]} {lower[0]}"/>'
         )
         parts.append(shape)
-    for run in _runs(tasks, lambda task: curve.points[task - 1].num > 0):
-        points = [f"{frame.x(t):.1f},{frame.y(curve.points[t - 1].mean):.1f}" for t in run]
+    for run in _runs(numbers, lambda n: curve.points[n - 1].num > 0):
+        points = [f"{frame.x(curve.task(n)):.1f},{frame.y(curve.points[n - 1].mean):.1f}" for n in run]
         if len(run) > 1:
-            dash = "" if curve.style.dash == 0 else f' stroke-dasharray="{curve.style.dasharray}"'
-            parts.append(f'<polyline class="line"{dash} points="{" ".join(points)}"/>')
+            parts.append(f'<polyline class="line"{curve.style.dashes} points="{" ".join(points)}"/>')
         else:
             x, y = points[0].split(",")
             parts.append(f'<circle cx="{x}" cy="{y}" r="3.5" fill="{curve.style.css}" stroke="none"/>')
@@ -236,8 +193,7 @@ def _curve(curve: Curve, frame: _Frame) -> str:
 
 def _stroke(style: Style, x1: float, x2: float, y: float) -> str:
     """A short piece of a method's line."""
-    dash = "" if style.dash == 0 else f' stroke-dasharray="{style.dasharray}"'
-    return f'<polyline class="line"{dash} stroke="{style.css}" points="{x1:.0f},{y:.1f} {x2:.0f},{y:.1f}"/>'
+    return f'<polyline class="line"{style.dashes} stroke="{style.css}" points="{x1:.0f},{y:.1f} {x2:.0f},{y:.1f}"/>'
 
 
 def _runs(tasks: Sequence[int], keep: Callable[[int], bool]) -> list[list[int]]:
@@ -249,18 +205,19 @@ def _end_names(curves: Sequence[Curve], frame: _Frame) -> list[str]:
     """The names at the ends of the lines, moved apart where the lines end close together."""
     ends = []
     for curve in curves:
-        task = max(t for t, p in enumerate(curve.points, start=1) if p.num)
-        ends.append((min(max(frame.y(curve.points[task - 1].mean), frame.top), frame.bottom), frame.x(task), curve))
+        last = max(n for n, p in enumerate(curve.points, start=1) if p.num)
+        y = min(max(frame.y(curve.points[last - 1].mean), frame.top), frame.bottom)
+        ends.append((y, frame.x(curve.task(last)), curve))
     ends.sort(key=lambda end: end[0])
     places = spread([y for y, _, _ in ends], frame.top, frame.bottom, gap=17.0)
     parts = []
     for (y, x, curve), place in zip(ends, places, strict=True):
-        label = curve.label if len(curve.label) <= 26 else curve.label[:25] + "…"
         points = f"{x + 2:.1f},{y:.1f} {frame.right + 10:.1f},{place:.1f}"
         key = _stroke(curve.style, frame.right + 12, frame.right + 26, place)
         parts.append(
             f'<g data-label="{escape(curve.label)}"><polyline class="leader" points="{points}"/>'
-            f'{key}<text class="name" x="{frame.right + 31}" y="{place + 4:.1f}">{escape(label)}</text></g>'
+            f'{key}<text class="name" x="{frame.right + 31}" y="{place + 4:.1f}">'
+            f"{escape(short(curve.label, 26))}</text></g>"
         )
     return parts
 

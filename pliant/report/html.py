@@ -8,16 +8,24 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pliant.intervals import Estimate
 from pliant.records import Record
-from pliant.report._configuration import configuration_section, failures, provenance
-from pliant.report._page import PAGE_SCRIPT, PAGE_STYLE
+from pliant.report._configuration import configuration_section, provenance
+from pliant.report._page import PAGE_STYLE
+from pliant.report._script import PAGE_SCRIPT
+from pliant.report._sections import (
+    beyond_section,
+    calm_section,
+    cost_section,
+    leaderboard_section,
+    stability_section,
+    tuning_section,
+)
+from pliant.report._stream import stream_section
 from pliant.report._write import write_text
-from pliant.report.figures import Chart, chart_data, chart_svg, stream_curves
-from pliant.report.metrics import Metric, format_estimate, format_value
+from pliant.report.overview import overview
 from pliant.report.style import Style, escape, styles_of, swatch
-from pliant.report.summary import Row, Stream, headline, headline_metrics, summarise
-from pliant.report.tables import cells, columns, seeds_text
+from pliant.report.summary import Method, Stream, flatten, summarise
+from pliant.report.trials import Trials
 
 __all__ = ["html_text", "write_report"]
 
@@ -25,7 +33,13 @@ TITLE = "Does the network keep learning?"
 
 
 def write_report(
-    records: Iterable[Record], path: str | os.PathLike[str], *, title: str = TITLE, notes: Sequence[str] = ()
+    records: Iterable[Record],
+    path: str | os.PathLike[str],
+    *,
+    title: str = TITLE,
+    notes: Sequence[str] = (),
+    trials: Sequence[Trials] = (),
+    threshold: float | None = None,
 ) -> Path:
     """Write the report page to a file, whole or not at all.
 
@@ -34,6 +48,9 @@ def write_report(
         path: The file to write; its folder is made if need be.
         title: The page's title.
         notes: Paragraphs for the section of notes, plain text.
+        trials: Lists of tuning trials, of :func:`pliant.report.read_trials`, for best-of-k curves.
+        threshold: A level of the score, in its own unit (0.8 for an accuracy of 80 %): the page then says after how
+            many tasks each method reaches it.
 
     Returns:
         The path.
@@ -53,10 +70,17 @@ def write_report(
         >>> "<h1>Two tasks</h1>" in page and "http" not in page.replace("http-equiv", "")
         True
     """
-    return write_text(path, html_text(records, title=title, notes=notes))
+    return write_text(path, html_text(records, title=title, notes=notes, trials=trials, threshold=threshold))
 
 
-def html_text(records: Iterable[Record], *, title: str = TITLE, notes: Sequence[str] = ()) -> str:
+def html_text(
+    records: Iterable[Record],
+    *,
+    title: str = TITLE,
+    notes: Sequence[str] = (),
+    trials: Sequence[Trials] = (),
+    threshold: float | None = None,
+) -> str:
     """The report page as text; see :func:`write_report`.
 
     Every text that comes from a record is escaped, and the page's own policy allows no script but its own and no
@@ -64,10 +88,29 @@ def html_text(records: Iterable[Record], *, title: str = TITLE, notes: Sequence[
     """
     streams = summarise(records)
     styles = styles_of(streams)
+    found = overview(streams, threshold)
+    sections = [
+        ("leaderboard", "Leaderboard", leaderboard_section(found, styles)),
+        *(
+            (
+                f"stream-{i}",
+                stream.title,
+                stream_section(stream, styles, f"stream-{i}", num_streams=len(streams), threshold=threshold),
+            )
+            for i, stream in enumerate(streams)
+        ),
+        ("beyond", "Beyond the mean", beyond_section(found, styles)),
+        ("calm", "When nothing changes", calm_section(found, styles)),
+        ("stability", "Stability", stability_section(found, styles)),
+        ("cost", "Cost", cost_section(found, styles)),
+        ("tuning", "Tuning", tuning_section(trials, styles)),
+        ("reading", "How to read this", _reading_section(streams)),
+        ("configuration", "What exactly was run", configuration_section(streams, styles)),
+        ("notes", "Notes", _notes_section(notes)),
+    ]
     script_hash = base64.b64encode(hashlib.sha256(PAGE_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'"
-    anchors = {id(stream): f"stream-{i}" for i, stream in enumerate(streams)}
-    links = "".join(f'<a href="#{anchors[id(s)]}">{escape(s.title)}</a>' for s in streams)
+    links = "".join(f'<a href="#{anchor}">{escape(name)}</a>' for anchor, name, section in sections if section)
     parts = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
@@ -75,13 +118,9 @@ def html_text(records: Iterable[Record], *, title: str = TITLE, notes: Sequence[
         '<meta name="color-scheme" content="light dark">',
         f"<title>{escape(title)}</title><style>{PAGE_STYLE}</style></head><body>\n",
         f'<header><div class="brand">Pliant report</div><h1>{escape(title)}</h1>{_lede(streams)}',
-        f'<nav>{links}<a href="#reading">How to read this</a><a href="#configuration">What exactly was run</a>',
-        f"{'<a href=#notes>Notes</a>' if notes else ''}</nav></header>\n<main>\n",
-        f'<div class="short">{"".join(_card(stream, styles) for stream in streams)}</div>\n',
-        *(_stream_section(stream, styles, anchors[id(stream)]) for stream in streams),
-        _reading_section(streams),
-        configuration_section(streams, styles),
-        _notes_section(notes),
+        f"<nav>{links}</nav></header>\n<main>\n",
+        _filters(streams, styles),
+        *(section for _, _, section in sections),
         f"</main>\n<footer><p>{_footer(streams)}</p></footer>\n",
         f"<script>{PAGE_SCRIPT}</script></body></html>\n",
     ]
@@ -108,147 +147,39 @@ def _lede(streams: Sequence[Stream]) -> str:
     )
 
 
-def _card(stream: Stream, styles: dict[str, Style]) -> str:
-    """One stream's outcome in sentences, made from its headline numbers alone."""
-    parts = [f'<div class="card"><h3>{escape(stream.title)}</h3>']
-    metrics = headline_metrics(stream)
-    if not metrics:
-        return "".join([*parts, "<p>No series was recorded.</p></div>"])
-    metric = metrics[0]
-    rows = headline(stream, metric)
-    what = metric.title[0].lower() + metric.title[1:]
-    if stream.control:
-        parts.append(
-            "<p>Nothing changes between the tasks here: the stream shows what a method costs in calm times.</p>"
-        )
-    for row in rows:
-        if row.method.is_baseline and row.last.num:
-            verb = (
-                "goes from" if not row.change.excludes_zero else "falls from" if row.change.mean < 0 else "rises from"
-            )
-            unit = "&nbsp;%" if metric.percent else ""
-            parts.append(
-                f"<p>{_name(row, styles)}: {what} {verb} <b>{format_value(row.first.mean, metric)}{unit}</b> over the "
-                f"first {stream.window} tasks to <b>{format_value(row.last.mean, metric)}{unit}</b> over the last.</p>"
-            )
-    compared = [(row, row.difference) for row in rows if row.difference is not None and row.difference.num > 1]
-    compared.sort(key=lambda pair: -pair[1].mean)
-    if compared:
-        lines = ""
-        for row, difference in compared:
-            cell = _cell(format_estimate(difference, metric, signed=True), difference if _good(metric) else None)
-            lines += f"<tr><td>{_name(row, styles)}</td>{cell}</tr>"
-        points = " points" if metric.percent else ""
-        parts.append(f"<p>The last {stream.window} tasks against no protection,{points} on the same seeds:</p>")
-        parts.append(f"<table>{lines}</table>")
-    failed = sum(row.num_failed for row in rows)
-    if failed:
-        parts.append(f'<p class="failed">{failed} {"run" if failed == 1 else "runs"} failed, see below.</p>')
-    return "".join([*parts, "</div>\n"])
-
-
-# -------------------------------------------------------------------------------------------------- a stream
-
-
-def _stream_section(stream: Stream, styles: dict[str, Style], anchor: str) -> str:
-    tag = '<span class="tag">stationary control</span>' if stream.control else ""
-    parts = [f'<section id="{anchor}" data-stream><h2>{escape(stream.title)}{tag}</h2>']
-    if stream.description:
-        parts.append(f'<p class="text">{escape(stream.description)}</p>')
-    parts.append(_legend(stream, styles))
-    metrics = headline_metrics(stream)
-    for metric in metrics:
-        parts.append(_figure(stream, metric, styles, Chart(1072, 400, names=True, window=stream.window)))
-        parts.append(_table(stream, metric, styles))
-    parts.append(failures(stream))
-    others = [m for m in stream.metrics if m not in metrics]
-    small = [_figure(stream, metric, styles, Chart(520, 280)) for metric in others]
-    if any(small):
-        parts.append(f'<div class="grid">{"".join(small)}</div>')
-    return "".join([*parts, "</section>\n"])
-
-
-def _legend(stream: Stream, styles: dict[str, Style]) -> str:
+def _filters(streams: Sequence[Stream], styles: dict[str, Style]) -> str:
+    """One button per method, which is the legend of all figures too, a search and the choice of a stream."""
+    methods: dict[str, list[Method]] = {}
+    for stream in streams:
+        for method in stream.methods:
+            methods.setdefault(method.label, []).append(method)
     buttons = "".join(
-        f'<button type="button" aria-pressed="false" data-label="{escape(m.label)}">'
-        f"{swatch(styles[m.label])}{escape(m.label)}</button>"
-        for m in stream.methods
+        f'<button type="button" aria-pressed="true" data-label="{escape(label)}" data-search="{escape(_words(own))}">'
+        f"{swatch(styles[label])}{escape(label)}</button>"
+        for label, own in methods.items()
     )
-    return f'<div class="legend">{buttons}</div>'
-
-
-def _figure(stream: Stream, metric: Metric, styles: dict[str, Style], chart: Chart) -> str:
-    curves = stream_curves(stream, metric, styles)
-    if not curves:
-        return ""
-    wide = ' class="wide"' if chart.names else ""
+    options = "".join(f'<option value="stream-{i}">{escape(s.title)}</option>' for i, s in enumerate(streams))
+    choice = (
+        '<label class="control">Stream<select id="streams"><option value="">all streams</option>'
+        f"{options}</select></label>"
+        if len(streams) > 1
+        else ""
+    )
     return (
-        f"<figure data-chart{wide}><figcaption><b>{escape(metric.title)}</b>"
-        f"<span>{escape(metric.text)}</span></figcaption>"
-        f'{chart_svg(curves, metric, chart)}<div class="tip"></div>'
-        f'<script type="application/json">{chart_data(curves, metric)}</script></figure>\n'
+        '<div class="filters" role="search" aria-label="Filter this page">'
+        '<label class="control">Methods<input type="search" id="search" placeholder="name or setting"></label>'
+        f'{choice}<button type="button" class="reset control">Show all</button>'
+        f'<output id="count" class="control muted"></output><div class="legend">{buttons}</div></div>\n'
     )
 
 
-def _table(stream: Stream, metric: Metric, styles: dict[str, Style]) -> str:
-    headings = columns(stream, metric)
-    rows = headline(stream, metric)
-    head = "".join(map(_heading, headings[:3]))
-    if metric.percent:
-        head += '<th scope="col" style="text-align:center">first ○ to last ●<small>0 to 100 %</small></th>'
-    head += "".join(map(_heading, headings[3:]))
-    body = "".join(_table_row(row, metric, styles) for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>\n'
-
-
-def _heading(text: str) -> str:
-    name, _, unit = text.partition(", ")
-    return f'<th scope="col">{escape(name)}{f"<small>{unit}</small>" if unit else ""}</th>'
-
-
-def _table_row(row: Row, metric: Metric, styles: dict[str, Style]) -> str:
-    texts = cells(row, metric)
-    style = styles[row.method.label]
-    named = "reference" in row.method.label.lower()
-    tag = '<span class="tag">reference</span>' if row.method.is_reference and not named else ""
-    parts = [f"<td>{swatch(style)}{escape(texts[0])}{tag}</td>", _cell(texts[1]), _cell(texts[2])]
-    if metric.percent:
-        parts.append(f"<td>{_slope(row, style)}</td>")
-    parts.append(_cell(texts[3], row.change if _good(metric) else None))
-    parts.append(_cell(texts[4], row.difference if _good(metric) else None))
-    broken = row.num_failed or row.last.num_excluded
-    parts.append(f"<td{' class=failed' if broken else ''}>{escape(seeds_text(row))}</td>")
-    return f"<tr{' class=reference' if row.method.is_reference else ''}>{''.join(parts)}</tr>"
-
-
-def _good(metric: Metric) -> bool:
-    """Whether more of it is better, so that a difference may be coloured."""
-    return metric.name.endswith("accuracy")
-
-
-def _cell(text: str, verdict: Estimate | None = None) -> str:
-    """A number whose half width steps back; coloured where more is better and the interval is clear of 0."""
-    mean, sign, half = text.partition(" ± ")
-    colour = "" if verdict is None or not verdict.excludes_zero else " class=good" if verdict.low > 0 else " class=bad"
-    return f'<td><span{colour}>{escape(mean)}</span><span class="pm">{sign}{escape(half)}</span></td>'
-
-
-def _slope(row: Row, style: Style) -> str:
-    """From the first tasks to the last on a line from 0 to 100 %."""
-    if not row.last.num:
-        return ""
-    a, b = (5 + 140 * min(max(e.mean, 0.0), 1.0) for e in (row.first, row.last))
-    return (
-        '<svg class="slope" viewBox="0 0 150 22" aria-hidden="true">'
-        '<line x1="5" x2="145" y1="11" y2="11" stroke="var(--grid)" stroke-width="2"/>'
-        f'<g stroke="{style.css}"><line x1="{a:.1f}" x2="{b:.1f}" y1="11" y2="11" stroke-width="3"/>'
-        f'<circle cx="{a:.1f}" cy="11" r="4" fill="var(--paper)" stroke-width="2"/>'
-        f'<circle cx="{b:.1f}" cy="11" r="5" fill="{style.css}" stroke="none"/></g></svg>'
-    )
-
-
-def _name(row: Row, styles: dict[str, Style]) -> str:
-    return f"{swatch(styles[row.method.label])}{escape(row.method.label)}"
+def _words(methods: Sequence[Method]) -> str:
+    """What a search looks through: the name, and the settings of the method and of the optimizer and model."""
+    words = [methods[0].label]
+    for method in methods:
+        settings = {k: v for k, v in method.experiment.items() if k != "stream"}
+        words += [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in flatten(settings).items()]
+    return " ".join(dict.fromkeys(words)).lower()
 
 
 # ------------------------------------------------------------------------------------------------- the bottom
@@ -260,11 +191,15 @@ def _reading_section(streams: Sequence[Stream]) -> str:
         f"<b>First and last {k} tasks.</b> Each seed's mean over those tasks (marked in the figures), then the mean "
         "over seeds. Shorter streams use half of their tasks at either end.",
         "<b>± and bands.</b> Half of the 95 % interval of the mean over seeds (Student's t). With one seed there is "
-        "no interval, and it says “?”. Intervals are not corrected for comparing several methods.",
-        "<b>vs no protection.</b> The mean over seeds of the difference in the last tasks to unprotected training on "
-        "the same seed: the same data in the same order. Coloured where the interval does not contain zero.",
+        "no interval, and it says “?”.",
+        "<b>[low, high].</b> 95 % interval by stratified bootstrap: the seeds of each stream are drawn anew, 10,000 "
+        "times (2,000 for profiles) with a fixed seed, and the quantiles are widened for few seeds.",
+        "<b>vs no protection.</b> The mean over seeds of the difference to unprotected training on the same seed: the "
+        "same data in the same order. Coloured where the p-value of Student's paired test is below 0.05 after Holm's "
+        "correction for all methods of the table. The intervals themselves are not corrected.",
         "<b>Failed runs.</b> A run that broke off, or whose numbers are not finite, is in no mean, because what it "
-        "would have reached is unknown. It is counted in red beside every mean that lacks it.",
+        "would have reached is unknown. It is counted in red beside every mean that lacks it. In ranks, probabilities, "
+        "profiles and interquartile means a run that diverged counts as the worst.",
         "<b>Reference.</b> A freshly initialised network for every task. It cannot lose plasticity, but it starts "
         "without experience: a network that is warm may do better.",
     )

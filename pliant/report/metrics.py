@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pliant.intervals import Estimate
 
-__all__ = ["METRICS", "Metric", "format_estimate", "format_value", "metric_info"]
+__all__ = ["METRICS", "Metric", "format_estimate", "format_interval", "format_p", "format_value", "metric_info"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Metric:
         percent: Whether it is a fraction in ``[0, 1]``, shown in percent.
         full_axis: Whether its axis always runs from 0 to 100 %.
         order: Its place in a report.
+        better: ``"higher"``, ``"lower"``, or nothing where neither is better in itself.
     """
 
     name: str
@@ -29,6 +30,12 @@ class Metric:
     percent: bool = False
     full_axis: bool = False
     order: int = 99
+    better: str = ""
+
+    @property
+    def sign(self) -> int:
+        """1, or -1 where less is better: times this, larger is better."""
+        return -1 if self.better == "lower" else 1
 
     @property
     def unit(self) -> str:
@@ -44,6 +51,7 @@ _KNOWN = (
         "how well a task is learnt.",
         percent=True,
         full_axis=True,
+        better="higher",
     ),
     Metric(
         "test_accuracy",
@@ -51,6 +59,7 @@ _KNOWN = (
         "Accuracy at the end of each task on examples of that task that were never trained on.",
         percent=True,
         full_axis=True,
+        better="higher",
     ),
     Metric(
         "end_accuracy",
@@ -58,6 +67,15 @@ _KNOWN = (
         "Accuracy on the task's own training examples after its last step.",
         percent=True,
         full_axis=True,
+        better="higher",
+    ),
+    Metric(
+        "past_accuracy",
+        "Accuracy on earlier tasks",
+        "Accuracy on held-out examples of up to five earlier tasks, after each task: what is still remembered.",
+        percent=True,
+        full_axis=True,
+        better="higher",
     ),
     Metric(
         "dead_fraction",
@@ -88,8 +106,27 @@ _KNOWN = (
         "Mean absolute value of the weights; growing weights make every step relatively smaller.",
     ),
     Metric("num_resets", "Units reset", "How many hidden units the method has replaced."),
-    Metric("loss", "Loss", "Mean training loss over the task."),
+    Metric("loss", "Loss", "Mean training loss over the task.", better="lower"),
 )
+
+_SCORES = {
+    "auc": ("Area under the ROC curve", "higher"),
+    "f1": ("F1", "higher"),
+    "return": ("Return", "higher"),
+    "mse": ("Squared error", "lower"),
+    "rmse": ("Root of the squared error", "lower"),
+    "mae": ("Absolute error", "lower"),
+    "log_loss": ("Log loss", "lower"),
+    "loss": ("Loss", "lower"),
+    "error": ("Error", "lower"),
+    "perplexity": ("Perplexity", "lower"),
+}
+_WHEN = {
+    "online": ("{} while learning", "Mean over a whole task, each batch measured before the network learns from it."),
+    "test": ("{}, held out", "At the end of each task, on examples of that task that were never trained on."),
+    "end": ("{} at the end of a task", "On the task's own training examples after its last step."),
+    "past": ("{} on earlier tasks", "On held-out examples of up to five earlier tasks, after each task."),
+}
 
 METRICS: dict[str, Metric] = {metric.name: replace(metric, order=i) for i, metric in enumerate(_KNOWN)}
 """The series that the benchmarks write; every other is shown under its own name."""
@@ -98,13 +135,24 @@ METRICS: dict[str, Metric] = {metric.name: replace(metric, order=i) for i, metri
 def metric_info(name: str) -> Metric:
     """How a series is shown, also one that nobody has heard of.
 
+    A series ``online_<score>``, ``test_<score>``, ``end_<score>`` or ``past_<score>`` is better higher or lower as its
+    score is, where that is known; of any other score higher is taken to be better, and the title says which score.
+
     Example:
         >>> metric_info("dead_fraction").title, metric_info("my_own_metric").title
         ('Dead units', 'My own metric')
+        >>> metric_info("online_mse").better, metric_info("test_auc").better, metric_info("my_own_metric").better
+        ('lower', 'higher', '')
     """
-    return METRICS.get(name) or Metric(
-        name, name.removesuffix("_fraction").replace("_", " ").capitalize(), percent=name.endswith("_fraction")
-    )
+    if name in METRICS:
+        return METRICS[name]
+    when, _, score = name.partition("_")
+    if when in _WHEN and score:
+        title, better = _SCORES.get(score, (score.replace("_", " ").capitalize(), "higher"))
+        like = METRICS[f"{when}_accuracy"]
+        return Metric(name, _WHEN[when][0].format(title), _WHEN[when][1], order=like.order, better=better)
+    title = name.removesuffix("_fraction").replace("_", " ").capitalize()
+    return Metric(name, title, percent=name.endswith("_fraction"))
 
 
 def format_value(value: float, metric: Metric, *, signed: bool = False) -> str:
@@ -140,6 +188,29 @@ def format_estimate(value: Estimate, metric: Metric, *, signed: bool = False) ->
         return "–"
     half = format_value(value.half_width, metric) if value.num > 1 else "?"
     return f"{format_value(value.mean, metric, signed=signed)} ± {half}"
+
+
+def format_interval(value: Estimate, digits: int = 2) -> str:
+    """``value [low, high]``, for intervals that are not symmetric.
+
+    Example:
+        >>> format_interval(Estimate(0.756, 0.5, 0.901, 10)), format_interval(Estimate(2.0, math.nan, math.nan, 1))
+        ('0.76 [0.50, 0.90]', '2.00 [?]')
+    """
+    if not math.isfinite(value.mean):
+        return "–"
+    bounds = [f"{b:.{digits}f}" for b in (value.low, value.high)] if math.isfinite(value.half_width) else ["?"]
+    return f"{value.mean:.{digits}f} [{', '.join(bounds)}]".replace("-", "−")
+
+
+def format_p(value: float) -> str:
+    """A p-value as one reads it.
+
+    Example:
+        >>> format_p(0.0312), format_p(1e-9), format_p(1.0), format_p(math.nan)
+        ('0.031', '<0.001', '1.000', '–')
+    """
+    return "–" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _three_digits(value: float) -> str:

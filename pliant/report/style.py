@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pliant.report.summary import Method, Stream
 
-__all__ = ["CHART_STYLE", "COLOUR_STYLE", "Style", "escape", "styles_of", "swatch"]
+__all__ = ["CHART_STYLE", "COLOUR_STYLE", "Style", "clean", "escape", "short", "styles_of", "swatch"]
 
 # Okabe and Ito's palette, lightened on dark ground. The first colour is for training without protection, the last
 # for the reference that starts afresh with every task.
@@ -50,7 +50,8 @@ COLOUR_STYLE = f":root{{{_variables(0)}}}@media (prefers-color-scheme:dark){{:ro
 
 CHART_STYLE = (
     ".chart text{font:12px system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;fill:var(--muted)}"
-    ".chart .title{font-size:16px;font-weight:600;fill:var(--ink)}.chart .name{fill:var(--ink)}"
+    ".chart .title{font-size:16px;font-weight:600;fill:var(--ink)}.chart .name{fill:var(--ink);"
+    "paint-order:stroke;stroke:var(--paper);stroke-width:3px;stroke-linejoin:round}"
     ".chart .grid{stroke:var(--grid)}.chart .axis{stroke:var(--axis)}.chart .window{fill:var(--wash)}"
     ".chart .line{fill:none;stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}"
     ".chart .band{opacity:.15;stroke:none}.chart .leader{fill:none;stroke:var(--axis)}"
@@ -74,6 +75,11 @@ class Style:
     def dasharray(self) -> str:
         """Its dashes as an SVG attribute value."""
         return _DASHES[self.dash]
+
+    @property
+    def dashes(self) -> str:
+        """The whole SVG attribute, nothing where the line is solid."""
+        return f' stroke-dasharray="{self.dasharray}"' if self.dash else ""
 
 
 def styles_of(streams: Iterable[Stream]) -> dict[str, Style]:
@@ -116,11 +122,32 @@ def swatch(style: Style) -> str:
     )
 
 
+def short(label: str, length: int) -> str:
+    """A label that fits, without its middle: labels that share a beginning often differ at their end."""
+    if len(label) <= length:
+        return label
+    end = length // 3
+    return f"{label[: length - 1 - end].rstrip()}…{label[-end:].lstrip()}"
+
+
+def clean(text: object) -> str:
+    """Text without control characters and without the marks that turn the direction of what follows, replaced by �.
+
+    Letters that are written from right to left stay as they are.
+
+    Example:
+        >>> [ord(letter) for letter in clean(chr(0x202E) + "b")]
+        [65533, 98]
+    """
+    controls = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+    return re.sub(controls, "\ufffd", str(text))
+
+
 def escape(text: object) -> str:
-    """Text that is safe inside HTML and SVG, as content and in quotes; control characters are replaced.
+    """Text that is safe inside HTML and SVG, as content and in quotes, and :func:`clean`.
 
     Example:
         >>> escape('<b title="x">&')
         '&lt;b title=&quot;x&quot;&gt;&amp;'
     """
-    return html.escape(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", str(text)))
+    return html.escape(clean(text))

@@ -13,6 +13,7 @@ from pliant.errors import RecordError
 from pliant.intervals import Estimate, FirstLast, estimate, first_last, paired_difference
 from pliant.records import Record
 from pliant.report.metrics import Metric, metric_info
+from pliant.statistics import holm, p_value
 
 __all__ = ["Method", "Row", "Stream", "flatten", "headline", "headline_metrics", "summarise"]
 
@@ -81,6 +82,11 @@ class Stream:
         return sorted((metric_info(name) for name in names), key=lambda metric: (metric.order, metric.name))
 
     @property
+    def score(self) -> Metric | None:
+        """What the stream is scored by: what is measured while learning, or the best there is."""
+        return next(iter(headline_metrics(self)), None)
+
+    @property
     def num_tasks(self) -> int:
         """How many tasks the longest series covers."""
         return max((r.num_tasks for m in self.methods for r in m.complete + m.failed), default=0)
@@ -103,7 +109,17 @@ class Stream:
 
 @dataclass(frozen=True)
 class Row:
-    """The headline of one method in one metric; ``difference`` is its last tasks minus the unprotected run's."""
+    """The headline of one method in one metric.
+
+    Args:
+        method: The method.
+        first: Mean over the first tasks.
+        last: Mean over the last tasks.
+        change: Last minus first.
+        difference: Its last tasks minus the unprotected run's, on the same seeds.
+        num_failed: Seeds that failed.
+        p_adjusted: P-value of the difference, corrected for all methods of the table that are compared so.
+    """
 
     method: Method
     first: Estimate
@@ -111,14 +127,15 @@ class Row:
     change: Estimate
     difference: Estimate | None
     num_failed: int
+    p_adjusted: float = math.nan
 
 
 def summarise(records: Iterable[Record]) -> list[Stream]:
     """Sort records into streams and methods.
 
-    Two records belong to the same stream if the whole stream configuration agrees, so a short and a long run of one
-    stream are never averaged, and to the same method if the whole experiment agrees. Labels and titles that two of
-    them would share are told apart by the settings in which they differ.
+    Two records belong to the same stream if the whole stream configuration and the number of tasks agree, so a short
+    and a long run of one stream are never averaged or compared, and to the same method if the whole experiment agrees.
+    Labels and titles that two of them would share are told apart by the settings in which they differ.
 
     Args:
         records: Any records, in any order.
@@ -133,7 +150,10 @@ def summarise(records: Iterable[Record]) -> list[Stream]:
     by_stream: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         config = record.experiment.get("stream")
-        key = json.dumps(config if isinstance(config, dict) else {"name": str(config)}, sort_keys=True)
+        config = dict(config) if isinstance(config, dict) else {"name": str(config)}
+        if "num_tasks" in record.experiment:
+            config["num_tasks"] = record.experiment["num_tasks"]
+        key = json.dumps(config, sort_keys=True)
         by_stream[key][record.experiment_id].append(record)
     if not by_stream:
         raise RecordError("there are no records to report on; name the results folder of a run that has finished")
@@ -144,10 +164,10 @@ def summarise(records: Iterable[Record]) -> list[Stream]:
 
 
 def headline_metrics(stream: Stream) -> list[Metric]:
-    """The metrics that deserve a table: accuracy while learning and on held-out examples, or the best there is."""
-    names = {metric.name: metric for metric in stream.metrics}
-    found = [names[name] for name in ("online_accuracy", "test_accuracy") if name in names]
-    return found or stream.metrics[:1]
+    """The metrics that deserve a table: the score while learning and on held-out examples, or the best there is."""
+    metrics = stream.metrics
+    found = [m for when in ("online_", "test_") for m in metrics if m.name.startswith(when)]
+    return found or metrics[:1]
 
 
 def headline(stream: Stream, metric: Metric) -> list[Row]:
@@ -155,7 +175,9 @@ def headline(stream: Stream, metric: Metric) -> list[Row]:
 
     Failed seeds are in no mean; every row says how many there are.
     """
-    return [_row(stream, method, metric.name) for method in stream.methods]
+    rows = [_row(stream, method, metric.name) for method in stream.methods]
+    adjusted = holm([math.nan if row.difference is None else p_value(row.difference) for row in rows])
+    return [replace(row, p_adjusted=p) for row, p in zip(rows, adjusted, strict=True)]
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:

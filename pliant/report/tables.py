@@ -6,24 +6,31 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pliant.intervals import Estimate
+from pliant.intervals import Estimate, estimate
 from pliant.records import Record
 from pliant.report._write import write_text
+from pliant.report.grids import leaderboard, standing_grid
 from pliant.report.metrics import Metric, format_estimate
-from pliant.report.summary import Row, Stream, headline, headline_metrics, summarise
+from pliant.report.overview import overview
+from pliant.report.standings import averages, standings
+from pliant.report.summary import Method, Row, Stream, headline, headline_metrics, summarise
 
 __all__ = ["cells", "columns", "csv_text", "markdown_text", "terminal_tables", "write_csv", "write_markdown"]
 
 FOOTNOTE = (
     "Mean ± half of the 95 % t interval over seeds, of each seed's mean over those tasks. The difference is to no "
     "protection on the same seeds, over the last tasks. Failed seeds are in no mean; they are counted beside it."
+)
+BRACKETS = (
+    "[low, high]: 95 % interval by stratified bootstrap over seeds. p, corrected: Student's paired test against no "
+    "protection, with Holm's correction for the methods of the table."
 )
 
 
@@ -95,31 +102,46 @@ def terminal_tables(records: Iterable[Record]) -> RenderableType:
     return Group(*parts)
 
 
-def markdown_text(records: Iterable[Record]) -> str:
-    """The headline tables as GitHub Markdown; names cannot break out of their cell.
+def markdown_text(records: Iterable[Record], *, threshold: float | None = None) -> str:
+    """The leaderboard and all tables of the page as GitHub Markdown; names cannot break out of their cell.
+
+    Args:
+        records: The records to report on.
+        threshold: See :func:`pliant.report.write_report`.
 
     Raises:
         RecordError: If there is no record.
     """
+    streams = summarise(records)
+    found = overview(streams, threshold)
     lines: list[str] = []
-    for stream in summarise(records):
+    if len(found.entries) > 1:
+        lines += ["### Leaderboard", "", *_rows(leaderboard(found).texts()), ""]
+    for stream in streams:
         for metric in headline_metrics(stream):
             lines += [f"### {_markdown(stream.title)}: {metric.title.lower()}", ""]
-            headings = columns(stream, metric)
-            lines.append("| " + " | ".join(headings) + " |")
-            lines.append("|:--|" + "--:|" * (len(headings) - 2) + ":--|")
-            for row in headline(stream, metric):
-                lines.append("| " + " | ".join(map(_markdown, cells(row, metric))) + " |")
-            lines.append("")
-    lines.append(FOOTNOTE)
+            table = [columns(stream, metric), *(cells(row, metric) for row in headline(stream, metric))]
+            lines += [*_rows(table, left_last=True), ""]
+        more = standing_grid(standings(stream, threshold))
+        if len(more.headings) > 2:
+            lines += [f"### {_markdown(stream.title)}: over the whole stream", "", *_rows(more.texts()), ""]
+    lines += [FOOTNOTE, "", _markdown(BRACKETS)] if len(found.entries) > 1 else [FOOTNOTE]
     return "\n".join(lines) + "\n"
 
 
+def _rows(table: Sequence[Sequence[str]], *, left_last: bool = False) -> list[str]:
+    """Lines of a Markdown table, the first row as its head."""
+    last = ":--|" if left_last else "--:|"
+    head, *body = ["| " + " | ".join(map(_markdown, row)) + " |" for row in table]
+    return [head, "|:--|" + "--:|" * (len(table[0]) - 2) + last, *body]
+
+
 def csv_text(records: Iterable[Record]) -> str:
-    """Every metric's headline numbers in full precision, one line per stream, method and metric.
+    """Every metric's numbers in full precision with what they come from, one line per stream, method and metric.
 
     The bounds are those of the 95 % intervals; a field is empty where there is no number, as for the interval of a
-    single seed. Fractions are in ``[0, 1]`` here, never in percent.
+    single seed. Fractions are in ``[0, 1]`` here, never in percent. Commits and versions are separated by spaces where
+    the seeds of a line have several.
 
     Raises:
         RecordError: If there is no record.
@@ -130,7 +152,9 @@ def csv_text(records: Iterable[Record]) -> str:
     writer.writerow(
         ["stream", "stream_title", "method", "experiment_id", "metric", "window"]
         + [f"{block}_{part}" for block in blocks for part in ("mean", "low", "high")]
-        + ["num_seeds", "num_pairs", "num_failed", "num_not_finite"]
+        + ["num_seeds", "num_pairs", "num_failed", "num_not_finite", "difference_p_holm"]
+        + [f"average_{part}" for part in ("mean", "low", "high")]
+        + ["seeds", "commit", "pliant", "torch"]
     )
     for stream in summarise(records):
         for metric in stream.metrics:
@@ -139,17 +163,21 @@ def csv_text(records: Iterable[Record]) -> str:
                 numbers = [_number(part) for block in blocks for part in _parts(_block(row, block))]
                 pairs = "" if row.difference is None else row.difference.num
                 counts = [row.last.num, pairs, row.num_failed, row.last.num_excluded]
-                writer.writerow([*names, stream.window, *numbers, *counts])
+                mean = estimate(averages(row.method, metric.name).values())
+                more = [_number(row.p_adjusted), *map(_number, _parts(mean))]
+                seeds = " ".join(str(record.seed) for record in row.method.complete)
+                origin = [_said(row.method, key) for key in ("git_commit", "pliant", "torch")]
+                writer.writerow([*names, stream.window, *numbers, *counts, *more, seeds, *origin])
     return file.getvalue()
 
 
-def write_markdown(records: Iterable[Record], path: str | os.PathLike[str]) -> Path:
+def write_markdown(records: Iterable[Record], path: str | os.PathLike[str], *, threshold: float | None = None) -> Path:
     """Write :func:`markdown_text` to a file, whole or not at all.
 
     Raises:
         RecordError: If there is no record, or the file cannot be written.
     """
-    return write_text(path, markdown_text(records))
+    return write_text(path, markdown_text(records, threshold=threshold))
 
 
 def write_csv(records: Iterable[Record], path: str | os.PathLike[str]) -> Path:
@@ -176,6 +204,12 @@ def _parts(block: Estimate | None) -> tuple[float | None, ...]:
 
 def _number(value: float | None) -> str:
     return "" if value is None or value != value else repr(value)
+
+
+def _said(method: Method, key: str) -> str:
+    """What the records of a method say under a key, each value once."""
+    values = [str(record.meta[key]) for record in method.complete + method.failed if record.meta.get(key)]
+    return " ".join(dict.fromkeys(values))
 
 
 def _markdown(text: str) -> str:

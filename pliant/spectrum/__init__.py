@@ -23,6 +23,7 @@ from pliant.spectrum.quantities import (
     trace,
 )
 from pliant.spectrum.result import Spectrum
+from pliant.spectrum.single import curvature_share, fisher_trace, ntk_condition, ntk_effective_rank, sharpness
 from pliant.spectrum.spectra import ggn_spectrum, hessian_spectrum, ntk_spectrum
 
 __all__ = [
@@ -39,10 +40,12 @@ __all__ = [
     "budget_eps",
     "budget_rank",
     "condition_number",
+    "curvature_share",
     "density",
     "effective_rank",
     "eps_rank",
     "expected_one_step_gain",
+    "fisher_trace",
     "ggn_operator",
     "ggn_spectrum",
     "gram_bytes",
@@ -52,8 +55,11 @@ __all__ = [
     "largest_eigenvalue",
     "linearise",
     "negative_mass",
+    "ntk_condition",
+    "ntk_effective_rank",
     "ntk_spectrum",
     "quadrature",
+    "sharpness",
     "smallest_eigenvalue",
     "trace",
 ]

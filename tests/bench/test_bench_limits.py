@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -134,7 +133,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_stops_the_run_and_more_space_lets_it_go_on(small_disk, whole):
     """Filled to several heights, so that it is the folder, a checkpoint, a later checkpoint or a record that fails."""
     stopped = set()
-    for room in (0, 4, 8, 16, 24, 40, 60, 100):
+    for room in (0, 8, 24, 60, 100):
         results = small_disk / "results"
         filler = small_disk / "filler"
         with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -229,28 +228,28 @@ if __name__ == "__main__":
 
 @pytest.mark.wide
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the processes of a user as Linux does")
-def test_where_no_process_can_be_started_it_says_so_or_makes_do_with_fewer(whole):
+def test_where_no_process_can_be_started_it_says_so_or_makes_do_with_fewer(tmp_path, whole):
     """Limits that stop the first helper process, a worker's threads, or the second worker only."""
-    # The limit does not hold for root, so that the runner becomes somebody else, who may write here.
-    folder = Path(tempfile.mkdtemp(prefix="pliant-crowded-"))
-    folder.chmod(0o777)
-    user = {"user": 65534, "group": 65534} if os.getuid() == 0 else {}
-    here = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HOME": str(folder)}
+    # The limit does not hold for root, so that the runner becomes somebody else, who may read and write here.
+    command = [sys.executable, str(tmp_path / "run.py")]
+    if os.getuid() == 0:
+        rights = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+        command = ["setpriv", "--reuid=65534", "--clear-groups", *rights, *command]
+        probe = shutil.which("setpriv") and subprocess.run([*command[:-1], "-c", ""], capture_output=True, check=False)
+        if not probe or probe.returncode:
+            pytest.skip("root has no limit on processes, and cannot become somebody else here")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HOME": str(tmp_path)}
     said = set()
-    try:
-        for limit in (1, 4, 8):
-            results = folder / f"results-{limit}"
-            script = CROWDED.format(here=str(HERE), root=str(HERE.parents[1]), limit=limit, results=str(results))
-            (folder / "run.py").write_text(script)
-            done = subprocess.run(
-                [sys.executable, str(folder / "run.py")], env=here, capture_output=True, text=True, check=False, **user
-            )
-            assert done.returncode == 0, done.stderr
-            said.add(done.stdout.split()[0])
-            assert "no worker process could be started" in done.stdout or "2 of 2 records complete" in done.stdout
-            assert not any(record.status == "failed" for record in records.read_records(folder) if results.exists())
-            run_experiments([methods()], [0, 1], results, num_workers=0)
-            assert set(series(results, methods())) == set(whole)
-    finally:
-        shutil.rmtree(folder)
+    for limit in (1, 4, 8):
+        results = tmp_path / f"results-{limit}"
+        script = CROWDED.format(here=str(HERE), root=str(HERE.parents[1]), limit=limit, results=str(results))
+        (tmp_path / "run.py").write_text(script)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said.add(done.stdout.split()[0])
+        assert "no worker process could be started" in done.stdout or "2 of 2 records complete" in done.stdout
+        found = records.read_records(results) if results.exists() else []
+        assert not any(record.status == "failed" for record in found)
+        run_experiments([methods()], [0, 1], results, num_workers=0)
+        assert set(series(results, methods())) == set(whole)
     assert "refused:" in said

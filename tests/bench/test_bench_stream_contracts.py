@@ -304,3 +304,9 @@ def test_what_a_stream_leaves_unsaid_has_a_default():
 
 def test_purposes_do_not_share_randomness():
     assert generator("a", 1).integers(2**60) != generator("b", 1).integers(2**60)
+
+
+def test_the_page_of_streams_is_up_to_date(capsys):
+    from benchmarks.streams_table import main
+
+    assert main(["--check"]) == 0, capsys.readouterr().out

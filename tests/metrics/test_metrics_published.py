@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pliant import metrics
+from pliant import metrics, spectrum
 from pliant.metrics import CATALOGUE
 
 generator = torch.Generator().manual_seed(0)
@@ -60,6 +60,43 @@ def activation_gradients() -> Tensor:
     h = MODEL[:2](X).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(MODEL[2:](h), Y, reduction="sum"), h)
     return gradient
+
+
+def single_losses(labels: int | None = None) -> list[Tensor]:
+    given = Y if labels is None else torch.full_like(Y, labels)
+    return [F.cross_entropy(MODEL(x[None]), y[None]) for x, y in zip(X, given, strict=True)]
+
+
+def flat(loss: Tensor) -> Tensor:
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(MODEL.parameters()), retain_graph=True)])
+
+
+def fisher() -> float:
+    """The squared length of the gradient for every label, weighed by how likely the network finds it."""
+    p_NC = MODEL(X).softmax(1).detach()
+    lengths_NC = torch.stack([torch.stack([flat(one).square().sum() for one in single_losses(c)]) for c in range(3)], 1)
+    return float((p_NC * lengths_NC).sum(1).mean())
+
+
+def kernel() -> np.ndarray:
+    rows = torch.stack([flat(value) for value in MODEL(X).flatten()])
+    return np.linalg.eigvalsh((rows @ rows.T).detach().numpy())
+
+
+def top_of_the_hessian() -> float:
+    parameters = list(MODEL.parameters())
+    first = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(F.cross_entropy(MODEL(X), Y), parameters, create_graph=True)]
+    )
+    rows = [torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True) for entry in first]
+    filled = [[torch.zeros_like(p) if g is None else g for g, p in zip(row, parameters, strict=True)] for row in rows]
+    dense = torch.stack([torch.cat([g.flatten() for g in row]) for row in filled])
+    return float(np.linalg.eigvalsh(dense.detach().numpy())[-1])
+
+
+def sphere_penalty() -> float:
+    gram = (ACT_NU.T @ ACT_NU).numpy() / 300
+    return float((gram**2).sum() - np.trace(gram) ** 2 / 24)
 
 
 def effective_rank(sigma: np.ndarray) -> float:
@@ -221,6 +258,27 @@ CASES: dict[tuple[str, str], Callable[[], tuple[object, object]]] = {
         metrics.gradient_interference(single_gradients()),
         off_diagonal(np.array([[float(F.cosine_similarity(a, b, dim=0)) for b in single_gradients()]
                                for a in single_gradients()])),
+    ),
+    ("isotropy_gap", "SPHERE 2026, published code, feature loss"): lambda: (
+        [metrics.isotropy_gap(ACT_NU, relative=False), metrics.isotropy_gap(ACT_NU[:9], relative=False)],
+        [sphere_penalty(), float(24 * np.linalg.eigvalsh((ACT_NU[:9].T @ ACT_NU[:9]).numpy() / 9).var())],
+    ),
+    ("empirical_fisher_trace", "Kunstner et al. 2019, empirical Fisher"): lambda: (
+        metrics.empirical_fisher_trace(single_gradients()),
+        float(torch.trace(single_gradients().T @ single_gradients() / 9)),
+    ),
+    ("fisher_trace", "Fisher information, trace"): lambda: (spectrum.fisher_trace(MODEL, (X, Y)).value, fisher()),
+    ("ntk_effective_rank", "nngeometry, NTK"): lambda: (
+        spectrum.ntk_effective_rank(MODEL, X).value,
+        effective_rank(kernel()[kernel() > 0]),
+    ),
+    ("ntk_condition", "Xiao et al. 2020, condition number of the NTK"): lambda: (
+        spectrum.ntk_condition(MODEL, X).value,
+        (found := kernel()[kernel() > 1e-12])[-1] / found[0],
+    ),
+    ("sharpness", "Cohen et al. 2021, sharpness"): lambda: (
+        spectrum.sharpness(MODEL, (X, Y), steps=60).value,
+        top_of_the_hessian(),
     ),
     ("churn", "Tang et al. 2025, C-CHAIN"): lambda: (
         metrics.churn(LOGITS_NC, AFTER_NC, kind="squared"),

@@ -49,6 +49,15 @@ def test_the_threshold_is_where_fresh_networks_have_nearly_arrived():
     assert (found.delay.mean, found.is_lower_bound) == (60.0, False)
 
 
+def test_tau_trainability_of_every_run():
+    found = result([line(2.0, 0.4), line(2.0, 1.0)], [[line(2.0, -4.0)], [line(2.0, 0.5)]])
+    assert [(run.trainable, run.steps, run.budget) for run in found.trainability(0.7)] == [
+        (True, 90, 100),
+        (False, None, 100),
+    ]
+    assert [run.steps for run in found.trainability(0.7, "fresh")] == [30, 90]
+
+
 def test_where_nobody_arrives_nothing_is_said_about_a_delay():
     found = result([line(2.0, 1.0)] * 3, [[line(2.0, 0.5)]] * 3, threshold=0.1)
     assert found.to_threshold.delay.num == 0

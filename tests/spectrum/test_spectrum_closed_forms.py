@@ -51,14 +51,33 @@ def test_linear_regression():
     assert_same_spectrum(hessian_spectrum(model, (x, wanted), "mse", method="dense"), expected, 5e-15)
 
 
+def test_a_linear_layer_is_a_kronecker_product_where_it_can_be():
+    """K-FAC's factors are exact for one sample and for squares, and approximate for more of cross-entropy."""
+
+    def factors(model, x):
+        p = model(x).softmax(-1).detach()
+        blocks = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
+        return torch.kron(blocks.mean(0), x.T @ x / len(x))
+
+    x, labels, wanted = data(40, 5, 3)
+    model = linear(5, 3)
+    one = ggn_operator(model, (x[:1], labels[:1])).dense()
+    assert (one - factors(model, x[:1])).abs().max() < 1e-15
+    many = ggn_operator(model, (x, labels)).dense()
+    error = (many - factors(model, x)).norm() / many.norm()
+    assert 0.02 < error < 1
+    squares = ggn_operator(model, (x, wanted), "mse").dense()
+    assert (squares - torch.kron(torch.eye(3).double(), x.T @ x / 40)).abs().max() < 5e-15
+
+
 def test_softmax_regression():
     x, labels, _ = data(40, 4, 4)
     model = linear(4, 4)
     p = model(x).softmax(-1).detach()
     blocks = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
     expected = torch.einsum("ncd,ni,nj->cidj", blocks, x, x).reshape(16, 16) / 40
-    assert (hessian_operator(model, (x, labels)).dense() - expected).abs().max() < 1e-15
-    assert (ggn_operator(model, (x, labels)).dense() - expected).abs().max() < 1e-15
+    assert (hessian_operator(model, (x, labels)).dense() - expected).abs().max() < 2e-16
+    assert (ggn_operator(model, (x, labels)).dense() - expected).abs().max() < 2e-16
     spectrum = ggn_spectrum(model, (x, labels))
     assert_same_spectrum(spectrum, expected, 1e-15)
     assert eps_rank(spectrum, 1e-10).value == (4 - 1) * 4
@@ -80,7 +99,7 @@ def test_two_layers_of_linear_units():
     rest = torch.linalg.eigvalsh(hessian - ggn)
     sizes = torch.linalg.svdvals(error).repeat_interleave(hidden)
     found = rest[rest.abs() > 1e-10].sort().values
-    assert (found - torch.cat([-sizes, sizes]).sort().values).abs().max() < 1e-13
+    assert (found - torch.cat([-sizes, sizes]).sort().values).abs().max() < 1e-14
     assert int((torch.linalg.eigvalsh(hessian).abs() > 1e-10).sum()) == 33
     assert eps_rank(ggn_spectrum(model, (x, wanted), "mse"), 1e-10).value == 18
 
@@ -168,6 +187,10 @@ def test_the_effective_rank_of_a_matrix():
     assert rank([3.0, 0.0, 0.0, 0.0]) == pytest.approx(1, rel=1e-12)
     assert rank([200.0, 100.0, 100.0]) == pytest.approx(rank([2.0, 1.0, 1.0]), rel=1e-12)
     assert rank([0.0, 0.0]) == 0
+    x, zeros = data(7, 4, 1)[0], torch.zeros(7, 1).double()
+    turned = x @ torch.linalg.qr(data(4, 4, 1, seed=1)[0])[0]
+    ranks = [effective_rank(ggn_spectrum(linear(4, 1), (item, zeros), "mse")).value for item in (x, turned)]
+    assert ranks[0] == pytest.approx(ranks[1], rel=1e-12)
     a, b = [2.0, 1.0, 1.0], [5.0, 1.0]
     assert rank([i * j for i in a for j in b]) == pytest.approx(rank(a) * rank(b), rel=1e-12)
 
@@ -176,6 +199,8 @@ def test_an_absolute_eps_is_not_invariant_to_rescaling_relu_layers():
     x, labels, _ = data(10, 8, 4)
     model = mlp([8, 12, 4])
     before = ggn_spectrum(model, (x, labels))
+    hessians = [largest_eigenvalue(hessian_spectrum(model, (x, labels), method="dense")).value]
+    kernels = [largest_eigenvalue(ntk_spectrum(model, x)).value]
     with torch.no_grad():
         out = model(x)
         model[0].weight.mul_(3), model[0].bias.mul_(3), model[2].weight.div_(3)
@@ -183,6 +208,9 @@ def test_an_absolute_eps_is_not_invariant_to_rescaling_relu_layers():
     after = ggn_spectrum(model, (x, labels))
     assert eps_rank(before, 1e-12).value == eps_rank(after, 1e-12).value
     assert abs(largest_eigenvalue(before).value / largest_eigenvalue(after).value - 1) > 0.1
+    assert eps_rank(before, 3e-2).value != eps_rank(after, 3e-2).value
+    assert hessians[0] != pytest.approx(largest_eigenvalue(hessian_spectrum(model, (x, labels), method="dense")).value)
+    assert kernels[0] != pytest.approx(largest_eigenvalue(ntk_spectrum(model, x)).value)
 
 
 def test_the_regulariser_of_an_optimizer_is_no_part_of_the_loss_and_one_in_the_loss_is():

@@ -32,10 +32,15 @@ def test_without_noise_a_step_on_a_quadratic_gains_at_least_as_much():
     assert gain.curvature == pytest.approx(curvature, rel=1e-8)
     assert (gain.reliability, gain.best_lr) == (pytest.approx(1), pytest.approx(1 / curvature))
     assert gain.best == pytest.approx(size / (2 * curvature), rel=1e-8)
-    with torch.no_grad():
-        for item, grad in zip(model.parameters(), grads, strict=True):
-            item.sub_(gain.best_lr * grad)
-        assert float(start - half_squares(model, x, y)) >= gain.best * (1 - 1e-9)
+    before = [item.detach().clone() for item in model.parameters()]
+    for share in (0.1, 0.5, 1.0, 1.5, 1.9):
+        lr = share * gain.best_lr
+        with torch.no_grad():
+            for item, grad, origin in zip(model.parameters(), grads, before, strict=True):
+                item.copy_(origin - lr * grad)
+            found = float(start - half_squares(model, x, y))
+        assert found >= gain.at(lr) * (1 - 1e-9) == pytest.approx(lr * (1 - lr * curvature / 2) * size, rel=1e-7)
+        assert gain.at(lr) <= gain.best
 
 
 def test_strength_and_noise_are_unbiased():

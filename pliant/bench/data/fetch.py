@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tarfile
 import tempfile
+import urllib.error
+import urllib.request
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,38 +21,27 @@ from pliant.bench.data.files import DataError, written_whole
 __all__ = ["fetch_archive", "fetch_file"]
 
 
-class _Bar:
-    """What pooch asks of a progress bar: ``total`` and three methods. Silent where stderr is no terminal."""
+class _Downloader:
+    """What pooch calls to download: a stream with progress, silent where stderr is no terminal."""
 
     def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, url: str, output_file: str, pooch: Any) -> None:
+        """Write what ``url`` has into ``output_file``."""
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-        self._task = self._progress.add_task(f"downloading {name}", total=None)
-        self._total = 0
-        self._progress.start()
-
-    @property
-    def total(self) -> int:
-        """Bytes in all."""
-        return self._total
-
-    @total.setter
-    def total(self, value: int) -> None:
-        self._total = value
-        self._progress.update(self._task, total=value or None)
-
-    def update(self, num_bytes: int) -> None:
-        """So many bytes more have come."""
-        self._progress.advance(self._task, num_bytes)
-
-    def reset(self) -> None:
-        """Start again from nothing."""
-        self._progress.update(self._task, completed=0)
-
-    def close(self) -> None:
-        """It has ended."""
-        self._progress.stop()
+        progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response, Path(output_file).open("wb") as file, progress:
+                size = int(response.headers.get("Content-Length") or 0)
+                bar = progress.add_task(f"downloading {self._name}", total=size or None)
+                while piece := response.read(2**16):
+                    file.write(piece)
+                    progress.advance(bar, len(piece))
+        except urllib.error.HTTPError as error:
+            with error:  # it holds the connection
+                raise OSError(f"HTTP {error.code} {error.reason}") from None
 
 
 def _pooch(what: str, remedy: str) -> Any:
@@ -66,16 +57,12 @@ def _download(url: str, known_hash: str, folder: Path, name: str, remedy: str) -
     """Download into ``folder`` and check; the checksum that was expected and the one that came are named."""
     pooch = _pooch(name, remedy)
     pooch.get_logger().setLevel("ERROR")
-    bar = _Bar(name)
     try:
-        downloader = pooch.HTTPDownloader(progressbar=bar, timeout=30)
-        found = pooch.retrieve(url, known_hash=known_hash, fname=name, path=folder, downloader=downloader)
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors, a wrong checksum is a ValueError
+        found = pooch.retrieve(url, known_hash=known_hash, fname=name, path=folder, downloader=_Downloader(name))
+    except (OSError, ValueError) as error:  # a wrong checksum is a ValueError
         raise DataError(
             f"{name} could not be downloaded from {url} ({' '.join(str(error).split())}); {remedy}"
         ) from error
-    finally:
-        bar.close()
     return Path(found)
 
 

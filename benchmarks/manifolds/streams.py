@@ -1,0 +1,165 @@
+"""Task-incremental image streams: every task asks for a few classes that no task before it has shown.
+
+``TransformedDigits`` is made of the digits that are shipped, ``ImageClasses`` of real images. Both are streams that
+``pliant run benchmarks.manifolds.streams:TransformedDigits`` can take; what is particular here is ``active_outputs``:
+the logits that take part in a task's loss and score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.manifolds.images import load
+from pliant.bench.data.digits import load_digits
+from pliant.bench.streams.base import Task, generator, require
+
+__all__ = ["NUM_TRANSFORMS", "ImageClasses", "TransformedDigits", "transformed"]
+
+NUM_TRANSFORMS = 16
+_SIDE, _DIGITS = 8, 10
+
+
+def transformed(images: Tensor, which: int) -> Tensor:
+    """Images turned by ``which % 4`` quarters, mirrored from 4 on, and with light and dark exchanged from 8 on.
+
+    Args:
+        images: ``[..., H, W]`` with pixels in [0, 1].
+        which: In ``[0, 16)``.
+    """
+    turned = torch.rot90(images, which % 4, (-2, -1))
+    turned = turned.flip(-1) if which // 4 % 2 else turned
+    return 1 - turned if which // 8 else turned
+
+
+@final
+@dataclass(frozen=True)
+class TransformedDigits:
+    """Five digits seen through one of sixteen transforms: 32 tasks with 160 classes in all, each shown once.
+
+    Every transform keeps neighbouring pixels neighbours, so that convolutions make sense. All classes of a task go
+    through the same transform: no task can be solved by telling transforms apart, and none has one digit twice.
+
+    Attributes:
+        num_examples: training digits per task, as many of each class.
+        num_test: held-out digits per task, as many of each class.
+        num_epochs: passes over a task.
+        batch_size: examples per update.
+
+    Source: the task-incremental images of Joudaki et al. (2025), arXiv 2510.00304, 40 tasks of five classes of Tiny
+        ImageNet. Deviations: digits of 8 x 8 pixels, and classes made by transforms.
+
+    >>> stream = TransformedDigits()
+    >>> sorted(set(stream.task(0, 0).targets.tolist())) == list(stream.active_outputs(0, 0))
+    True
+    """
+
+    name: ClassVar[str] = "transformed_digits"
+    title: ClassVar[str] = "Transformed digits"
+    num_inputs: ClassVar[int] = _SIDE * _SIDE
+    num_classes: ClassVar[int] = NUM_TRANSFORMS * _DIGITS
+    num_tasks: ClassVar[int] = 2 * NUM_TRANSFORMS
+    shape: ClassVar[tuple[int, int, int]] = (1, _SIDE, _SIDE)
+
+    num_examples: int = 160
+    num_test: int = 200
+    num_epochs: int = 12
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        require(self.num_examples >= 5 and self.num_examples % 5 == 0, self, "num_examples must be a multiple of 5")
+        require(self.num_test >= 5 and self.num_test % 5 == 0, self, "num_test must be a multiple of 5")
+        require(self.num_examples + self.num_test <= 5 * 170, self, "there are 174 digits of a class, or a few more")
+        require(self.num_epochs >= 1, self, "num_epochs must be at least 1")
+        require(self.batch_size >= 1, self, "batch_size must be at least 1")
+
+    def _place(self, index: int, seed: int) -> tuple[int, list[int]]:
+        """The transform and the digits of a task."""
+        require(0 <= index < self.num_tasks, self, f"there are tasks 0 to {self.num_tasks - 1}, not {index}")
+        at = int(generator(self.name, seed).permutation(self.num_tasks)[index])
+        digits = generator(f"{self.name} halves", seed, at // 2).permutation(_DIGITS)
+        half = digits[:5] if at % 2 else digits[5:]
+        return at // 2, sorted(int(digit) for digit in half)
+
+    def active_outputs(self, index: int, seed: int) -> tuple[int, ...]:
+        """The classes of a task, in order."""
+        which, digits = self._place(index, seed)
+        return tuple(which * _DIGITS + digit for digit in digits)
+
+    def task(self, index: int, seed: int) -> Task:
+        """Return task ``index``; labels are classes out of all 160; see :class:`pliant.bench.streams.base.Stream`."""
+        which, digits = self._place(index, seed)
+        draws = generator(f"{self.name} examples", seed, index)
+        inputs_NF, labels_N = load_digits()
+        train, test = [], []
+        for digit in digits:
+            rows = torch.nonzero(labels_N == digit).flatten()
+            rows = rows[torch.from_numpy(draws.permutation(len(rows)).astype(np.int64))]
+            train.append(rows[: self.num_examples // 5])
+            test.append(rows[self.num_examples // 5 :][: self.num_test // 5])
+        parts = []
+        for rows in (torch.cat(train), torch.cat(test)):
+            images = transformed(inputs_NF[rows].unflatten(1, (_SIDE, _SIDE)), which)
+            parts += [images.flatten(1), labels_N[rows] + which * _DIGITS]
+        x, y, test_x, test_y = parts
+        return Task(x, y, self.num_epochs, self.batch_size, (seed, index), test_x, test_y)
+
+
+@final
+@dataclass(frozen=True)
+class ImageClasses:
+    """The classes of a set of real images, in an order drawn for each seed, a few for each task.
+
+    Attributes:
+        data: ``"cifar100"`` or ``"imagenet32"``.
+        classes_per_task: Classes of a task; those that do not fill a last task are left out.
+        num_classes: Classes of the data.
+        num_epochs: passes over a task.
+        batch_size: examples per update.
+        data_dir: folder with the files, see :mod:`benchmarks.manifolds.images`; no part of an identity.
+    """
+
+    name: ClassVar[str] = "image_classes"
+    title: ClassVar[str] = "Images, class by class"
+    num_inputs: ClassVar[int] = 3 * 32 * 32
+    shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
+    not_identity: ClassVar[frozenset[str]] = frozenset({"data_dir"})
+
+    data: str = "cifar100"
+    classes_per_task: int = 5
+    num_classes: int = 100
+    num_epochs: int = 500
+    batch_size: int = 128
+    data_dir: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.data in ("cifar100", "imagenet32"), self, "data is 'cifar100' or 'imagenet32'")
+        require(1 <= self.classes_per_task <= self.num_classes, self, "classes_per_task must be in 1..num_classes")
+        require(self.num_epochs >= 1, self, "num_epochs must be at least 1")
+        require(self.batch_size >= 1, self, "batch_size must be at least 1")
+
+    @property
+    def num_tasks(self) -> int:
+        """Number of tasks until every class has been shown."""
+        return self.num_classes // self.classes_per_task
+
+    def active_outputs(self, index: int, seed: int) -> tuple[int, ...]:
+        """The classes of a task, in order."""
+        require(0 <= index < self.num_tasks, self, f"there are tasks 0 to {self.num_tasks - 1}, not {index}")
+        order = generator(self.name, seed).permutation(self.num_classes)
+        return tuple(sorted(int(c) for c in order[index * self.classes_per_task :][: self.classes_per_task]))
+
+    def task(self, index: int, seed: int) -> Task:
+        """Return task ``index``; see :class:`pliant.bench.streams.base.Stream`."""
+        classes = torch.tensor(self.active_outputs(index, seed))
+        train_x, train_y, test_x, test_y = load(self.data, self.data_dir)
+        parts = []
+        for images, labels in ((train_x, train_y), (test_x, test_y)):
+            rows = torch.isin(labels, classes)
+            parts += [images[rows].flatten(1).float() / 255 - 0.5, labels[rows]]
+        x, y, tests, truths = parts
+        return Task(x, y, self.num_epochs, self.batch_size, (seed, index), tests, truths)
