@@ -389,8 +389,10 @@ def _ask(study: Study, numbers: Sequence[int], name: str, seed: int) -> list[dic
     for number in numbers:
         if number == 0:
             asked.append(None)
+            start = present(study.experiment, study.space, study.steps_per_task[0])
+            taken.add(json.dumps(start, sort_keys=True))
             continue
-        for attempt in range(8):  # the same setting once more would be a smaller budget than it looks
+        for attempt in range(50):  # the same setting once more would be a smaller budget than it looks
             memory.sampler = _sampler(optuna, name, seed, number, attempt)
             params = memory.ask(distributions).params
             values = {key: _decode(domain, params[key]) for key, domain in study.space.items()}

@@ -257,6 +257,22 @@ def test_the_choice_can_be_for_another_stream(tmp_path):
     assert read_study(study.path).chosen == study.chosen
 
 
+def test_errors_are_tuned_downwards(tmp_path):
+    """A stream whose score is an error: the smallest is chosen, and a diverged setting is the last."""
+    optuna_or_skip()
+    stream = ("slowly_changing_regression", {"task_length": 16, "batch_size": 4})
+    plain = Experiment(stream, optimizer=("sgd", {"lr": 0.01}), model=("mlp", {"hidden": [5]}), num_tasks=2)
+    study = search(tmp_path, 3, plain, {"optimizer.lr": Choice((0.01, 0.05, 1e30))})
+    assert study.lower_is_better
+    assert "lowest online mse" in study.rule
+    scores = {trial.values["optimizer.lr"]: trial.score for trial in study.trials}
+    assert scores[1e30] is None
+    assert study.best.score == min(scores[0.01], scores[0.05])
+    two = (2 * study.best.score + max(scores[0.01], scores[0.05])) / 3  # of two, one at least has not diverged
+    assert read_study(study.path).curve == [math.inf, pytest.approx(two), study.best.score]
+    assert json.loads(study.path.read_text())["best_of_k"][0] is None
+
+
 def test_where_lower_is_better_a_failed_seed_makes_a_setting_the_last(tmp_path):
     optuna_or_skip()
     study = search(tmp_path, 4)
