@@ -24,9 +24,11 @@ from pliant.bench.streams import STREAMS, Traits, traits  # noqa: E402
 PAGE = ROOT / "docs" / "streams.md"
 INTRODUCTION = """# Streams
 
-Written by `python benchmarks/streams_table.py` from the streams themselves. A stream gives random access: `task(index, seed)` returns the same bytes for the same arguments, whatever ran before, so a run can stop and go on anywhere and seeds need no order. `paper` is the published problem, with the network and the step size of its plain learner; `mini` runs on a CPU in minutes. `pliant run STREAM --preset PRESET` runs one, `--set stream.OPTION=VALUE` changes it.
+Written by `python benchmarks/streams_table.py` from the streams themselves. A stream gives random access: `task(index, seed)` returns the same bytes for the same arguments, whatever ran before, so a run can stop and go on anywhere and seeds need no order. `paper` is the published problem, with the network and the step size of its plain learner (where a paper gives a grid, one of its values); `mini` runs on a CPU in minutes. `pliant run STREAM --preset PRESET` runs one, `--set stream.OPTION=VALUE` changes it.
 
 *Memory* is what one task of one seed takes, in the preset's sizes (the images that tasks are made of are held once besides). *Learns* names what is minimised and what is counted before each update. *Forgetting*: tests of earlier tasks still mean something, so that accuracy on them is recorded, too.
+
+Multi-layer perceptrons start with He-uniform weights and zero biases, as those of Dohare et al.; the networks of other papers start as PyTorch's layers do. Every task of a stream is shown in whole passes, each in an order of its own.
 
 **Files.** Where a data set is read from files, they are looked for in the folder that `--data-dir` names (the folder of the data set, or one that has it as a sub-folder), else in `$PLIANT_DATA_DIR`, else in `pliant` in the user's cache. What is missing is downloaded, where it can be, with its checksum (`pip install 'pliant[data]'`; MNIST needs nothing installed). CIFAR is read in the binary version, ImageNet 32x32 as one `.npy` file per class or in its published batches (npz or pickled; a pickle is read without running anything in it), MNIST and EMNIST as idx files, texts as UTF-8. A file that is truncated or another one is an error that names its size and checksum. Files that hold a subset of CIFAR are read if `--set stream.subset=N` says how many training images of each class there are; the subset is then part of the experiment's identity.
 

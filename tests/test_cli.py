@@ -383,7 +383,7 @@ def test_the_demo_from_start_to_report(capsys, tmp_path, monkeypatch):
     assert run("demo --out shown --seeds 2 --workers 0") == 0
     output = capsys.readouterr()
     assert "shown/report.html" in output.out
-    assert output.err.count("tasks, mean accuracy") == 18
+    assert output.err.count("tasks, accuracy while learning") == 18
     page = (tmp_path / "shown/report.html").read_text()
     for word in ("continual backprop", "Held-out accuracy", "stationary control", "CC BY 4.0", "Dead units"):
         assert word in page, word

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 import pliant
 from benchmarks.manifolds import bit_flips_page
 from benchmarks.manifolds.common import Study, main, rounded, seeded
-from benchmarks.prediction.problems import BitFlips
 from pliant import metrics
 from pliant.bench.ensemble import stack
+from pliant.bench.streams import SlowlyChangingRegression
 from pliant.units import UnitGraph, find_units
 
 __all__ = ["PRESETS", "STUDY", "Preset", "learn", "run", "stacked_task"]
@@ -70,15 +70,10 @@ PRESETS: Mapping[str, Preset] = {
 }
 
 
-def stacked_task(stream: BitFlips, index: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Inputs ``[S, N, 20]`` and targets ``[S, N, 1]``, in the published units.
-
-    The stream divides targets by the square root of the number of target units, and has a constant as a last input;
-    neither is so here.
-    """
+def stacked_task(stream: SlowlyChangingRegression, index: int, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Inputs ``[S, N, 20]`` and targets ``[S, N, 1]``."""
     found = [stream.task(index, seed) for seed in seeds]
-    x, y = (torch.stack([pair[i] for pair in found]) for i in (0, 1))
-    return x[..., :-1].contiguous(), y * stream.num_units**0.5
+    return torch.stack([task.inputs for task in found]), torch.stack([task.targets for task in found])
 
 
 def learner(width: int, seed: int) -> nn.Module:
@@ -117,7 +112,7 @@ def look(model: Any, x_SNI: Tensor, preset: Preset) -> dict[str, list[float | No
 def run(preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
     """All seeds of one width at once, arm by arm."""
     width = int(cell["width"])
-    stream, half = BitFlips(preset.num_examples), preset.num_tasks // 2
+    stream, half = SlowlyChangingRegression(task_length=preset.num_examples), preset.num_tasks // 2
     singles = [learner(width, seed) for seed in seeds]
     units = find_units(singles[0], torch.zeros(3, 20))
     start = stack(singles, torch.zeros(5, 20))
@@ -136,7 +131,7 @@ def run(preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int]) -> Iterat
 
 def _arm(
     preset: Preset,
-    stream: BitFlips,
+    stream: SlowlyChangingRegression,
     model: nn.Module,
     units: UnitGraph,
     seeds: Sequence[int],

@@ -2,7 +2,7 @@
 
     python benchmarks/manifolds/cloning.py run             # four networks, five seeds; it goes on where it stopped
     python benchmarks/manifolds/cloning.py page            # docs/results/cloning.md and its figure, from the records
-    PLIANT_DATA=FOLDER python benchmarks/manifolds/cloning.py run --preset published    # CIFAR-10, published sizes
+    PLIANT_DATA_DIR=FOLDER python benchmarks/manifolds/cloning.py run --preset published    # CIFAR-10, published sizes
 
 A base is trained for a while, every unit of it is doubled by ``pliant.manifolds.clone``, and the wide network goes on
 training under one treatment. All treatments of a seed begin with the same weights and see the same batches. Measured
@@ -26,11 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.manifolds import cloning_page, images
+from benchmarks.manifolds import cloning_page
 from benchmarks.manifolds.common import Study, main, rounded
 from benchmarks.manifolds.models import NARROW, NETWORKS, PUBLISHED, build
 from benchmarks.manifolds.symptoms import hidden, published_ratio
 from pliant import metrics
+from pliant.bench.data.images import load_images, scaled
 from pliant.bench.streams.base import generator
 from pliant.bench.streams.random_label_digits import RandomLabelDigits
 from pliant.manifolds import Clone, NoiseBurst, clone, distance, matching_optimizer, variance_ratio
@@ -138,8 +139,9 @@ def problem_of(preset: Preset, seed: int) -> Problem:
     if preset.data == "digits":
         task = RandomLabelDigits(num_examples=preset.num_examples).task(0, seed)
         return task.inputs.double().unflatten(1, (1, 8, 8)), task.targets, (1, 8, 8), 10
-    x, y, _, _ = images.load(preset.data)
-    return x[: preset.num_examples].double() / 255 - 0.5, y[: preset.num_examples], (3, 32, 32), 10
+    found = load_images(preset.data)
+    x = scaled(found.train_images[: preset.num_examples], "half", 255, (), ())
+    return x.double(), found.train_labels[: preset.num_examples], (3, 32, 32), 10
 
 
 def batches(count: int, size: int, steps: int, *key: int) -> Iterator[Tensor]:

@@ -167,6 +167,7 @@ def page(nets: Runs, records: Sequence[Mapping[str, Any]], preset: Any) -> str:
         "- Some hundred steps are few. What has left is still leaving; what stays, stays by a theorem.\n"
         "- The problem is made so that width helps. On a problem that the base solves, leaving gains nothing.\n"
         "- R² is read in evaluation mode. Weights off the manifold can have equal activations on the examples that were seen.\n"
+        "- A fresh network as wide as the clone takes other steps than the clone at one step size; that it fits better or worse is not the manifold's doing alone.\n"
         "- Losses differ between networks for many reasons; only differences within a column are paired.",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
@@ -234,7 +235,7 @@ def differences(nets: Runs) -> list[str]:
         "\n".join(lines),
         "Their code's number is 0.5 where clones are perfect. Twice it differs from the true ratio under noise by "
         + ", ".join(f"{number(value)} ({TITLES[name]})" for name, value in twice.items())
-        + ": a ratio of deviations falls much earlier than one of variances.",
+        + ": a mean over samples of ratios of deviations is not the ratio of two variances.",
     ]
 
 

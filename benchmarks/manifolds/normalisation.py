@@ -2,8 +2,8 @@
 
     python benchmarks/manifolds/normalisation.py run       # 48 cells, five seeds; it goes on where it stopped
     python benchmarks/manifolds/normalisation.py page      # docs/results/normalisation.md and its figures
-    PLIANT_DATA=FOLDER python benchmarks/manifolds/normalisation.py run --preset cifar100       # real images
-    PLIANT_DATA=FOLDER python benchmarks/manifolds/normalisation.py run --preset published      # published sizes
+    PLIANT_DATA_DIR=FOLDER python benchmarks/manifolds/normalisation.py run --preset cifar100       # real images
+    PLIANT_DATA_DIR=FOLDER python benchmarks/manifolds/normalisation.py run --preset published      # published sizes
 
 A factorial: none, BatchNorm or LayerNorm, dropout or none, gradient noise or none, for an MLP, a ConvNet, a ResNet and
 a ViT. The head is zeroed before each task, only the logits of the task's classes take part in loss and accuracy, and
@@ -24,12 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.manifolds import images, normalisation_page
+from benchmarks.manifolds import normalisation_page
 from benchmarks.manifolds.common import Study, main, rounded, seeded
 from benchmarks.manifolds.models import MINI, NETWORKS, NORMS, PUBLISHED, build
 from benchmarks.manifolds.streams import ImageClasses, TransformedDigits
 from benchmarks.manifolds.symptoms import symptoms
-from pliant.bench.streams.base import generator
 from pliant.manifolds import NoiseBurst
 from pliant.units import UnitGraph, find_units
 
@@ -41,7 +40,7 @@ class Preset:
     """All settings.
 
     Attributes:
-        data: ``"digits"``, ``"cifar100"`` or ``"imagenet32"``.
+        data: ``"digits"``, ``"cifar100"`` or ``"tiny_imagenet"``.
         sizes: Sizes of the networks.
         num_tasks: Tasks of a run.
         num_examples: Training examples of a task, of the digits.
@@ -72,8 +71,8 @@ class Preset:
         """The tasks."""
         if self.data == "digits":
             return TransformedDigits(self.num_examples, 200, self.num_epochs, self.batch_size)
-        classes = 100 if self.data == "cifar100" else 200
-        return ImageClasses(self.data, 5, classes, self.num_epochs, self.batch_size)
+        sizes = {"cifar100": (100, 500, 100, 32), "tiny_imagenet": (200, 500, 50, 64)}[self.data]
+        return ImageClasses(self.data, "", *sizes, "half", False, 5, self.num_epochs, self.batch_size, self.augment)
 
 
 _LR = {"mlp": 1e-3, "convnet": 1e-3, "resnet": 1e-3, "vit": 1e-4}
@@ -84,7 +83,7 @@ PRESETS: Mapping[str, Preset] = {
         "cifar100", dict(PUBLISHED), 20, 0, 100, 128, _LR, 0.1, 1.0, num_seen=500, every=1, augment=True
     ),
     "published": Preset(
-        "imagenet32", dict(PUBLISHED), 40, 0, 500, 128, _LR, 0.1, 1.0, num_seen=500, every=1, augment=True
+        "tiny_imagenet", dict(PUBLISHED), 40, 0, 500, 128, _LR, 0.1, 1.0, num_seen=500, every=1, augment=True
     ),
 }
 
@@ -119,7 +118,7 @@ def one(preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int]) -> Iterat
 
 def _one(preset: Preset, cell: Mapping[str, Any], seed: int) -> dict[str, Any]:
     stream, network = preset.stream(), str(cell["network"])
-    shape = stream.shape
+    shape = tuple(stream.input_shape)
     seeded("normalisation network", seed)
     dropout = preset.dropout if cell["dropout"] else 0.0
     model = build(network, preset.sizes, shape, stream.num_classes, norm=str(cell["norm"]), dropout=dropout)
@@ -129,20 +128,20 @@ def _one(preset: Preset, cell: Mapping[str, Any], seed: int) -> dict[str, Any]:
     seeded("normalisation dropout", seed)
     step = 0
     for index in range(preset.num_tasks):
-        task, outputs = stream.task(index, seed), torch.tensor(stream.active_outputs(index, seed))
-        x, y = task.inputs.unflatten(1, shape), torch.searchsorted(outputs, task.targets)
+        task = stream.task(index, seed)
+        assert task.active_outputs is not None
+        outputs = torch.tensor(task.active_outputs)
+        x, y = task.inputs, torch.searchsorted(outputs, task.targets)
         with torch.no_grad():
             model.head.weight.zero_()
             model.head.bias.zero_()
         model.train()
         right, seen = torch.zeros(()), 0
         for epoch in range(task.num_epochs):
-            draws = generator("normalisation augmentation", seed, index, epoch)
-            for rows in task.order(epoch).split(task.batch_size):
+            for place, rows in enumerate(task.order(epoch).split(task.batch_size)):
                 if len(rows) < 2:
                     continue  # batch norm has no variance of one example
-                batch = images.augmented(x[rows], draws) if preset.augment else x[rows]
-                logits = model(batch)[:, outputs]
+                logits = model(task.augmented(x[rows], epoch, place))[:, outputs]
                 optimizer.zero_grad(set_to_none=True)
                 F.cross_entropy(logits, y[rows]).backward()
                 if noise is not None:
@@ -155,7 +154,7 @@ def _one(preset: Preset, cell: Mapping[str, Any], seed: int) -> dict[str, Any]:
         result["online"].append(rounded(float(right) / seen))
         result["trained"].append(rounded(accuracy(model, x, y, outputs)))
         tests = torch.searchsorted(outputs, task.test_targets)
-        result["test"].append(rounded(accuracy(model, task.test_inputs.unflatten(1, shape), tests, outputs)))
+        result["test"].append(rounded(accuracy(model, task.test_inputs, tests, outputs)))
         if index % preset.every == preset.every - 1 or index == preset.num_tasks - 1:
             chosen = task.order(task.num_epochs)[: preset.num_seen]
             labels = y[chosen]

@@ -58,8 +58,8 @@ def can_fuse(model: nn.Module) -> bool:
 
 _DTYPES = (torch.float32, torch.float64)
 
-_MAX_ROWS = 16
-"""Examples whose updates may wait; more cost more than they save."""
+_MAX_ROWS, _MAX_ROWS_OF_LARGE = 16, 32
+"""Examples whose updates may wait, in networks with a large first layer alone and in others."""
 
 
 @final
@@ -93,6 +93,8 @@ class FusedMLP:
         self._updates: list[tuple[slice | None, Update]] = []
         self._steppers: list[Callable[[], Any] | None] = [None] * len(parts)
         self._sgd: PlainSGD | None = None
+        large = any(weight[0].numel() >= LARGE for weight, _ in self._tensors[1:])
+        self._max_rows = _MAX_ROWS_OF_LARGE if large else _MAX_ROWS
         if not leave_gradients and all(is_plain_sgd(part) for part in parts):
             sgd = PlainSGD(self._tensors, parts)
             self._updates.append((None, sgd))
@@ -149,9 +151,9 @@ class FusedMLP:
 
     def _size_of_block(self, left: int, batch: int) -> int:
         """How many steps may wait with their updates: until somebody looks at the weights, or there are enough."""
-        if self._sgd is None or batch * 2 > _MAX_ROWS:
+        if self._sgd is None or batch * 2 > self._max_rows:
             return 1
-        size = min(left, _MAX_ROWS // batch)
+        size = min(left, self._max_rows // batch)
         for follower in self._followers:
             size = min(size, follower.num_quiet_steps)
         return size
@@ -198,7 +200,7 @@ class FusedMLP:
         delta = gradient(number, out_SBC)
         for index in range(len(layers) - 1, 0, -1):
             layer, read, below = layers[index], hidden[index - 1], deltas[index - 1]
-            layer.backward(delta, below)
+            layer.backward(delta, below, rows)
             layer.learn(delta, read, rows)
             torch.ops.aten.threshold_backward.grad_input(below, read, 0, grad_input=below)
             delta = below

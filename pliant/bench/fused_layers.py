@@ -7,6 +7,7 @@ from typing import Protocol, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pliant.bench.fused_updates import PlainSGD, Update
 
@@ -28,7 +29,7 @@ class Layer(Protocol):
     def forward(self, act_SBI: Tensor, into_SBO: Tensor, rows: slice) -> None:
         """Write the layer's outputs."""
 
-    def backward(self, delta_SBO: Tensor, into_SBI: Tensor) -> None:
+    def backward(self, delta_SBO: Tensor, into_SBI: Tensor, rows: slice) -> None:
         """Write the gradient with respect to the layer's inputs; called before :meth:`learn`."""
 
     def learn(self, delta_SBO: Tensor, act_SBI: Tensor, rows: slice) -> None:
@@ -47,7 +48,7 @@ class Direct:
     ) -> None:
         self.index, self.updates = index, updates
         self.weight, self.bias = weight, bias.unsqueeze(1)
-        self.forward_product = _product_of(weight)
+        self.forward_product, self.backward_product = _product_of(weight), _product_back(weight)
 
     def begin(self, x_SRI: Tensor | None) -> None:
         """See :class:`Layer`."""
@@ -56,9 +57,9 @@ class Direct:
         """See :class:`Layer`."""
         self.forward_product(self.bias, act_SBI, into_SBO)
 
-    def backward(self, delta_SBO: Tensor, into_SBI: Tensor) -> None:
+    def backward(self, delta_SBO: Tensor, into_SBI: Tensor, rows: slice) -> None:
         """See :class:`Layer`."""
-        torch.bmm(delta_SBO, self.weight, out=into_SBI)
+        self.backward_product(delta_SBO, into_SBI)
 
     def learn(self, delta_SBO: Tensor, act_SBI: Tensor, rows: slice) -> None:
         """See :class:`Layer`."""
@@ -83,7 +84,7 @@ class Postponed:
 
     def __init__(self, weight: Tensor, bias: Tensor, sgd: PlainSGD, num_rows: int) -> None:
         self.weight, self.turned, self.flat_bias, self.bias = weight, weight.mT, bias, bias.unsqueeze(1)
-        self.forward_product = _product_of(weight)
+        self.forward_product, self.backward_product = _product_of(weight), _product_back(weight)
         self.sgd = sgd
         self.moves = weight.new_zeros(weight.shape[0], num_rows, weight.shape[1])
         self.inputs = weight.new_zeros(weight.shape[0], num_rows, weight.shape[2])
@@ -99,11 +100,12 @@ class Postponed:
             near = torch.bmm(act_SBI, self.inputs[:, : rows.start].mT).add_(1)
             into_SBO.baddbmm_(near, self.moves[:, : rows.start], alpha=-1)
 
-    def backward(self, delta_SBO: Tensor, into_SBI: Tensor) -> None:
+    def backward(self, delta_SBO: Tensor, into_SBI: Tensor, rows: slice) -> None:
         """See :class:`Layer`."""
-        torch.bmm(delta_SBO, self.weight, out=into_SBI)
-        near = torch.bmm(delta_SBO, self.moves.mT)
-        into_SBI.baddbmm_(near, self.inputs, alpha=-1)
+        self.backward_product(delta_SBO, into_SBI)
+        if rows.start:
+            near = torch.bmm(delta_SBO, self.moves[:, : rows.start].mT)
+            into_SBI.baddbmm_(near, self.inputs[:, : rows.start], alpha=-1)
 
     def learn(self, delta_SBO: Tensor, act_SBI: Tensor, rows: slice) -> None:
         """See :class:`Layer`."""
@@ -154,5 +156,32 @@ def _product_of(weight_SOI: Tensor) -> Callable[[Tensor, Tensor, Tensor], None]:
             torch.add(bias_S1O, torch.bmm(blocks, columns).view(num_members, 1, size), out=into_SBO)
         else:
             torch.baddbmm(bias_S1O, act_SBI, turned, out=into_SBO)
+
+    return product
+
+
+def _product_back(weight_SOI: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """What writes ``delta W``, given delta ``[S, B, O]`` and where to.
+
+    Behind a ReLU most of delta may be zero, exactly: of a large matrix only the other rows are read. A sum of rows with
+    weights is what embedding bags are, and these read memory faster than products of matrices do.
+    """
+    num_members, size, width = weight_SOI.shape
+    sparse = size * width >= LARGE and weight_SOI.is_contiguous()
+    table = weight_SOI.view(num_members * size, width) if sparse else weight_SOI
+    first = torch.zeros(1, dtype=torch.int64)
+
+    def product(delta_SBO: Tensor, into_SBI: Tensor) -> None:
+        if delta_SBO.shape[1] > 1 or not sparse:
+            torch.bmm(delta_SBO, weight_SOI, out=into_SBI)
+            return
+        flat = delta_SBO.reshape(-1)
+        rows = flat.nonzero().view(-1)
+        starts = first
+        if num_members > 1:
+            ends = (delta_SBO.view(num_members, size) != 0).sum(1).cumsum(0)
+            starts = torch.cat([first, ends[:-1]])
+        sums = F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=flat[rows])
+        into_SBI.copy_(sums.unsqueeze(1))
 
     return product

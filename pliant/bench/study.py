@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pliant import records
+from pliant import records, statistics
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import NO_METHOD, Experiment
 from pliant.bench.runner import Progress, RunReport, run_experiments
@@ -151,16 +151,8 @@ def best_of_k(scores: Sequence[float], *, lower_is_better: bool = False) -> list
     >>> best_of_k([1.0, 2.0, 6.0], lower_is_better=True)
     [3.0, 1.3333333333333333, 1.0]
     """
-    ordered = sorted(scores, reverse=lower_is_better)
-    total = len(ordered)
-    found = []
-    for k in range(1, total + 1):
-        weight, expected = k / total, 0.0  # of the best; the binomials themselves would overflow
-        for i in range(total, k - 1, -1):
-            expected += weight * ordered[i - 1] if weight else 0.0
-            weight *= (i - k) / (i - 1) if i > 1 else 0.0
-        found.append(expected)
-    return found
+    sign = -1.0 if lower_is_better else 1.0
+    return [sign * best.mean for best in statistics.best_of_k([sign * score for score in scores])] if scores else []
 
 
 def study_path(folder: Path, experiment: Experiment, target: Experiment, setting: Mapping[str, Any]) -> Path:

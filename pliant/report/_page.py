@@ -79,7 +79,7 @@ tr.reference td{color:var(--muted)}
 .good{color:var(--good)}.bad{color:var(--bad)}
 .failed{color:var(--bad);font-weight:600}
 .slope{display:block;margin:0 auto;width:150px;height:22px}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:28px 32px;margin-top:26px}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(440px,1fr));gap:28px 32px;margin-top:26px}
 figure{margin:0;position:relative;min-width:0;display:flex;flex-direction:column}
 figcaption{margin:0 0 4px}
 figcaption b{font-size:15.5px}
@@ -89,7 +89,7 @@ svg.chart{display:block;width:100%;height:auto;margin-top:auto;touch-action:pan-
 .focus .chart .on .line{stroke-width:3.2}
 .chart circle,.chart g[data-label]{transition:opacity .12s}
 @media(prefers-reduced-motion:reduce){.chart g[data-label]{transition:none}html{scroll-behavior:auto}}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:28px 32px;margin:18px 0 20px;
+.pair{display:grid;grid-template-columns:repeat(auto-fill,minmax(440px,1fr));gap:28px 32px;margin:18px 0 20px;
   align-items:start}.pair svg.chart{margin-top:4px}
 section,details[id]{scroll-margin-top:100px}
 .tip{position:absolute;pointer-events:none;z-index:2;background:var(--paper);color:var(--ink);

@@ -159,15 +159,15 @@ def test_updates_that_wait_are_the_same_step(method, batch, units, everything_wa
 
 
 def test_updates_do_wait_and_end_with_every_call(everything_waits):
-    x, y = batches(20, 2, 1, torch.float64)
+    x, y = batches(40, 2, 1, torch.float64)
     singles = networks(torch.float64, count=2)
     model = stack(singles)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     steps = FusedMLP(model, [Part(slice(0, 2), tuple(model.parameters()), optimizer, None)])
     heads = Heads(Objective(), 4)
-    constants, out = heads.constant(y, x.dtype, None), torch.empty(20, 2, 1, 4, dtype=torch.float64)
+    constants, out = heads.constant(y, x.dtype, None), torch.empty(40, 2, 1, 4, dtype=torch.float64)
     steps.run(x, out, lambda step, o: heads.gradient(o, constants[step], None))
-    assert sorted(steps._blocks) == [(4, 1), (16, 1)]
+    assert sorted(steps._blocks) == [(8, 1), (32, 1)]
     direct = stack(singles)
     optimizer = torch.optim.SGD(direct.parameters(), lr=0.05)
     part = Part(slice(0, 2), tuple(direct.parameters()), optimizer, None)

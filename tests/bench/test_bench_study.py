@@ -311,3 +311,20 @@ def test_the_default_space_of_a_preset_starts_inside():
         "continual_backprop.replacement_rate": 1e-4,
         "continual_backprop.maturity_threshold": 100,
     }
+
+
+def test_on_a_stream_of_errors_the_smallest_wins(tmp_path):
+    """The direction is the stream's own, all the way from its task to the chosen trial."""
+    optuna_or_skip()
+    experiment = Experiment(
+        ("slowly_changing_regression", {"task_length": 200}),
+        methods=[],
+        optimizer=("sgd", {"lr": 0.01}),
+        model=("mlp", {"hidden": [5]}),
+        num_tasks=2,
+    )
+    study = search(tmp_path, 4, experiment, {"optimizer.lr": Range(1e-4, 3e-2, log=True)})
+    scores = [trial.score for trial in study.trials]
+    assert study.lower_is_better
+    assert len(set(scores)) > 1
+    assert study.best.score == min(scores)

@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +16,6 @@ from benchmarks.manifolds import (
     bit_flips,
     bit_flips_page,
     cloning,
-    images,
     normalisation,
     rank,
     streams,
@@ -28,7 +26,8 @@ from benchmarks.manifolds.common import ROOT, Records, seeded
 from benchmarks.manifolds.draw import Line, Panel, Row, panels, rows
 from benchmarks.manifolds.models import MINI, NETWORKS, NORMS, build
 from benchmarks.manifolds.text import exact
-from pliant.bench.data.mnist import DataError
+from pliant.bench.data.files import ENVIRONMENT, DataError
+from pliant.bench.streams.base import Stream, traits
 from pliant.errors import IllegalConfiguration
 from pliant.intervals import Estimate, estimate
 
@@ -117,10 +116,10 @@ def test_transforms_are_different_and_keep_neighbours() -> None:
 
 def test_digit_tasks_show_every_class_once() -> None:
     stream = streams.TransformedDigits(num_examples=20, num_test=10)
-    shown = [stream.active_outputs(index, 3) for index in range(stream.num_tasks)]
+    shown = [stream.classes(index, 3) for index in range(stream.max_tasks)]
     assert sorted(label for labels in shown for label in labels) == list(range(stream.num_classes))
     assert all(len({label % 10 for label in labels}) == 5 for labels in shown)
-    assert shown != [stream.active_outputs(index, 4) for index in range(stream.num_tasks)]
+    assert shown != [stream.classes(index, 4) for index in range(stream.max_tasks)]
     with pytest.raises(IllegalConfiguration, match="tasks 0 to 31"):
         stream.task(32, 0)
 
@@ -133,12 +132,12 @@ def test_digit_tasks_are_random_access() -> None:
     assert torch.equal(task.inputs, again.inputs)
     assert torch.equal(task.targets, again.targets)
     labels, counts = task.targets.unique(return_counts=True)
-    assert tuple(labels.tolist()) == stream.active_outputs(7, 3)
+    assert tuple(labels.tolist()) == stream.classes(7, 3)
     assert counts.tolist() == [4] * 5
     assert task.test_inputs is not None
     assert len(task.test_inputs) == 10
     # Digits for tests are not among those learnt.
-    assert (torch.cdist(task.inputs, task.test_inputs) > 0).all()
+    assert (torch.cdist(task.inputs.flatten(1), task.test_inputs.flatten(1)) > 0).all()
     assert not torch.equal(task.inputs, stream.task(7, 4).inputs)
 
 
@@ -149,67 +148,46 @@ def test_the_digits_of_a_task_are_the_shipped_ones() -> None:
     stream = streams.TransformedDigits(num_examples=10, num_test=5)
     task = stream.task(0, 0)
     for row, label in zip(task.inputs, task.targets.tolist(), strict=True):
-        known = streams.transformed(inputs[labels == label % 10].unflatten(1, (8, 8)), label // 10).flatten(1)
-        assert (known == row).all(1).any()
+        known = streams.transformed(inputs[labels == label % 10].unflatten(1, (8, 8)), label // 10)
+        assert (known == row).flatten(1).all(1).any()
 
 
-# ---- files ----
-def cifar(folder: Path, num_labels: int, rows: int) -> np.ndarray:
-    draws = np.random.default_rng(0)
-    raw = draws.integers(0, 256, (rows, num_labels + 3072)).astype(np.uint8)
-    raw[:, num_labels - 1] = np.arange(rows) % 10
-    return raw
+def test_tasks_say_what_takes_part() -> None:
+    for stream in (streams.TransformedDigits(20, 10), streams.ImageClasses(classes_per_task=3, num_epochs=1)):
+        assert isinstance(stream, Stream)
+        task = stream.task(1, 0)
+        assert task.active_outputs == stream.classes(1, 0) == tuple(sorted(set(task.targets.tolist())))
+        assert task.reset_head
+        assert traits(stream).input_shape == tuple(task.inputs.shape[1:])
+        assert traits(stream).max_tasks == stream.max_tasks
 
 
-def test_cifar_files_are_read(tmp_path: Path) -> None:
-    raw = cifar(tmp_path, 2, 40)
-    (tmp_path / "cifar-100-binary").mkdir()
-    raw.tofile(tmp_path / "cifar-100-binary" / "train.bin")
-    raw[:20].tofile(tmp_path / "cifar-100-binary" / "test.bin")
-    x, y, test_x, _ = images.load("cifar100", str(tmp_path))
-    assert (tuple(x.shape), tuple(test_x.shape)) == ((40, 3, 32, 32), (20, 3, 32, 32))
-    assert y.tolist() == [i % 10 for i in range(40)]
-    assert x[3, 1, 2, 5].item() == raw[3, 2 + 1024 + 2 * 32 + 5]
-    stream = streams.ImageClasses(num_classes=10, classes_per_task=3, data_dir=str(tmp_path))
-    assert stream.num_tasks == 3
-    task = stream.task(1, 0)
-    assert set(task.targets.tolist()) == set(stream.active_outputs(1, 0))
-    assert tuple(task.inputs.shape) == (12, 3072)
-    assert not set(stream.active_outputs(0, 0)) & set(stream.active_outputs(1, 0))
+def test_image_tasks_have_classes_of_their_own() -> None:
+    stream = streams.ImageClasses(classes_per_task=3, num_train=20, num_test=10, num_epochs=1, augment=True)
+    assert stream.max_tasks == 3
+    shown = [label for index in range(3) for label in stream.classes(index, 0)]
+    assert len(set(shown)) == 9
+    task = stream.task(2, 0)
+    assert torch.equal(task.inputs, stream.task(2, 0).inputs)
+    assert len(task.inputs) == 60
+    batch = task.augmented(task.inputs[:8], 0, 0)
+    assert batch.shape == task.inputs[:8].shape
+    assert not torch.equal(batch, task.inputs[:8])
+    plain = streams.ImageClasses(classes_per_task=3, num_train=20, num_test=10, num_epochs=1).task(2, 0)
+    assert torch.equal(plain.augmented(plain.inputs, 0, 0), plain.inputs)
+    with pytest.raises(IllegalConfiguration, match="tasks 0 to 2"):
+        stream.task(3, 0)
 
 
-def test_class_files_are_read(tmp_path: Path) -> None:
-    (tmp_path / "imagenet32").mkdir()
-    for label in (2, 10):
-        np.save(tmp_path / "imagenet32" / f"{label}.npy", np.full((53, 3, 32, 32), label, dtype=np.uint8))
-    x, y, test_x, test_y = images.load("imagenet32", str(tmp_path))
-    assert y.tolist() == [2] * 3 + [10] * 3
-    assert len(test_x) == len(test_y) == 100
-    assert (x[y == 10] == 10).all()
-
-
-def test_absent_and_damaged_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(images.FOLDER, raising=False)
-    with pytest.raises(DataError, match="PLIANT_DATA"):
-        images.load("cifar10")
-    with pytest.raises(DataError, match=r"data_batch_1\.bin is missing"):
-        images.load("cifar10", str(tmp_path))
-    (tmp_path / "cifar-100-binary").mkdir()
-    (tmp_path / "cifar-100-binary" / "train.bin").write_bytes(b"0" * 5000)
-    with pytest.raises(DataError, match="5000 bytes"):
-        images.load("cifar100", str(tmp_path))
-
-
-def test_augmented_images_are_shifted_and_mirrored() -> None:
-    picture = torch.arange(1.0, 10).reshape(1, 1, 3, 3).expand(64, 2, 3, 3)
-    same = images.augmented(picture, np.random.default_rng(0), pad=0)
-    assert same.shape == picture.shape
-    mirrored = (same == picture.flip(3)).flatten(1).all(1)
-    assert (mirrored | (same == picture).flatten(1).all(1)).all()
-    assert 10 < int(mirrored.sum()) < 54
-    moved = images.augmented(picture, np.random.default_rng(0), pad=1)
-    down = torch.nn.functional.pad(picture, [0, 0, 1, 0])[:1, :, :3]
-    assert any(torch.equal(one, down[0]) for one in moved)
+def test_presets_of_the_published_sizes_ask_for_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    for name in ("cifar100", "published"):
+        stream = normalisation.PRESETS[name].stream()
+        assert stream.max_tasks == normalisation.PRESETS[name].num_tasks
+        with pytest.raises(DataError, match=str(tmp_path)):
+            stream.task(0, 0)
+    with pytest.raises(DataError, match="CIFAR-10 lacks"):
+        cloning.problem_of(cloning.PRESETS["published"], 0)
 
 
 # ---- networks ----

@@ -19,6 +19,7 @@ from benchmarks.manifolds.common import Study, main
 from benchmarks.manifolds.models import NARROW
 from pliant import metrics
 from pliant.bench.ensemble import stack
+from pliant.bench.streams import SlowlyChangingRegression
 from pliant.units import find_units
 
 
@@ -168,7 +169,7 @@ def test_bit_flips_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_learning_is_online_and_each_member_learns_alone() -> None:
     seeds = [4, 9]
-    stream = bit_flips.BitFlips(num_examples=6)
+    stream = SlowlyChangingRegression(task_length=6)
     x, y = bit_flips.stacked_task(stream, 1, seeds)
     assert x.shape == (2, 6, 20)
     assert y.abs().max() == y.round().abs().max() > 0  # whole numbers, as published
