@@ -207,6 +207,7 @@ def calibrate(experiment: Experiment, seeds: Sequence[int], *, stacked: bool, bu
     theirs.close()
     try:
         found = connection.recv()
+        process.join(10)  # it has only to clean up behind itself
     except EOFError:
         process.join()
         raise IllegalConfiguration(
