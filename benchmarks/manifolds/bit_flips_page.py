@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def page(widths: Widths, records: Sequence[Mapping[str, Any]], preset: Any) -> s
         f"Loss is that of the last tenth of the tasks, before each update; symptoms are read on the last {preset.num_seen} examples of the last task.",
         "## Answer",
         *answer(widths),
-        "![Online loss and duplicates over tasks](../images/bit_flips.svg)",
+        "![Online loss, duplicates and dead units over tasks](../images/bit_flips.svg)",
         "## At the end",
         table(
             ["", *(f"H = {w}" for w in widths)],
@@ -142,7 +143,7 @@ def page(widths: Widths, records: Sequence[Mapping[str, Any]], preset: Any) -> s
         "## What this does not say",
         "- Tasks are a twentieth as long as the published ones, and a run has 1/125 of their examples: symptoms that take millions of steps to build up are not seen.\n"
         "- Five bits vary within a task, so there are 32 different inputs and the rank of the activations is small whatever the width.\n"
-        "- The replacement rate is not tuned for each width.",
+        f"- The replacement rate is one for all widths, and counts for each unit: at H = {max(widths)} about one unit in {1 / (preset.replacement_rate * max(widths)):.0f} steps is drawn anew. It was not tuned for each width, and runs this short reward what learns fast.",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
@@ -152,12 +153,14 @@ def answer(widths: Widths) -> list[str]:
     gains = {w: difference(runs, "switch", "sgd", "loss") for w, runs in widths.items()}
     ranks = {w: difference(runs, "switch", "sgd", "rank") for w, runs in widths.items()}
     copies = {w: difference(runs, "switch", "sgd", "duplicate") for w, runs in widths.items()}
+    dead = {w: difference(runs, "switch", "sgd", "dead") for w, runs in widths.items()}
     better = [f"H = {w}" for w, e in gains.items() if e.high < 0]
     worse = [f"H = {w}" for w, e in gains.items() if e.low > 0]
     plain = ", ".join(f"{number(over(runs, 'sgd', 'duplicate').mean)} (H = {w})" for w, runs in widths.items())
     return [
         f"- *The switch*: loss at the end minus that of plain SGD: {'; '.join(f'{interval(e)} (H = {w})' for w, e in gains.items())}. Lower, with an interval below zero, for {', '.join(better) or 'no width'}; higher for {', '.join(worse) or 'none'}.\n"
         f"- *Effective rank* rises by {'; '.join(f'{interval(e, 1)} (H = {w})' for w, e in ranks.items())}.\n"
+        f"- *Dead units* change by {'; '.join(f'{interval(e)} (H = {w})' for w, e in dead.items())}.\n"
         f"- *Duplicates* change by {'; '.join(f'{interval(e)} (H = {w})' for w, e in copies.items())}. Under SGD they are {plain}.",
     ]  # fmt: skip
 
@@ -180,7 +183,7 @@ def differences(widths: Widths) -> list[str]:
 
 
 def figure(widths: Widths, preset: Any) -> str:
-    """Loss and duplicates over tasks, for each width."""
+    """Loss, duplicates and dead units over tasks, for each width."""
     colours = {"sgd": 0, "switch": 1, "continual_backprop": 2}
     items = []
     for width, runs in widths.items():
@@ -191,13 +194,12 @@ def figure(widths: Widths, preset: Any) -> str:
             places = [size * (place + 0.5) for place in range(len(series[0]))]
             lines.append(Line(ARMS[arm], colour, places, band(series), 1 if arm == "continual_backprop" else 0))
         items.append(Panel(f"H = {width}: online loss", "task", lines))
-    for width, runs in widths.items():
+    for (what, name), (width, runs) in product((("duplicate", "duplicates"), ("dead", "dead units")), widths.items()):
         lines = []
         for arm, colour in colours.items():
-            looks = runs[0]["arms"][arm]["looks"]
-            series = [values(look["duplicate"] for look in run["arms"][arm]["looks"]) for run in runs]
-            places = [look["task"] + 1 for look in looks]
+            series = [values(look[what] for look in run["arms"][arm]["looks"]) for run in runs]
+            places = [look["task"] + 1 for look in runs[0]["arms"][arm]["looks"]]
             lines.append(Line(ARMS[arm], colour, places, band(series), 1 if arm == "continual_backprop" else 0))
-        items.append(Panel(f"H = {width}: duplicates", "task", lines, limits=(0.0, 1.0)))
+        items.append(Panel(f"H = {width}: {name}", "task", lines, limits=(0.0, 1.0)))
     title = f"Slowly-changing regression; the switch is after task {preset.num_tasks // 2}"
     return panels(title, items, len(widths), 200)
