@@ -461,7 +461,7 @@ def test_the_board_fits_and_tells_the_time_left():
     board = Board(experiments, {experiment.id: 100 for experiment in experiments}, 10, {}, 2, console)
     assert board.seconds_left() != board.seconds_left()  # nothing is known yet
     first = experiments[0]
-    progress = Progress(first.id, first.label, tuple(range(10)), 25, 50, 0.5, 0.75, 1, 20.0)
+    progress = Progress(first.id, first.label, tuple(range(10)), 25, 50, 0.5, 0.75, 1, 20.0, "online_accuracy")
     with board.shown():
         board.update(progress)
     # One experiment is half done after 20 s; 17.5 are left, for two workers.
