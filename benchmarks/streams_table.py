@@ -24,9 +24,11 @@ from pliant.bench.streams import STREAMS, Traits, traits  # noqa: E402
 PAGE = ROOT / "docs" / "streams.md"
 INTRODUCTION = """# Streams
 
-Written by `python benchmarks/streams_table.py` from the streams themselves. A stream gives random access: `task(index, seed)` returns the same bytes for the same arguments, whatever ran before, so a run can stop and go on anywhere and seeds need no order. `paper` is the published problem, with the network and the step size of its plain learner; `mini` runs on a CPU in minutes. `pliant run STREAM --preset PRESET` runs one, `--set stream.OPTION=VALUE` changes it.
+Written by `python benchmarks/streams_table.py` from the streams themselves. A stream gives random access: `task(index, seed)` returns the same bytes for the same arguments, whatever ran before, so a run can stop and go on anywhere and seeds need no order. `paper` is the published problem, with the network and the step size of its plain learner (where a paper gives a grid, one of its values); `mini` runs on a CPU in minutes. `pliant run STREAM --preset PRESET` runs one, `--set stream.OPTION=VALUE` changes it.
 
 *Memory* is what one task of one seed takes, in the preset's sizes (the images that tasks are made of are held once besides). *Learns* names what is minimised and what is counted before each update. *Forgetting*: tests of earlier tasks still mean something, so that accuracy on them is recorded, too.
+
+Multi-layer perceptrons start with He-uniform weights and zero biases, as those of Dohare et al.; the networks of other papers start as PyTorch's layers do. Every task of a stream is shown in whole passes, each in an order of its own.
 
 **Files.** Where a data set is read from files, they are looked for in the folder that `--data-dir` names (the folder of the data set, or one that has it as a sub-folder), else in `$PLIANT_DATA_DIR`, else in `pliant` in the user's cache. What is missing is downloaded, where it can be, with its checksum (`pip install 'pliant[data]'`; MNIST needs nothing installed). CIFAR is read in the binary version, ImageNet 32x32 as one `.npy` file per class or in its published batches (npz or pickled; a pickle is read without running anything in it), MNIST and EMNIST as idx files, texts as UTF-8. A file that is truncated or another one is an error that names its size and checksum. Files that hold a subset of CIFAR are read if `--set stream.subset=N` says how many training images of each class there are; the subset is then part of the experiment's identity.
 
@@ -57,6 +59,30 @@ DIFFER = {
     "character_drift": "cipher, vocabulary or text",
     "folder": "your data",
     "iterable": "your data",
+}
+
+EXAMPLES = {
+    "folder": """```python
+import numpy as np
+
+from pliant.bench.streams import write_folder
+
+months = ((np.random.rand(500, 20), np.random.randint(0, 3, 500)) for _ in range(24))
+write_folder(months, "months", num_classes=3)
+```
+
+Then `pliant run folder --data-dir months --tasks 24 --method continual_backprop`. `write_folder` takes any iterable of tasks, of `(inputs, targets)`, or of these with test inputs and targets, of arrays or tensors, and holds one task at a time; it returns the checksum for `digest`.""",  # noqa: E501
+    "iterable": """```python
+import numpy as np
+
+
+def months(seed):
+    rng = np.random.default_rng(seed)
+    while True:
+        yield rng.random((500, 20)), rng.integers(0, 3, 500)
+```
+
+In `mine.py`, this runs with `pliant run iterable --set stream.source=mine:months stream.num_classes=3 --tasks 24`.""",
 }
 
 
@@ -126,6 +152,8 @@ def section(name: str) -> str:
     lines = [f"## {name}", "", markdown(body)]
     if source:
         lines += ["", f"**Source.** {markdown(source)}"]
+    if name in EXAMPLES:
+        lines += ["", EXAMPLES[name]]
     presets = PRESETS.get(name, {})
     if presets:
         lines += ["", "| preset | tasks | data | stream | network | optimizer |", "|:--|--:|:--|:--|:--|:--|"]

@@ -89,7 +89,7 @@ def main() -> None:
 
     def show(progress: Progress) -> None:
         if progress.num_done == progress.num_tasks:
-            print(f"{progress.label}  {progress.experiment_id}  {progress.mean_accuracy:.3f}", flush=True)
+            print(f"{progress.label}  {progress.experiment_id}  {progress.mean_score:.3f}", flush=True)
 
     (ROOT / "benchmarks" / "results" / "tuning").mkdir(parents=True, exist_ok=True)
     for stream in GRIDS:

@@ -83,7 +83,7 @@ MECHANISMS: Mapping[str, Mechanism] = {
             "Most eigenvalues of the curvature before a new task have vanished, so that gradient descent has few "
             "directions to learn along.",
             ("curvature_share", "ntk_effective_rank"),
-            ("spectral_regularisation", "l2_effective_rank", "l2", "fresh_start"),
+            ("spectral_regularisation", "l2_effective_rank", "continual_backprop", "fresh_start"),
         ),
         Mechanism(
             "weight_growth",

@@ -138,10 +138,10 @@ METRICS = """
 
 MANIFOLDS = """
     Audit Certificate Clone Collapsed Condition Confinement Distance DropoutBurst Escape FoundPartition FrozenGroup
-    FrozenUnits NoiseBurst NormalShare Partition Setting Stability TrapTest UnitSpread audit certificate clone
-    collapse confinement dimension distance drift_after_freezing escape escape_rate find_partition frozen_units
-    kicked matching_optimizer normal_part partition project redistributed reset_clones residual stability
-    transformed_tensors trap_test variance_ratio
+    FrozenUnits NoiseBurst NormalShare Partition Setting Stability TrapTest UnitSpread UnitSymmetries audit certificate
+    clone collapse confinement dimension distance drift_after_freezing escape escape_rate find_partition frozen_in
+    frozen_units kicked matching_optimizer normal_part partition project redistributed reset_clones residual stability
+    transformed_tensors trap_test unit_symmetries variance_ratio
 """
 
 SPECTRUM = """

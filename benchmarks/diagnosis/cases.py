@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from benchmarks.diagnosis.planted import (  # noqa: E402
     network,
     planted,
 )
+from benchmarks.diagnosis.records import write  # noqa: E402
 from pliant.diagnosis.evidence import KINDS, beside_loss, score  # noqa: E402
 from pliant.diagnosis.run import parts  # noqa: E402
 from pliant.diagnosis.signals import Signals, signals  # noqa: E402
@@ -35,7 +35,6 @@ from pliant.observation import observe  # noqa: E402
 from pliant.observation.measure import WHOLE  # noqa: E402
 from pliant.units import UnitGraph  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "diagnosis"
 TWINS, STEPS, RATE = 5, 100, 3e-4
 FIRST = {"fit": 0, "judge": 200}
 NUM_HEALTHY = {"fit": 21, "judge": 50}
@@ -134,11 +133,9 @@ def main() -> None:
     for case in cases(options.half, options.seeds):
         found.append(case)
         print(len(found), case["network"], case["kind"], case["dose"], flush=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
     config = {"twins": TWINS, "steps": STEPS, "rate": RATE, "seeds": options.seeds, "commit": measured}
     config["torch"] = torch.__version__
-    text = json.dumps({"config": config, "cases": found}, separators=(",", ":"))
-    (RESULTS / f"{options.half}.json").write_text(text + "\n")
+    write(options.half, config, found)
 
 
 if __name__ == "__main__":

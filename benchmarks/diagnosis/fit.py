@@ -21,10 +21,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.diagnosis.planted import DOSES, MECHANISM_OF  # noqa: E402
+from benchmarks.diagnosis.records import read  # noqa: E402
 from pliant.diagnosis.evidence import KINDS  # noqa: E402
 from pliant.mechanisms import MECHANISMS  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "diagnosis"
 TARGET = ROOT / "pliant" / "diagnosis" / "thresholds.json"
 FLOORS = {"dormant_fraction": 0.1, "gradient_norm": 8.0, "output_deviation": 3.0}
 """Where nothing was planted: a tenth of a layer; a gradient that is 256 times too small; outputs that vary 8 times
@@ -86,13 +86,13 @@ def _best(healthy: list[float], doses: list[list[float]], *, least: float, exact
 
 def main() -> None:
     """Fit and write."""
-    data = json.loads((RESULTS / "fit.json").read_text())
-    where = {metric: mechanism for case in data["cases"] for mechanism, metric, *_ in case["scores"]}
+    config, cases = read("fit")
+    where = {metric: mechanism for case in cases for mechanism, metric, *_ in case["scores"]}
     where["gradient_norm"] = "vanishing_gradients"
     order = [metric for metric in KINDS if metric in where]
     order.sort(key=lambda metric: list(MECHANISMS).index(where[metric]))
-    metrics = {metric: fitted(data["cases"], metric, where[metric]) for metric in order}
-    TARGET.write_text(json.dumps({"fitted_on": data["config"], "metrics": metrics}, indent=1) + "\n")
+    metrics = {metric: fitted(cases, metric, where[metric]) for metric in order}
+    TARGET.write_text(json.dumps({"fitted_on": config, "metrics": metrics}, indent=1) + "\n")
     for metric, limits in metrics.items():
         print(f"{metric:24s} note {limits[0]:<8} warning {limits[1]:<8} severe {limits[2]}")
 

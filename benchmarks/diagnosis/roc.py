@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -12,8 +11,9 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.diagnosis.fit import RESULTS, worst  # noqa: E402
+from benchmarks.diagnosis.fit import worst  # noqa: E402
 from benchmarks.diagnosis.planted import DOSES, MECHANISM_OF  # noqa: E402
+from benchmarks.diagnosis.records import read  # noqa: E402
 from pliant.diagnosis.evidence import KINDS, severity_of  # noqa: E402
 from pliant.diagnosis.findings import SEVERITIES  # noqa: E402
 from pliant.diagnosis.weights import thresholds  # noqa: E402
@@ -202,12 +202,12 @@ not been tested on sick networks.
 
 def main() -> None:
     """Judge, draw and write."""
-    data = json.loads((RESULTS / "judge.json").read_text())
-    healthy = [case for case in data["cases"] if case["kind"] in ("fresh", "trained")]
-    planted = [case for case in data["cases"] if case["kind"] in MECHANISM_OF]
+    config, cases = read("judge")
+    healthy = [case for case in cases if case["kind"] in ("fresh", "trained")]
+    planted = [case for case in cases if case["kind"] in MECHANISM_OF]
     assert {MECHANISM_OF[case["kind"]] for case in planted} <= set(MECHANISMS)
     FIGURE.write_text(figure(healthy, planted))
-    PAGE.write_text(page(data["config"], healthy, planted))
+    PAGE.write_text(page(config, healthy, planted))
     print(PAGE.read_text())
 
 

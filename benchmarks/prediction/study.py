@@ -47,7 +47,8 @@ SEEDS = range(10)
 TWINS = 2
 NUM_MEASURED = 128
 NUM_SINGLE = 32
-MEASURED = tuple(name for name in MEASURABLE if name != "non_finite_fraction")
+LATER = frozenset(["isotropy_gap"])  # came after the expectations were written down
+MEASURED = tuple(name for name in MEASURABLE if name != "non_finite_fraction" and name not in LATER)
 
 
 def rounded(value: float) -> float | None:

@@ -294,15 +294,17 @@ def late(records: Records, method: str, key: str = "accuracy") -> Interval:
     return over([float(accuracy(run, key)[LATE].mean()) for run in records.of(method)])
 
 
-def recipe(records: Records, matrix: str, task: int, place: int) -> tuple[float, float, float, int]:
-    """Exact, published, and quadrature's mean share above one of the published epsilons, and how often it had one."""
+def recipe(records: Records, matrix: str, task: int, place: int) -> tuple[float, float, float, float, int]:
+    """Mean shares above one of the published epsilons: exact and published; of the cases in which it had a number the
+    quadrature's and the exact one; and how many these are.
+    """
     cases = [case[matrix] for seed in records.estimators["cases"] for case in seed if case["task"] == task]
-    counted = [case["quadrature"][place] for case in cases if case["quadrature"][place] is not None]
+    told = [case for case in cases if case["quadrature"][place] is not None]
     return (
         float(np.mean([case["exact"][place] for case in cases])),
         float(np.mean([case["published"][place] for case in cases])),
-        float(np.mean(counted)) if counted else math.nan,
-        len(counted),
+        *(float(np.mean([case[key][place] for case in told])) if told else math.nan for key in ("quadrature", "exact")),
+        len(told),
     )
 
 
@@ -323,7 +325,7 @@ def claims(streams: Mapping[str, Records], found: Mapping[str, Mapping[str, Foun
         "clock": any(item["clock"].now.mean > item["share"].now.mean for item in found.values()),
         "between": any(item["share"].between.mean < 0.8 for item in found.values()),
         "fit": any(max(item.values()) >= item[1.0] + 0.1 for item in fits),
-        "recipe": any(max(b / a, a / b) >= 1.5 for a, b, _, _ in small if a > 0 and b > 0),
+        "recipe": any(max(b / a, a / b) >= 1.5 for a, b, *_ in small if a > 0 and b > 0),
         "resolution": 2 * sum(unresolved) >= len(unresolved),
         "behind": all(item["share"].behind.mean <= item["alive"].behind.mean + 0.05 for item in found.values()),
         "behind_clock": any(

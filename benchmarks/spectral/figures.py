@@ -12,7 +12,8 @@ from benchmarks.spectral.analysis import MEASURES, Found, Records, accuracy, eps
 from benchmarks.spectral.measures import FACTORS, QUANTILES
 from benchmarks.spectral.problems import EPS, METHODS, NUM_TASKS, TITLES
 from pliant.intervals import band
-from pliant.report.figures import Chart, Curve, chart_svg
+from pliant.report.curves import Curve
+from pliant.report.figures import Chart, chart_svg
 from pliant.report.metrics import Metric
 from pliant.report.style import CHART_STYLE, COLOUR_STYLE, Style, escape
 
@@ -229,7 +230,7 @@ def auroc(found: Mapping[str, Mapping[str, Found]]) -> str:
         parts.append(f'<text x="{36 + 190 * place}" y="56">{escape(TITLES[stream])}</text>')
     for index, key in enumerate(order):
         y = top + row * index + row / 2
-        name = escape(MEASURES[key].strip("*"))
+        name = escape(MEASURES[key].strip("*") if MEASURES[key].startswith("*") else MEASURES[key])
         parts.append(f'<text class="name" x="{left - 14}" y="{y + 4}" text-anchor="end">{name}</text>')
         for place, item in enumerate(found.values()):
             value, shift = item[key].behind, 5 * (2 * place - 1)

@@ -56,7 +56,7 @@ def page(
         f"Written by `python benchmarks/spectral/study.py`, which runs whatever is missing and then `analysis.py`: {sum(len(r['runs']) for r in records)} runs ({len(METHODS)} methods, {len(streams)} streams, 10 seeds), tuning on five other seeds, {minutes:.0f} minutes of one core. Commits {commits}, PyTorch {records[0]['meta']['torch']}. 95 % intervals over seeds.",
         "## What was done",
         f"A network 64-{'-'.join(map(str, HIDDEN))}-10 with ReLU learns {NUM_TASKS} tasks of handwritten digits (8×8), {STEPS} steps of Adam with step size {LR:g} and batches of {BATCH} each. *Random labels*: 128 digits, labels drawn anew, nothing to transfer. *Permuted inputs*: 512 digits with their true labels, pixels permuted anew. Before each task spectra are computed exactly, in float64, on {SAMPLES} samples of the task to come; features on all of them. eps* = 1/(2ηT) = {EPS:.4g} was fixed beforehand.",
-        f"Expectations and definitions stand in `benchmarks/spectral/expectations.json`, {expected['written']}. A task *fails* {expected['fails'].removeprefix('a task fails ')}. {sentence(expected['behind']).replace('A task is behind', 'It is *behind*')} {sentence(expected['collapsed'])} *Lead*: {expected['lead']}.",
+        f"Expectations and definitions stand in `benchmarks/spectral/expectations.json`, written {expected['written']}; {expected['added'].replace('what is said', 'what is said there')}. A task *fails* {expected['fails'].removeprefix('a task fails ')}. {sentence(expected['behind']).replace('A task is behind', 'It is *behind*')} {sentence(expected['collapsed'])} *Lead*: {expected['lead']}.",
         "## Answer",
         ANSWER,
         "![Accuracy over tasks](../images/spectral_accuracy.svg)",
@@ -79,7 +79,7 @@ def page(
         *(sensitivity(stream, records_) for stream, records_ in streams.items()),
         "![Share above eps against accuracy](../images/spectral_eps.svg)",
         "## The published estimator beside the truth",
-        f"Networks 64-{'-'.join(map(str, next(iter(streams.values())).estimators['hidden']))}-10, so small that all eigenvalues of the Hessian are computed; plain training, ten seeds. Share of all parameters' eigenvalues beyond ±ε. *Published*: one Gaussian probe, 100 steps, the integral of a density smoothed on a grid of 10,000 points. *Quadrature*: four probes of 100 steps, nodes and weights; in brackets in how many of ten cases it could tell, the others got no number.",
+        f"Networks 64-{'-'.join(map(str, next(iter(streams.values())).estimators['hidden']))}-10, so small that all eigenvalues of the Hessian are computed; plain training, ten seeds. Share of all parameters' eigenvalues beyond ±ε. *Published*: one Gaussian probe, 100 steps, the integral of a density smoothed on a grid of 10,000 points. *Quadrature*: four probes of 100 steps, nodes and weights, and the truth in the cases in which it could tell, whose number is in brackets; the others of ten got no number.",
         *(estimators(stream, records_) for stream, records_ in streams.items()),
         "## Hessian, Gauss-Newton matrix and kernel",
         "H = G + R. *Rest*: the share of the squared Frobenius norm of H that is R, from 16 vectors of signs; largest and smallest eigenvalue of H by Lanczos' method; largest of G; shares above eps* of G and of the kernel.",
@@ -252,7 +252,8 @@ def estimators(stream: str, records: Records) -> str:
     for matrix, title in (("hessian", "Hessian"), ("ggn", "GGN")):
         for task in tasks:
             for place, eps in enumerate(PUBLISHED):
-                exact, published, counted, num = recipe(records, matrix, task, place)
+                exact, published, counted, true, num = recipe(records, matrix, task, place)
+                told = f"{number(counted, 3)} for {number(true, 3)} ({num})" if num else "– (0)"
                 ratio = published / exact if exact > 0 else math.nan
                 rows.append(
                     [
@@ -262,7 +263,7 @@ def estimators(stream: str, records: Records) -> str:
                         number(exact, 3),
                         number(published, 3),
                         number(ratio, 1),
-                        f"{number(counted, 3)} ({num})",
+                        told,
                     ]
                 )
     cases = [case for seed in records.estimators["cases"] for case in seed]
@@ -270,7 +271,7 @@ def estimators(stream: str, records: Records) -> str:
         key: np.mean([case["hessian"][key] for case in cases])
         for key in ("effective_rank", "quadrature_effective_rank")
     }
-    note = f"Effective rank of the Hessian, mean over both tasks: {ranks['effective_rank']:.0f} exactly, {ranks['quadrature_effective_rank']:.0f} by quadrature. Of {cases[0]['parameters']} parameters; the median resolution of the quadrature is {np.median([case['hessian']['resolution'] for case in cases]):.2g}."
+    note = f"Effective rank of the Hessian, mean over both tasks: {ranks['effective_rank']:.0f} exactly, {ranks['quadrature_effective_rank']:.0f} by quadrature, of {cases[0]['parameters']} parameters. The median resolution of the quadrature is {np.median([case['hessian']['resolution'] for case in cases]):.2g}."
     return (
         f"**{TITLES[stream]}.**\n\n"
         + table(["matrix", "before task", "ε", "exact", "published", "published / exact", "quadrature"], rows)

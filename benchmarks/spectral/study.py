@@ -35,6 +35,7 @@ from pliant.bench.ensemble import stack, unstack  # noqa: E402
 from pliant.bench.environment import run_meta  # noqa: E402
 from pliant.bench.models.mlp import MLP  # noqa: E402
 from pliant.bench.streams.base import Task, generator  # noqa: E402
+from pliant.errors import ResolutionWarning  # noqa: E402
 
 OUT = ROOT / "benchmarks" / "results" / "spectral_collapse"
 TUNING, TUNING_TASKS, SEEDS = range(100, 105), 12, range(10)
@@ -163,7 +164,7 @@ def estimators(stream: str) -> dict[str, Any]:
         if index in SMALL_TASKS:
             batch = task.inputs[:SAMPLES], task.targets[:SAMPLES]
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", pliant.ResolutionWarning)
+                warnings.simplefilter("ignore", ResolutionWarning)
                 found[member].append({"task": index, **ablation(model, batch)})
 
     rows = Members(stream, SEEDS, None, SMALL).run(max(SMALL_TASKS) + 1, look)

@@ -2,11 +2,14 @@
 
     python benchmarks/speed/engine.py                        # everything, half an hour on a quiet machine
     python benchmarks/speed/engine.py --only mlp-3x100       # cells and curves whose name contains this
+    python benchmarks/speed/engine.py --kind cell --fixed-allocator     # the cells once more, kept beside the others
     python benchmarks/speed/engine.py --table                # the tables of the last run, in Markdown
 
-Each cell runs in a process of its own, on one thread, with fixed thresholds of the allocator. All arms train with
-continual backprop on the same kind of batches, a block of steps each, in rotating order; a round gives one ratio of
-times per step of one seed, and the cell reports the medians over rounds:
+Each cell runs in a process of its own, on one thread. The published learner makes new tensors at every step, so the
+allocator is a part of its cost: it is left as it is, unless ``--fixed-allocator`` keeps large buffers in the heap,
+which spares it the mapping of fresh pages and changes nothing for the engine. All arms train with continual backprop
+(at the published rate for the network of the paper) on the same kind of batches, a block of steps each, in rotating
+order; a round gives one ratio of times per step of one seed, and the cell reports the medians over rounds:
 
 ``published``
     what the published learner does in a step, one network (``published.py``);
@@ -47,7 +50,7 @@ from benchmarks.speed.overhead import ENVIRONMENT, in_turn  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "speed" / "engine.json"
 STREAMS = "benchmarks.speed.engine_streams"
-BLOCK_SECONDS, ROUNDS, TRIES = 0.25, 9, 4
+BLOCK_SECONDS, MAX_SECONDS, ROUNDS, TRIES = 0.25, 3.0, 9, 4
 TOLERANCE = 0.05
 WARM_UP = 150  # steps: units are mature, and all buffers are there
 
@@ -64,6 +67,7 @@ class Cell:
         batch: examples per update.
         seeds: how many the engine stacks.
         lr: step size of SGD.
+        rate: replacement rate.
         at_least: seed-steps per second over the published learner's that are aimed at.
     """
 
@@ -74,19 +78,19 @@ class Cell:
     batch: int
     seeds: int
     lr: float
+    rate: float
     at_least: float
 
 
 CELLS = [
-    Cell("mlp-3x100", (784, 100, 100, 100, 10), "Pictures", "cross_entropy", 1, 30, 0.003, 30),
-    Cell("regression", (20, 5, 1), "Bits", "mse", 1, 100, 0.01, 250),
-    Cell("mlp-3x2000", (784, 2000, 2000, 2000, 10), "Pictures", "cross_entropy", 1, 1, 0.003, 8),
-    Cell("random-labels", (64, 100, 100, 100, 10), "Digits", "cross_entropy", 8, 10, 0.03, 8),
+    Cell("mlp-3x100", (784, 100, 100, 100, 10), "Pictures", "cross_entropy", 1, 30, 0.003, 1e-4, 30),
+    Cell("regression", (20, 5, 1), "Bits", "mse", 1, 100, 0.01, 1e-4, 250),
+    Cell("mlp-3x2000", (784, 2000, 2000, 2000, 10), "Pictures", "cross_entropy", 1, 1, 0.003, 1e-6, 8),
+    Cell("random-labels", (64, 100, 100, 100, 10), "Digits", "cross_entropy", 8, 10, 0.03, 1e-4, 8),
 ]
 SEED_COUNTS = {"mlp-3x100": (1, 2, 5, 10, 20, 30, 60, 90), "regression": (1, 10, 30, 100, 300, 1000)}
 TASKS = {"mlp-3x100": (40, 400), "random-labels": (60, 2000)}
 """Curves over tasks: how many tasks, and steps of each."""
-REPLACEMENT_RATE = 1e-4
 
 
 def experiment(cell: Cell, num_steps: int, num_tasks: int = 1) -> Any:
@@ -96,7 +100,7 @@ def experiment(cell: Cell, num_steps: int, num_tasks: int = 1) -> Any:
     stream = {"num_examples": num_steps * cell.batch, "batch_size": cell.batch}
     return Experiment(
         (f"{STREAMS}:{cell.stream}", stream),
-        [("continual_backprop", {"replacement_rate": REPLACEMENT_RATE})],
+        [("continual_backprop", {"replacement_rate": cell.rate})],
         ("sgd", {"lr": cell.lr}),
         ("mlp", {"hidden": cell.widths[1:-1]}),
         num_tasks=num_tasks,
@@ -134,6 +138,11 @@ class Engine:
         return (time.perf_counter() - wall) / self.seeds, (time.process_time() - cpu) / self.seeds
 
     @property
+    def period(self) -> int:
+        """Steps between decisions on which units are replaced."""
+        return period_of(self.members.handle)
+
+    @property
     def num_resets(self) -> float:
         """Units replaced, per seed."""
         return float(self.members._count_resets().mean())
@@ -145,7 +154,7 @@ class Published:
     def __init__(self, cell: Cell) -> None:
         from benchmarks.speed.published import PublishedLearner
 
-        self.learner = PublishedLearner(cell.widths, cell.loss, cell.lr, REPLACEMENT_RATE)
+        self.learner = PublishedLearner(cell.widths, cell.loss, cell.lr, cell.rate)
         self.batches = batches_of(cell)
         self.done = 0
 
@@ -183,7 +192,7 @@ class Plain:
         self.handle = pliant.attach(
             self.model,
             self.optimizer,
-            pliant.ContinualBackprop(REPLACEMENT_RATE),
+            pliant.ContinualBackprop(cell.rate),
             example_inputs=self.batches[0][0],
             init="kaiming_uniform",
         )
@@ -204,9 +213,19 @@ class Plain:
         return time.perf_counter() - wall, time.process_time() - cpu
 
     @property
+    def period(self) -> int:
+        """Steps between decisions on which units are replaced."""
+        return period_of(self.handle)
+
+    @property
     def num_resets(self) -> float:
         """Units replaced."""
         return float(sum(int(count) for count in self.handle.num_resets.values()))
+
+
+def period_of(handle: Any) -> int:
+    """Steps between the decisions of continual backprop on the group that it looks at least often."""
+    return max(int(handle.methods[0].period(group)) for group in handle.units)
 
 
 def batches_of(cell: Cell, count: int = 256) -> list[tuple[Any, Any]]:
@@ -227,6 +246,9 @@ class Turns:
         arm.run(WARM_UP)
         seconds = arm.run(40)[0] / 40 * getattr(arm, "seeds", 1)
         self.steps = max(20, round(BLOCK_SECONDS / seconds))
+        period = getattr(arm, "period", 1)
+        if period * seconds <= MAX_SECONDS:  # whole periods, so that every block has its share of replacements
+            self.steps = period * max(1, round(self.steps / period))
 
     def run(self, _: int) -> tuple[float, float]:
         """Wall and processor seconds of one step of one seed."""
@@ -371,10 +393,11 @@ def jobs() -> list[tuple[str, Cell]]:
     return [("cell", cell) for cell in CELLS] + curves
 
 
-def in_process(kind: str, cell: Cell, rounds: int) -> Any:
+def in_process(kind: str, cell: Cell, rounds: int, fixed_allocator: bool) -> Any:
     """Measure in a process of its own; a cell whose two equal arms disagree is measured again."""
     command = [sys.executable, __file__, "--job", kind, cell.name, "--rounds", str(rounds)]
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    chosen = {name: text for name, text in ENVIRONMENT.items() if fixed_allocator or not name.startswith("MALLOC")}
+    environment = {**os.environ, **chosen, "PYTHONPATH": str(ROOT)}
     for attempt in range(1, TRIES + 1):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -404,8 +427,9 @@ def table(results: Mapping[str, Any]) -> str:
         micro, ratio = cell[clock]["microseconds"], cell[clock]["over_engine"]
         shown = " | ".join(f"{micro[name]:.3g}" for name in ("published", "plain", "autograd", "engine"))
         by = {"wall": "wall clock", "cpu": "processor time", None: "not counted"}[cell["clock"]]
+        where = f"{cell['name']}, batch {cell['batch']}" + ", fixed allocator" * cell["fixed_allocator"]
         lines.append(
-            f"| {cell['name']}, batch {cell['batch']} | {cell['seeds']} | {shown} | **{ratio['published']:.1f}** | "
+            f"| {where} | {cell['seeds']} | {shown} | **{ratio['published']:.1f}** | "
             f"{cell['at_least']:g} | {cell[clock]['again']:.3f} | {by} |"
         )
     lines.append("\nMicroseconds of one step of one seed.\n")
@@ -440,6 +464,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cells and curves whose name contains this")
     parser.add_argument("--kind", default="", choices=["", *JOBS], help="cells alone, or one of the curves")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--fixed-allocator", action="store_true", help="keep large buffers in the heap")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the tables of the results, measure nothing")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
@@ -457,20 +482,23 @@ def main() -> None:
     from pliant.bench.environment import run_meta
 
     meta = run_meta()
-    results: dict[str, Any] = {"replacement_rate": REPLACEMENT_RATE, "meta": meta}
-    if options.out.exists() and (options.only or options.kind):  # what is not measured again stays
+    results: dict[str, Any] = {"meta": meta}
+    if options.out.exists() and (
+        options.only or options.kind or options.fixed_allocator
+    ):  # what is not measured again stays
         results = {**json.loads(options.out.read_text()), "meta": meta}
     for kind, cell in jobs():
         if options.only not in cell.name or options.kind not in ("", kind):
             continue
-        found = in_process(kind, cell, options.rounds)
+        found = in_process(kind, cell, options.rounds, options.fixed_allocator)
         if kind == "cell":
-            found["commit"] = meta["git_commit"]
+            found |= {"commit": meta["git_commit"], "fixed_allocator": options.fixed_allocator}
             clock = found["clock"] or "wall"
             print(
                 cell.name, found["clock"], {n: round(v, 2) for n, v in found[clock]["over_engine"].items()}, flush=True
             )
-        results.setdefault(kind, {})[cell.name] = found
+        key = cell.name + "-fixed-allocator" * (options.fixed_allocator and kind == "cell")
+        results.setdefault(kind, {})[key] = found
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))

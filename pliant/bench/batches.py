@@ -18,7 +18,7 @@ _CHUNK_BYTES = 4 * 2**20
 """Batches are gathered in chunks of about this size: larger ones would drive the weights out of the cache."""
 
 
-_MULTIPLE = 16
+_MULTIPLE = 32
 """Batches of a chunk are a multiple of this, so that what is done in blocks of steps does not depend on its size."""
 
 

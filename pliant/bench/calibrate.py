@@ -25,7 +25,6 @@ from pliant.bench.engine import Members, Stopped
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import Experiment
 from pliant.bench.jobs import Plan
-from pliant.bench.memory import task_bytes
 from pliant.bench.streams.base import Stream, Task
 from pliant.errors import IllegalConfiguration, PliantError
 
@@ -126,7 +125,7 @@ def _measure(experiment: Experiment, seeds: Sequence[int], stacked: bool, budget
     members = Members(endless, seeds, folder, stacked=stacked, checkpoint_every=1e9, should_stop=enough)
     whole = [members.stream.task(index, seeds[0]) for index in {0, experiment.num_tasks // 2, experiment.num_tasks - 1}]
     num_steps = sum(task.num_steps for task in whole) / len(whole)
-    data = max(map(task_bytes, whole))
+    data = max(task.num_bytes for task in whole)
     del whole
     members.stream = short  # type: ignore[assignment]
     before = 0.0
@@ -208,6 +207,7 @@ def calibrate(experiment: Experiment, seeds: Sequence[int], *, stacked: bool, bu
     theirs.close()
     try:
         found = connection.recv()
+        process.join(10)  # it has only to clean up behind itself
     except EOFError:
         process.join()
         raise IllegalConfiguration(

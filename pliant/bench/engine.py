@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pliant import metrics, records
 from pliant.bench import checkpoint, measure
-from pliant.bench.batches import TaskData
+from pliant.bench.batches import TaskData, TestData
 from pliant.bench.cohorts import check_together, find_units_of, is_elementwise, make_cohorts
 from pliant.bench.ensemble import needs_device, stack
 from pliant.bench.experiment import Experiment
@@ -155,6 +155,7 @@ class Members:
         self.seconds = 0.0
         self.series: dict[str, list[Tensor]] = {}
         self.failures: dict[int, Failure] = {}
+        self._past: dict[int, TestData] = {}  # test sets that are needed again; after an interruption made anew
         self._build(chosen, tuple(seeds), by_hand)
         self._restore()
 
@@ -333,6 +334,9 @@ class Members:
             row[f"test_{score}"] = measure.evaluate(self.model, test, self.stacked).score()
         if self.traits.measures_past:
             row |= self._measure_past(index)
+            if test is not None:
+                self._past = {key: kept for key, kept in self._past.items() if key > index - measure.NUM_PAST}
+                self._past[index] = test
         row |= measure.unit_health(self._activations(data.training(measure.NUM_PROBE).inputs), len(self.seeds))
         row["weight_magnitude"] = self._weight_magnitude()
         counts = self._count_resets()
@@ -350,7 +354,7 @@ class Members:
         score = self.traits.score
         past, before = [], []
         for earlier in range(max(0, index - measure.NUM_PAST), index):
-            test = self._data(earlier).held_out("test")
+            test = self._past[earlier] if earlier in self._past else self._data(earlier).held_out("test")
             if test is None:
                 raise IllegalConfiguration(
                     f"{self.stream.name}: measures_past needs test sets, and task {earlier} has none"

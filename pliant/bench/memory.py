@@ -7,13 +7,12 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from pliant.bench.experiment import Experiment
-from pliant.bench.streams.base import Task
+from pliant.bench.streams.base import Task, traits
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["check_memory", "gigabytes", "num_parameters", "task_bytes", "total_memory"]
+__all__ = ["check_memory", "gigabytes", "num_parameters", "total_memory"]
 
 _CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -47,12 +46,6 @@ def total_memory() -> int | None:
     return min(found) if found else None
 
 
-def task_bytes(task: Task) -> int:
-    """Bytes of the tensors of a task."""
-    tensors = [value for value in vars(task).values() if isinstance(value, Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 def num_parameters(experiment: Experiment) -> int | None:
     """Parameters of one model, counted without making it; None where it cannot be made without memory."""
     try:
@@ -72,14 +65,15 @@ def check_memory(experiment: Experiment, num_members: int, task: Task | None = N
     Args:
         experiment: What is to run.
         num_members: Seeds that one process trains together.
-        task: One of its tasks; None: only the model is asked about.
+        task: One of its tasks; None: what the stream says of the largest, if it says anything.
         memory: Bytes at hand; default: all of the machine's.
 
     Raises:
         IllegalConfiguration: It cannot fit; says what would.
     """
     at_hand = total_memory() if memory is None else memory
-    each = 2 * 4 * (num_parameters(experiment) or 0) + (0 if task is None else task_bytes(task))
+    said = traits(experiment.build_stream()).task_bytes or 0
+    each = 2 * 4 * (num_parameters(experiment) or 0) + max(said, 0 if task is None else task.num_bytes)
     if at_hand is None or num_members * each <= at_hand:
         return
     fitting = at_hand // each

@@ -14,6 +14,7 @@ __all__ = ["PRESETS"]
 _CIFAR_NET = {"name": "convnet", "channels": [16, 16], "kernels": [5, 5], "hidden": [100, 100]}
 _DIGIT_NET = {"name": "convnet", "channels": [8, 16], "kernels": [3, 2], "hidden": [32], "image": [1, 8, 8]}
 _MLP = {"name": "mlp", "hidden": [64, 64]}
+_WARMED_UP = {"name": "constant", "warmup": 0.1}
 
 
 def _sgd(lr: float, **options: Any) -> dict[str, Any]:
@@ -94,14 +95,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "slowly_changing_regression": {
         "paper": {
-            "stream": {"change": "one", "task_length": 10000},
+            "stream": {"change": "one", "task_length": 10000, "threshold": "code"},
             "optimizer": _sgd(0.01),
             "model": {"name": "mlp", "hidden": [5]},
             "num_tasks": 300,
         },
         # The variant of the figure in the authors' repository.
         "redraw": {
-            "stream": {"change": "all", "task_length": 10000},
+            "stream": {"change": "all", "task_length": 10000, "threshold": "code"},
             "optimizer": _sgd(0.01),
             "model": {"name": "mlp", "hidden": [5]},
             "num_tasks": 100,
@@ -166,6 +167,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             },
             "optimizer": _sgd(0.1, momentum=0.9, weight_decay=5e-4),
             "model": {"name": "resnet"},
+            "schedule": {"name": "step", "milestones": [0.3, 0.6, 0.8], "decay": 0.2},
             "num_tasks": 20,
         },
         "mini": {
@@ -205,7 +207,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "paper_cifar": {
             "stream": {"dataset": "cifar10", "scaling": "half", "flat": False, "num_examples": 2500},
             "optimizer": _sgd(0.01),
-            "model": _CIFAR_NET,
+            "model": {"name": "convnet", "channels": [6, 16], "kernels": [5, 5], "hidden": [120, 84]},
             "num_tasks": 400,
         },
         "mini": {"stream": {"num_examples": 500}, "optimizer": _sgd(0.03), "model": _MLP, "num_tasks": 100},
@@ -237,6 +239,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             },
             "optimizer": _adam(0.001),
             "model": {"name": "resnet"},
+            "schedule": _WARMED_UP,
             "num_tasks": 2,
         },
         "growth": {
@@ -251,6 +254,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             },
             "optimizer": _adam(0.001),
             "model": {"name": "resnet"},
+            "schedule": _WARMED_UP,
             "num_tasks": 10,
         },
         "half": {
@@ -299,6 +303,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             },
             "optimizer": _adam(0.001),
             "model": {"name": "resnet", "image": [3, 64, 64]},
+            "schedule": _WARMED_UP,
             "num_tasks": 20,
         },
         "mini": {"stream": {}, "optimizer": _adam(0.001), "model": _DIGIT_NET, "num_tasks": 5},
@@ -316,6 +321,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             },
             "optimizer": {"name": "adamw", "lr": 0.001, "weight_decay": 0.001},
             "model": {"name": "resnet"},
+            "schedule": _WARMED_UP,
             "num_tasks": 10,
         },
         "mini": {
@@ -402,4 +408,4 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-"""Stream name to preset name to settings: stream options, optimizer, model, num_tasks."""
+"""Stream name to preset name to settings: stream options, optimizer, model, num_tasks, and maybe a schedule."""

@@ -49,10 +49,11 @@ class Progress:
         seeds: the seeds of the job.
         num_done: tasks finished.
         num_tasks: tasks in all.
-        accuracy: online accuracy of the last task, mean over the seeds that have not failed.
-        mean_accuracy: its running mean over all tasks so far.
+        score: the stream's online score on the last task, mean over the seeds that have not failed.
+        mean_score: its running mean over all tasks so far.
         num_failed: seeds that failed so far.
         seconds: computing time so far, that before an interruption included.
+        series: the record's series of that score, as ``online_accuracy``.
     """
 
     experiment_id: str
@@ -60,10 +61,11 @@ class Progress:
     seeds: tuple[int, ...]
     num_done: int
     num_tasks: int
-    accuracy: float
-    mean_accuracy: float
+    score: float
+    mean_score: float
     num_failed: int
     seconds: float
+    series: str
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,11 @@ def _progress(members: Members) -> Progress:
         seeds=members.seeds,
         num_done=members.next_task,
         num_tasks=experiment.num_tasks,
-        accuracy=float(rows[-1]) if rows else float("nan"),
-        mean_accuracy=float(sum(rows) / len(rows)) if rows else float("nan"),
+        score=float(rows[-1]) if rows else float("nan"),
+        mean_score=float(sum(rows) / len(rows)) if rows else float("nan"),
         num_failed=len(members.failures),
         seconds=members.seconds,
+        series=members.online_series,
     )
 
 

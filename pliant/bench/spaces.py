@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pliant.bench.experiment import Experiment, Part, method_table, optimizer_table
@@ -54,7 +54,7 @@ def default_space(experiment: Experiment) -> dict[str, Domain]:
     return space
 
 
-def with_overrides(experiment: Experiment, searched: Mapping[str, Domain], fixed: set[str]) -> dict[str, Domain]:
+def with_overrides(experiment: Experiment, searched: Mapping[str, Domain], fixed: Collection[str]) -> dict[str, Domain]:
     """The default space, without what is fixed, and with what somebody wants searched otherwise.
 
     Args:

@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pliant import records
+from pliant import records, statistics
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import NO_METHOD, Experiment
 from pliant.bench.runner import Progress, RunReport, run_experiments
 from pliant.bench.spaces import apply, domain_from_json, domain_to_json, present
+from pliant.bench.streams.base import traits
 from pliant.bench.tune import REPORTED_SEEDS, TUNING_SEEDS, check_seeds, rule, score
 from pliant.errors import IllegalConfiguration, RecordError
 from pliant.search import Choice, Domain
@@ -150,16 +151,8 @@ def best_of_k(scores: Sequence[float], *, lower_is_better: bool = False) -> list
     >>> best_of_k([1.0, 2.0, 6.0], lower_is_better=True)
     [3.0, 1.3333333333333333, 1.0]
     """
-    ordered = sorted(scores, reverse=lower_is_better)
-    total = len(ordered)
-    found = []
-    for k in range(1, total + 1):
-        weight, expected = k / total, 0.0  # of the best; the binomials themselves would overflow
-        for i in range(total, k - 1, -1):
-            expected += weight * ordered[i - 1] if weight else 0.0
-            weight *= (i - k) / (i - 1) if i > 1 else 0.0
-        found.append(expected)
-    return found
+    sign = -1.0 if lower_is_better else 1.0
+    return [sign * best.mean for best in statistics.best_of_k([sign * score for score in scores])] if scores else []
 
 
 def study_path(folder: Path, experiment: Experiment, target: Experiment, setting: Mapping[str, Any]) -> Path:
@@ -317,7 +310,7 @@ def run_study(
     path = study_path(root, experiment, goal, setting)
     _check_budget(root, path, experiment, num_trials, setting, extend)
     done = read_study(path).trials if path.exists() else ()
-    lower = bool(getattr(type(experiment.build_stream()), "lower_is_better", False))
+    lower = traits(experiment.build_stream()).lower_is_better
     text = rule(experiment, last_fraction)
 
     def made(trials: Sequence[StudyTrial]) -> Study:
@@ -388,8 +381,10 @@ def _ask(study: Study, numbers: Sequence[int], name: str, seed: int) -> list[dic
     for number in numbers:
         if number == 0:
             asked.append(None)
+            start = present(study.experiment, study.space, study.steps_per_task[0])
+            taken.add(json.dumps(start, sort_keys=True))
             continue
-        for attempt in range(8):  # the same setting once more would be a smaller budget than it looks
+        for attempt in range(50):  # the same setting once more would be a smaller budget than it looks
             memory.sampler = _sampler(optuna, name, seed, number, attempt)
             params = memory.ask(distributions).params
             values = {key: _decode(domain, params[key]) for key, domain in study.space.items()}

@@ -23,6 +23,7 @@ from pliant import records
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import Experiment, Part
 from pliant.bench.runner import Progress, run_experiments
+from pliant.bench.streams.base import traits
 from pliant.errors import IllegalConfiguration
 
 __all__ = [
@@ -144,9 +145,8 @@ def score(experiment: Experiment, seeds: Sequence[int], results: Path, last_frac
     Raises:
         RecordError: a record is missing or damaged.
     """
-    stream = type(experiment.build_stream())
-    lower = bool(getattr(stream, "lower_is_better", False))
-    series = f"online_{getattr(stream, 'score', 'accuracy')}"
+    about = traits(experiment.build_stream())
+    lower = about.lower_is_better
     values, num_failed = [], 0
     for seed in seeds:
         record = records.read_record(records.record_path(results, experiment.id, seed))
@@ -154,7 +154,7 @@ def score(experiment: Experiment, seeds: Sequence[int], results: Path, last_frac
             num_failed += 1
             values.append(math.inf if lower else 0.0)
             continue
-        scored = list(record.series[series])[-num_scored(experiment.num_tasks, last_fraction) :]
+        scored = list(record.series[about.series])[-num_scored(experiment.num_tasks, last_fraction) :]
         values.append(sum(scored) / len(scored))
     return Trial(experiment, sum(values) / len(values), num_failed, lower)
 
@@ -162,9 +162,9 @@ def score(experiment: Experiment, seeds: Sequence[int], results: Path, last_frac
 def rule(experiment: Experiment, last_fraction: float) -> str:
     """:data:`RULE` for one experiment, in words."""
     text = RULE.format(num_scored=num_scored(experiment.num_tasks, last_fraction), num_tasks=experiment.num_tasks)
-    stream = type(experiment.build_stream())
-    text = text.replace("accuracy", getattr(stream, "score", "accuracy"))
-    if getattr(stream, "lower_is_better", False):
+    about = traits(experiment.build_stream())
+    text = text.replace("accuracy", about.score)
+    if about.lower_is_better:
         text = text.replace("highest", "lowest").replace("counts as 0", "makes its setting the last")
     return text
 

@@ -14,6 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pliant.report.metrics import Metric, format_value, metric_info
+
 if TYPE_CHECKING:
     from pliant.bench.experiment import Experiment
     from pliant.bench.runner import Progress
@@ -84,6 +86,16 @@ class _Row:
         num = sum(len(job.seeds) for job in self.jobs.values())
         return sum(getattr(job, name) * len(job.seeds) for job in self.jobs.values()) / num if num else float("nan")
 
+    @property
+    def metric(self) -> Metric:
+        """What its stream is scored by."""
+        return metric_info(next((job.series for job in self.jobs.values()), "online_accuracy"))
+
+    def shown(self, name: str) -> str:
+        """That mean as it is printed; nothing while nothing is known."""
+        value = self.mean(name)
+        return f"{format_value(value, self.metric)} {self.metric.unit}".rstrip() if value == value else ""
+
 
 class Board:
     """What :func:`pliant.bench.runner.run_experiments` reports, as a table that redraws itself.
@@ -141,8 +153,8 @@ class Board:
         if self._live is None and row.finished and not was_finished:
             failed = f", {self._failed(row)} failed" if self._failed(row) else ""
             self.console.print(
-                f"{row.stream}: {row.label}, {row.num_tasks} tasks, mean accuracy "
-                f"{100 * row.mean('mean_accuracy'):.1f} %, {duration(row.seconds)}{failed}",
+                f"{row.stream}: {row.label}, {row.num_tasks} tasks, {row.metric.title.lower()} "
+                f"{row.shown('mean_score')}, {duration(row.seconds)}{failed}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -199,7 +211,6 @@ class Board:
     def _cells(self, row: _Row) -> list[RenderableType]:
         style = "green" if row.finished else "" if row.jobs else "dim"
         done = int(row.fraction * row.num_tasks + 1e-9)
-        now, mean = row.mean("accuracy"), row.mean("mean_accuracy")
         if row.finished:
             left = "done" if not self._failed(row) else f"{self._failed(row)} failed"
         elif row.steps_done:
@@ -210,8 +221,8 @@ class Board:
             Text(f"  {row.label}", style=style),
             ProgressBar(total=1.0, completed=row.fraction, width=20),
             Text(f"{done}/{row.num_tasks}", style=style),
-            Text(f"{100 * now:.1f} %" if now == now else "", style=style),
-            Text(f"{100 * mean:.1f} %" if mean == mean else "", style=style),
+            Text(row.shown("score"), style=style),
+            Text(row.shown("mean_score"), style=style),
             Text(left, style="red" if self._failed(row) else style),
         ]
 

@@ -36,7 +36,7 @@ class Report(Command):
     )
     positional: ClassVar[tuple[str, ...]] = ("folder",)
 
-    folder: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER...")]
+    folder: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER...", help_behavior_hint="")]
     """results folders of pliant run, pliant demo or pliant tune"""
     out: Annotated[Path | None, option("FILE")] = None
     """write the report page, one HTML file that needs no network"""
@@ -60,8 +60,16 @@ class Report(Command):
         from pliant import report
         from pliant.report._write import write_text
 
-        where = ", ".join(map(str, self.folder)) or "no folder"
+        if not self.folder:
+            raise IllegalConfiguration("name at least one folder: pliant report results/")
+        where = ", ".join(map(str, self.folder))
+        trials = [item for folder in self.folder for item in report.read_trials(folder)]
         records = self._records()
+        tried = {(name, seed) for item in trials for name in item.ids for seed in item.seeds}
+        # What chose the settings is no result of theirs; a folder of trials alone is reported as it is.
+        kept = [record for record in records if (record.experiment_id, record.seed) not in tried]
+        num_tried = len(records) - len(kept) if kept else 0
+        records = kept or records
         if not records:
             raise RecordError(f"{where} holds no records; name the results folder of pliant run or pliant demo")
         if self.threshold is not None and not math.isfinite(self.threshold):
@@ -72,8 +80,8 @@ class Report(Command):
             if not chosen:
                 names = list(dict.fromkeys(name for stream in streams for name in (stream.name, stream.title)))
                 raise unknown(f"stream in {where}", self.stream, names)
-            kept = {method.experiment_id for stream in chosen for method in stream.methods}
-            records = [record for record in records if record.experiment_id in kept]
+            ids = {method.experiment_id for stream in chosen for method in stream.methods}
+            records = [record for record in records if record.experiment_id in ids]
             streams = report.summarise(records)
         metrics = sorted({name for record in records for name in record.series})
         if self.figure is not None and self.metric not in metrics:
@@ -88,9 +96,10 @@ class Report(Command):
             )
         console = Console()
         console.print(report.terminal_tables(records))
+        if num_tried:
+            console.print(f"{num_tried} records of tuning trials are in best-of-k curves only", style="dim")
         written = []
         if self.out is not None:
-            trials = [item for folder in self.folder for item in report.read_trials(folder)]
             written.append(report.write_report(records, self.out, trials=trials, threshold=self.threshold))
         if self.csv is not None:
             written.append(report.write_csv(records, self.csv))

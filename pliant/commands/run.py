@@ -170,10 +170,10 @@ class Run(Command):
                 "cannot be reported on; leave those out"
             )
 
-    def given(self) -> set[str]:
+    def given(self) -> frozenset[str]:
         """What the options say a value for, as ``owner.option``."""
         settings = self._settings()
-        found = {f"{owner}.{option}" for owner, options in settings.items() for option in options}
+        found = frozenset(f"{owner}.{option}" for owner, options in settings.items() for option in options)
         return found | ({"optimizer.lr"} if self.lr is not None else set())
 
     @property

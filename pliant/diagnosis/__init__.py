@@ -3,5 +3,6 @@
 from pliant.diagnosis.causal import TrainsLike
 from pliant.diagnosis.findings import AttachedMethod, CausalTest, Diagnosis, Finding, Weight
 from pliant.diagnosis.run import diagnose
+from pliant.diagnosis.traps import Trap
 
-__all__ = ["AttachedMethod", "CausalTest", "Diagnosis", "Finding", "TrainsLike", "Weight", "diagnose"]
+__all__ = ["AttachedMethod", "CausalTest", "Diagnosis", "Finding", "TrainsLike", "Trap", "Weight", "diagnose"]

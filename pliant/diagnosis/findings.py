@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pliant.mechanisms import MECHANISMS, Mechanism
+
+if TYPE_CHECKING:
+    from pliant.diagnosis.traps import Trap
 
 __all__ = ["SEVERITIES", "AttachedMethod", "CausalTest", "Diagnosis", "Finding", "Severity", "Verdict", "Weight"]
 
@@ -138,6 +141,8 @@ class Diagnosis:
         unknowns: What could not be looked at, and why: part of a verdict "unknown".
         remarks: What else a reader should know.
         facts: Loss, twins, batch and mode.
+        traps: Units that are frozen, or copies of each other: how far the weights are from a manifold that gradient
+            descent cannot leave, and what leaves it.
         causal: The test of weight growth, if it was done.
         methods: Methods that are attached.
         probe: What the probe said, in words, if there was one.
@@ -149,6 +154,7 @@ class Diagnosis:
     unknowns: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    traps: tuple[Trap, ...] = ()
     causal: CausalTest | None = None
     methods: tuple[AttachedMethod, ...] = ()
     probe: str | None = None
@@ -179,6 +185,7 @@ class Diagnosis:
             "unknowns": list(self.unknowns),
             "remarks": list(self.remarks),
             "facts": _jsonable(dict(self.facts)),
+            "traps": [_jsonable(asdict(trap)) for trap in self.traps],
             "causal": None if self.causal is None else asdict(self.causal),
             "methods": [asdict(method) for method in self.methods],
             "probe": self.probe,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pliant.diagnosis.terminal import facts_line
+from pliant.diagnosis.terminal import facts_line, trap_lines
 from pliant.mechanisms import MECHANISMS
 from pliant.report._page import PAGE_STYLE
 from pliant.report.style import escape
@@ -31,6 +31,7 @@ def html_text(diagnosis: Diagnosis, title: str) -> str:
     """The page as text."""
     sections = [_section(found) for mechanism in MECHANISMS if (found := diagnosis.of(mechanism))]
     more: list[tuple[str, Sequence[str]]] = [
+        ("Frozen and cloned units", trap_lines(diagnosis)),
         ("Is the size of the weights the cause?", [diagnosis.causal.sentence] if diagnosis.causal else []),
         ("The probe", [diagnosis.probe] if diagnosis.probe else []),
         ("Methods attached", [f"{method.name}: {method.sentence}" for method in diagnosis.methods]),

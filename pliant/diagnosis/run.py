@@ -14,6 +14,7 @@ from pliant.diagnosis.causal import TrainsLike, causal_test
 from pliant.diagnosis.evidence import findings
 from pliant.diagnosis.findings import CausalTest, Diagnosis, Finding, Verdict
 from pliant.diagnosis.signals import signals
+from pliant.diagnosis.traps import traps
 from pliant.errors import IllegalConfiguration, NoEffect, UnsupportedOp
 from pliant.fresh import fresh_twin
 from pliant.observation import Observation, observe
@@ -22,6 +23,8 @@ from pliant.probe.objective import Loss, inputs_of
 from pliant.units import UnitGraph, find_units
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from pliant.handle import Handle
     from pliant.units.init import InitSpec
 
@@ -45,6 +48,7 @@ def diagnose(
     init: InitSpec = None,
     make_model: Callable[[], nn.Module] | None = None,
     handle: Handle | None = None,
+    optimizer: Optimizer | None = None,
     probe: ProbeResult | None = None,
     causal: TrainsLike | None = None,
 ) -> Diagnosis:
@@ -72,6 +76,8 @@ def diagnose(
             :func:`~pliant.fresh.fresh_twin`.
         make_model: Or a function that makes a fresh network, as there.
         handle: Of methods that are attached: what each has done so far is told.
+        optimizer: What trains the network: whether its settings leave a manifold of clones is measured, and how far its
+            memory still moves frozen units is told.
         probe: The result of a probe of this network.
         causal: With what to train, for the test whether large weights are the cause: see
             :class:`~pliant.diagnosis.causal.TrainsLike`.
@@ -129,6 +135,7 @@ def diagnose(
             "seed": seed,
         },
         causal=tested,
+        traps=traps(model, here, inputs, loss, optimizer, has_copies=any(f.metric == "copied_fraction" for f in found)),
         methods=() if handle is None else attached(handle),
         probe=None if probe is None else str(probe),
     )

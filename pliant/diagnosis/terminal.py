@@ -15,7 +15,7 @@ from pliant.mechanisms import MECHANISMS
 if TYPE_CHECKING:
     from pliant.diagnosis.findings import Diagnosis, Finding
 
-__all__ = ["MAX_LAYERS", "facts_line", "page", "text"]
+__all__ = ["MAX_LAYERS", "facts_line", "page", "text", "trap_lines"]
 
 MAX_LAYERS = 6
 """Layers of one mechanism that are listed; more are counted."""
@@ -35,6 +35,8 @@ def page(diagnosis: Diagnosis) -> RenderableType:
         found = diagnosis.of(mechanism)
         if found:
             parts += _mechanism(found)
+    if diagnosis.traps:
+        parts += _block("Frozen and cloned units", trap_lines(diagnosis))
     if diagnosis.causal is not None:
         parts += _block("Is the size of the weights the cause?", [diagnosis.causal.sentence])
     if diagnosis.probe is not None:
@@ -65,6 +67,15 @@ def _mechanism(found: Sequence[Finding]) -> list[RenderableType]:
 
 def _block(title: str, lines: Sequence[str]) -> list[RenderableType]:
     return [Text(f"\n{title}", style="bold"), *(Padding(Text(line), (0, 0, 0, 2)) for line in lines)]
+
+
+def trap_lines(diagnosis: Diagnosis) -> list[str]:
+    """Each trap in words, with what draws frozen units anew."""
+    lines = []
+    for trap in diagnosis.traps:
+        by = f" Methods that draw them anew: {', '.join(trap.leaving)}." if trap.kind == "frozen" else ""
+        lines.append(f"{trap.kind}: {trap.sentence}{by}")
+    return lines
 
 
 def facts_line(diagnosis: Diagnosis) -> str:

@@ -7,7 +7,7 @@ from pliant.manifolds.collapsing import Collapsed, collapse
 from pliant.manifolds.confinement import Confinement, confinement
 from pliant.manifolds.dynamics import matching_optimizer
 from pliant.manifolds.escape import Escape, escape, escape_rate, variance_ratio
-from pliant.manifolds.frozen import FrozenGroup, FrozenUnits, drift_after_freezing, frozen_units
+from pliant.manifolds.frozen import FrozenGroup, FrozenUnits, drift_after_freezing, frozen_in, frozen_units
 from pliant.manifolds.kicks import DropoutBurst, NoiseBurst, kicked, reset_clones
 from pliant.manifolds.linearity import transformed_tensors
 from pliant.manifolds.partition import Partition, partition
@@ -15,6 +15,7 @@ from pliant.manifolds.projection import Distance, dimension, distance, normal_pa
 from pliant.manifolds.redistribution import redistributed
 from pliant.manifolds.search import FoundPartition, find_partition
 from pliant.manifolds.stability import Stability, stability
+from pliant.manifolds.symmetry import UnitSymmetries, unit_symmetries
 from pliant.manifolds.trap import NormalShare, TrapTest, UnitSpread, trap_test
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Stability",
     "TrapTest",
     "UnitSpread",
+    "UnitSymmetries",
     "audit",
     "certificate",
     "clone",
@@ -48,6 +50,7 @@ __all__ = [
     "escape",
     "escape_rate",
     "find_partition",
+    "frozen_in",
     "frozen_units",
     "kicked",
     "matching_optimizer",
@@ -60,5 +63,6 @@ __all__ = [
     "stability",
     "transformed_tensors",
     "trap_test",
+    "unit_symmetries",
     "variance_ratio",
 ]

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration
+from pliant.fresh import copy_of
 from pliant.manifolds.confinement import AfterStep, Confinement, confinement, norm_of
 from pliant.manifolds.partition import Partition
 from pliant.manifolds.projection import normal_part, project
 from pliant.manifolds.redistribution import redistributed
+from pliant.manifolds.repetition import in_float64
 from pliant.units.export import canonical_names
 from pliant.units.verify import random_rates
 
@@ -191,24 +192,22 @@ def _verdict(clones: Confinement, leaf: Confinement | None, tolerance: float) ->
 
 def _prepared(model: nn.Module) -> nn.Module:
     """A float64 copy without dropout."""
-    bare = copy.deepcopy(model).double()
+    bare = copy_of(model).double()
     for path, key, _ in random_rates(bare):
         setattr(bare.get_submodule(path), key, 0.0)
     return bare
 
 
 def _in_float64(inputs: Any) -> Any:
-    """A batch whose floating-point tensors are of the copies' type; of a function, of what it returns."""
-    if callable(inputs):
+    """A batch in double precision; of a function, what it returns."""
+    if not callable(inputs):
+        return in_float64(inputs)
 
-        def made(step: int) -> tuple[Any, Callable[[Any], Tensor]]:
-            batch, loss = inputs(step)
-            return _in_float64(batch), loss
+    def made(step: int) -> tuple[Any, Callable[[Any], Tensor]]:
+        batch, loss = inputs(step)
+        return in_float64(batch), loss
 
-        return made
-    return pytree.tree_map(
-        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, inputs
-    )
+    return made
 
 
 def _starts(model: nn.Module, partition: Partition, seed: int) -> tuple[nn.Module, nn.Module | None]:

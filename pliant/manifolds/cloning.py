@@ -23,6 +23,7 @@ from pliant.manifolds.cloned_state import scaled_optimizer
 from pliant.manifolds.partition import Partition, canonical
 from pliant.manifolds.repetition import Repetition, check_norms, detached, difference, fill, units_of
 from pliant.manifolds.resize import new_shapes, resized
+from pliant.manifolds.scores import ScoreScale, score_scales
 from pliant.units import UnitGraph, find_units
 
 __all__ = ["Clone", "clone"]
@@ -42,6 +43,7 @@ class Clone:
             given.
         change: Largest relative difference of the outputs to the base's, in float64 on generic parameters, inputs and
             buffers, in evaluation and in training mode with dropout off.
+        scores: By what weights of queries and keys were multiplied, where dimensions inside heads are copied.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class Clone:
     partition: Partition
     optimizer: Optimizer | None
     change: float
+    scores: tuple[ScoreScale, ...] = field(default=(), repr=False)
 
 
 def clone(
@@ -67,7 +70,9 @@ def clone(
         model: Any model whose units are found; it is not changed.
         factor: Number of copies of every hidden unit, attention head and residual dimension; or by group, one number
             or one for each unit. Of nested groups (query heads in a key-value head) a single number multiplies the
-            outer one. Dimensions inside a head stay as they are.
+            outer one. Dimensions inside heads are copied only when a group of them is named: with weights of queries
+            and keys rescaled so that scores stay (:mod:`~pliant.manifolds.scores`). Name those of queries and keys and
+            those of values together where the model has one width for all.
         example_inputs: One small batch, as for :func:`pliant.find_units`.
         optimizer: Optimizer of the model, to be copied along: first moments are divided by the number of copies of
             the receiving unit, second moments by its square, as the gradients of the copies are.
@@ -98,22 +103,28 @@ def clone(
     check_norms(model, units, counts)
     sizes = {name: sum(number) for name, number in counts.items()}
     wide = resized(model, units, new_shapes(model, units, counts), sizes) if into is None else into
-    wide_units = units_of(wide, units, sizes, example_inputs, "wider")
+    try:
+        wide_units = units_of(wide, units, sizes, example_inputs, "wider")
+    except NotYetSupported as error:
+        raise NotYetSupported(f"{error}{_of_heads(units, counts)}") from error
     blocks = Partition(wide_units, {name: canonical(_owners(number)) for name, number in counts.items()})
-    view = Repetition(model, wide, units, blocks, split or {})
-    state = {name: view.widened(name, tensor) for name, tensor in detached(model).items()}
-    change = difference(model, wide, example_inputs, view)
+    change = float("inf")
+    for scores in score_scales(units, counts):
+        view = Repetition(model, wide, units, blocks, split or {}, scores)
+        change = difference(model, wide, example_inputs, view)
+        if change <= _TOLERANCE:
+            break
     if not change <= _TOLERANCE:
         raise NotYetSupported(
             f"a wider {type(model).__name__} with repeated units computes something else (outputs differ by "
             f"{change:.1e}): {_suspects(model)}. Clone some of its groups only, by name: {', '.join(counts)}."
         )
-    fill(wide, state)
+    fill(wide, {name: view.widened(name, tensor) for name, tensor in detached(model).items()})
     made = None
     if optimizer is not None:
         rates = {name: view.rate(name) for name, _ in model.named_parameters()}
         made = scaled_optimizer(optimizer, model, wide, view.transfer.expand, rates)
-    return Clone(wide, wide_units, blocks, made, change)
+    return Clone(wide, wide_units, blocks, made, change, scores)
 
 
 def _counts(units: UnitGraph, factor: int | Mapping[str, int | Sequence[int]]) -> dict[str, list[int]]:
@@ -133,10 +144,7 @@ def _counts(units: UnitGraph, factor: int | Mapping[str, int | Sequence[int]]) -
         if name not in units:
             raise IllegalConfiguration(
                 f"no unit group {name!r} to clone; there are: {', '.join(group.name for group in units)}."
-            )
-        if units[name].site == "head_dims":
-            raise NotYetSupported(
-                f"{name!r} are dimensions inside heads: more of them change the scale of the scores. Clone the heads."
+                f"{_why_excluded(units, name)}"
             )
         each = [number] * units[name].size if isinstance(number, int) else [int(n) for n in number]
         if len(each) != units[name].size or min(each) < 1:
@@ -150,6 +158,34 @@ def _counts(units: UnitGraph, factor: int | Mapping[str, int | Sequence[int]]) -
 def _owners(number: Sequence[int]) -> list[int]:
     """For each new unit, the old one that it is a copy of: copies are neighbours."""
     return [unit for unit, copies in enumerate(number) for _ in range(copies)]
+
+
+def _of_heads(units: UnitGraph, counts: Mapping[str, Sequence[int]]) -> str:
+    """What to know where dimensions inside heads were to be copied."""
+    names = [name for name in counts if units[name].site == "head_dims"]
+    if not names:
+        return ""
+    others = [g.name for g in units if g.site == "head_dims" and g.name not in names]
+    return (
+        f" {', '.join(map(repr, names))} are dimensions inside heads: the module must keep their number in an "
+        "attribute such as head_dim, and where queries, keys and values share one number, all of them must be "
+        "copied together"
+        + (f" (the others here: {', '.join(others)})" if others else "")
+        + ". Rotary embeddings turn dimensions of queries and keys by angles that belong to their place in the head, "
+        "so that none can be a copy of another: with them no wider head computes the same. Clone whole heads instead."
+    )
+
+
+def _why_excluded(units: UnitGraph, name: str) -> str:
+    """Why a module has no group of head dimensions."""
+    module, mark, _ = name.partition(":head_dims")
+    reasons = [why for (tensor, _), why in units.excluded.items() if tensor.startswith(f"{module}.")]
+    if not mark or not reasons:
+        return ""
+    return (
+        f" {module!r}: {reasons[0]}. (Rotary embeddings turn dimensions of queries and keys by angles that belong to "
+        "their place in the head: none can be a copy of another. Clone whole heads instead.)"
+    )
 
 
 def _suspects(model: nn.Module) -> str:

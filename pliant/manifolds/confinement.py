@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pliant.fresh import copy_of
 from pliant.manifolds.partition import Partition
 from pliant.manifolds.projection import distance, residual
-from pliant.quiet import unrecorded
 from pliant.units.export import as_call
 
 __all__ = ["AfterStep", "Confinement", "confinement", "norm_of"]
@@ -65,7 +64,7 @@ def confinement(
     Returns:
         The distance at the end.
     """
-    wide = copy.deepcopy(model)
+    wide = copy_of(model)  # whoever listens to the model does not hear the copy, and what is attached to the copy does
     stepper = optimizer(wide)
     start = residual(wide, partition)
     with torch.random.fork_rng():
@@ -74,8 +73,7 @@ def confinement(
             batch, own_loss = inputs(step) if callable(inputs) else (inputs, loss)
             args, kwargs = as_call(batch)
             stepper.zero_grad()
-            with unrecorded():
-                own_loss(wide(*args, **kwargs)).backward()
+            own_loss(wide(*args, **kwargs)).backward()
             stepper.step()
             if after_step is not None:
                 after_step(wide, stepper, step)

@@ -15,6 +15,10 @@ AdamW              :math:`\eta/s`    :math:`\epsilon/r`       :math:`\lambda s`
 
 A clone that is trained with the base's own step size is therefore *not* the base: it follows a base with other step
 sizes in its layers.
+
+Where units are copied unequally often, :math:`s` and :math:`r` differ from entry to entry, which no options of an
+optimizer express. Then the optimizer is handed what it would see of the other network, :math:`s\,w` and :math:`r\,g`,
+around each of its steps. That is right for every optimizer that treats entries one by one.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.manifolds.cloned_state import scaled_optimizer
@@ -33,6 +37,9 @@ from pliant.manifolds.repetition import Repetition
 from pliant.units import UnitGraph
 
 __all__ = ["matching_optimizer"]
+
+_PLAIN: tuple[type[Optimizer], ...] = (SGD, Adam, AdamW, RMSprop)
+_ELEMENTWISE: tuple[type[Optimizer], ...] = (*_PLAIN, Adagrad, Adadelta, Adamax, NAdam, RAdam, Rprop)
 
 
 def matching_optimizer(
@@ -54,12 +61,14 @@ def matching_optimizer(
             ``"clone"``: the other way round.
 
     Returns:
-        A new optimizer of the same kind, one parameter group for each tensor, with the state converted.
+        A new optimizer of the same kind with the state converted. Where each tensor has one factor, of SGD, Adam, AdamW
+        and RMSprop: one parameter group for each tensor, with options of its own. Elsewhere (units copied unequally
+        often, other optimizers): with the options as they were, and hooks that rescale weights and gradients around
+        each step; its state is then what the one that is followed has.
 
     Raises:
         IllegalConfiguration: If the optimizer trains neither.
-        NotYetSupported: For units copied unequally often, which need a step size for each entry, and for optimizers
-            other than SGD, Adam, AdamW and RMSprop.
+        NotYetSupported: For optimizers that do not treat entries one by one, or whose state is not known.
 
     Example:
         >>> import pliant
@@ -78,19 +87,22 @@ def matching_optimizer(
         True
     """
     kind = type(optimizer)
-    if kind not in (SGD, Adam, AdamW, RMSprop):
+    if kind not in _ELEMENTWISE:
         raise NotYetSupported(
-            f"{kind.__name__}: how its steps scale with weights and gradients is known for SGD, Adam, AdamW and "
-            "RMSprop."
+            f"{kind.__name__}: how its steps scale with weights and gradients is known for "
+            f"{', '.join(item.__name__ for item in _ELEMENTWISE)}."
         )
     if towards not in ("base", "clone"):
         raise IllegalConfiguration(f"towards={towards!r}: it is 'base' or 'clone'.")
-    view = Repetition(base, wide.model, units, wide.partition, {})
+    view = Repetition(base, wide.model, units, wide.partition, {}, wide.scores)
     source, target = (wide.model, base) if towards == "base" else (base, wide.model)
-    factors = {name: _factors(view, name) for name, _ in base.named_parameters()}
+    convert = view.transfer.first if towards == "base" else view.transfer.expand
+    numbers = {name: _factors(view, name) for name, _ in base.named_parameters()}
+    if kind not in _PLAIN or any(item is None for item in numbers.values()):
+        return _by_entry(optimizer, view, source, target, towards)
+    factors = {name: item for name, item in numbers.items() if item is not None}
     if towards == "clone":
         factors = {name: (1 / s, 1 / r) for name, (s, r) in factors.items()}
-    convert = view.transfer.first if towards == "base" else view.transfer.expand
     rates = {name: torch.tensor(1 / r, dtype=torch.float64) for name, (_, r) in factors.items()}
     made = scaled_optimizer(optimizer, source, target, convert, rates)
     names = {id(parameter): name for name, parameter in target.named_parameters()}
@@ -103,14 +115,60 @@ def matching_optimizer(
     return made
 
 
-def _factors(view: Repetition, name: str) -> tuple[float, float]:
-    """S and r of a tensor, where each is one number."""
+def _by_entry(
+    optimizer: Optimizer, view: Repetition, source: nn.Module, target: nn.Module, towards: Literal["base", "clone"]
+) -> Optimizer:
+    """An optimizer with hooks that show it the other network's entries."""
+    names = [name for name, _ in target.named_parameters()]
+    if towards == "base":
+        seen = {n: [view.transfer.first(n, f(n, full=True)) for f in (view.scale, view.rate)] for n in names}
+        convert = view.transfer.first
+    else:
+        seen = {n: [1 / f(n, full=True) for f in (view.scale, view.rate)] for n in names}
+        convert = view.transfer.expand
+    one = torch.ones((), dtype=torch.float64)
+    made = scaled_optimizer(optimizer, source, target, convert, dict.fromkeys(names, one))
+    shown = _Shown([(p, seen[name][0].to(p), seen[name][1].to(p)) for name, p in target.named_parameters()])
+    made.register_step_pre_hook(shown.before)
+    made.register_step_post_hook(shown.after)
+    return made
+
+
+class _Shown:
+    """What an optimizer sees instead of its own parameters, around each of its steps."""
+
+    def __init__(self, entries: list[tuple[nn.Parameter, Tensor, Tensor]]) -> None:
+        self.entries = entries
+        self.gradients: list[Tensor | None] = []
+
+    def before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Weights and gradients of the other network."""
+        if any(item is not None and item is not optimizer for item in (*args, *kwargs.values())):
+            raise NotYetSupported(
+                "a step with a closure computes gradients on rescaled weights: call backward() first, then step()."
+            )
+        self.gradients = [parameter.grad for parameter, _, _ in self.entries]
+        with torch.no_grad():
+            for parameter, s, r in self.entries:
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad * r
+                    parameter.mul_(s)
+
+    def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The network's own again."""
+        with torch.no_grad():
+            for (parameter, s, _), gradient in zip(self.entries, self.gradients, strict=True):
+                if gradient is not None:
+                    parameter.div_(s)
+                    parameter.grad = gradient
+        self.gradients = []
+
+
+def _factors(view: Repetition, name: str) -> tuple[float, float] | None:
+    """S and r of a tensor; ``None`` where they differ from entry to entry."""
     scale, rate = view.scale(name), view.rate(name)
     if float(scale.min()) != float(scale.max()) or float(rate.min()) != float(rate.max()):
-        raise NotYetSupported(
-            f"the units of {name!r} are copied unequally often, so that its entries need different step sizes, which "
-            "no optimizer of PyTorch has. Use one number of copies for each group."
-        )
+        return None
     return float(scale.max()), float(rate.max())
 
 

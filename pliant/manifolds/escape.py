@@ -20,6 +20,7 @@ from pliant.errors import IllegalConfiguration
 from pliant.manifolds.kicks import DropoutBurst, Treatment
 from pliant.manifolds.partition import Partition
 from pliant.manifolds.projection import distance
+from pliant.manifolds.structure import block_structure
 from pliant.observation import observe
 from pliant.quiet import unrecorded
 from pliant.units.export import as_call
@@ -41,6 +42,7 @@ def variance_ratio(
         inputs: A batch.
         loss: From the output to a scalar.
     """
+    block_structure(model, partition)  # refuses a partition of another model
     seen = observe(model, inputs, loss, units=partition.units, where="*,*:residual")
     ratios = []
     for name in partition.labels:

@@ -21,10 +21,10 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.metrics import dead_mask, frozen_mask, gradient_dormant_mask
-from pliant.observation import observe
+from pliant.observation import Observation, observe
 from pliant.units import UnitGraph, UnitGroup
 
-__all__ = ["FrozenGroup", "FrozenUnits", "drift_after_freezing", "frozen_units"]
+__all__ = ["FrozenGroup", "FrozenUnits", "drift_after_freezing", "frozen_in", "frozen_units"]
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,24 @@ def frozen_units(
         >>> seen.groups["0"].frozen.tolist(), seen.num_parameters
         ([True, False, False], 3)
     """
+    return frozen_in(observe(model, inputs, loss, units=units, where=where), tolerance=tolerance)
+
+
+def frozen_in(seen: Observation, *, tolerance: float = 0.0) -> FrozenUnits:
+    """The same of a look that has been taken already.
+
+    Args:
+        seen: What :func:`pliant.observation.observe` saw.
+        tolerance: As for :func:`frozen_units`.
+
+    Returns:
+        The units, group by group.
+
+    Raises:
+        IllegalConfiguration: If the tolerance is negative.
+    """
     if not tolerance >= 0:
         raise IllegalConfiguration(f"tolerance={tolerance}: it must be 0 or more.")
-    seen = observe(model, inputs, loss, units=units, where=where)
     groups, unseen, samples = {}, dict(seen.unseen), {}
     for name, group in seen.groups.items():
         if group.derivative_NU is None:

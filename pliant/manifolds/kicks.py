@@ -84,7 +84,11 @@ def reset_clones(model: nn.Module, partition: Partition, *, seed: int = 0) -> di
 
     Returns:
         Parameter name to tensor.
+
+    Raises:
+        IllegalConfiguration: If the partition does not fit the model.
     """
+    block_structure(model, partition)  # refuses a partition of another model
     generator = torch.Generator().manual_seed(seed)
     state = {name: p.detach().clone() for name, p in model.named_parameters()}
     for name in partition.labels:

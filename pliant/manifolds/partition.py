@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pliant.errors import IllegalConfiguration
+from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.units import UnitGraph, UnitGroup
 from pliant.units.group import TensorSlice
 
@@ -36,6 +36,21 @@ class Partition:
 
     units: UnitGraph = field(repr=False)
     labels: Mapping[str, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        """Refuse labels of other units.
+
+        Raises:
+            IllegalConfiguration: If a name is no group of the graph, or its labels are too many or too few.
+        """
+        for name, own in self.labels.items():
+            if name not in self.units:
+                names = ", ".join(group.name for group in self.units)
+                raise IllegalConfiguration(f"{name!r} is no unit group of this graph; there are: {names}.")
+            if len(own) != self.units[name].size:
+                raise IllegalConfiguration(
+                    f"group {name!r} has {self.units[name].size} units, and the partition gives {len(own)} labels."
+                )
 
     def of(self, group: str) -> tuple[int, ...]:
         """The block of each unit of a group, ``[U]``."""
@@ -68,6 +83,11 @@ class Partition:
         found: dict[str, list[tuple[UnitGroup, TensorSlice]]] = {}
         for name in self._blocks():
             for piece in self.units[name].slices:
+                if piece.at is not None:
+                    raise NotYetSupported(
+                        f"the units of {name!r} are those of one expert of a stack ({piece.label}): blocks of them are "
+                        "not known. Leave this group out."
+                    )
                 found.setdefault(piece.name, []).append((self.units[name], piece))
         return found
 

@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.manifolds.partition import Partition
+from pliant.manifolds.scores import ScoreScale
 from pliant.manifolds.structure import tensors_of
 from pliant.manifolds.transfer import Transfer
 from pliant.units import UnitGraph, find_units
+from pliant.units.export import as_call
 from pliant.units.norms import affine_parameters, is_norm
 from pliant.units.verify import Probe, relative_difference
 
-__all__ = ["Repetition", "check_norms", "detached", "difference", "fill", "units_of"]
+__all__ = ["Repetition", "check_norms", "detached", "difference", "fill", "in_float64", "units_of"]
 
 
 class Repetition:
@@ -29,7 +32,9 @@ class Repetition:
         base_units: UnitGraph,
         blocks: Partition,
         split: Mapping[str, Sequence[float]],
+        scores: Sequence[ScoreScale] = (),
     ) -> None:
+        self.scores = scores
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(wide).items()}
         base_shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(base).items()}
         self.transfer = Transfer(base_units, blocks.units, blocks.labels, base_shapes, self.shapes)
@@ -51,14 +56,25 @@ class Repetition:
             group = self.norms[name]
             factor = self.transfer.factor(name, {group: self.shares[group]}, ("carried",))
         else:
-            factor = self.transfer.factor(name, self.shares, ("outgoing",))
+            factor = self.transfer.factor(name, self.shares, ("outgoing",)) * self._of_scores(name)
         return factor.expand(self.shapes[name]) if full else factor
 
     def rate(self, name: str, *, full: bool = False) -> Tensor:
         """The gradients of the wide entries over those of the entries that they are copies of."""
         roles = () if name in self.norms else ("incoming", "carried", "both")
-        factor = self.transfer.factor(name, self.equal, roles)
+        factor = self.transfer.factor(name, self.equal, roles) / self._of_scores(name)
         return factor.expand(self.shapes[name]) if full else factor
+
+    def _of_scores(self, name: str) -> Tensor:
+        """By what rows are multiplied that make queries and keys; it broadcasts."""
+        shape = self.shapes[name]
+        result = torch.ones([1] * len(shape), dtype=torch.float64)
+        units = self.transfer.wide
+        for item in self.scores:
+            for dim in sorted({p.dim for p in units[item.group].slices if (p.name, p.role) == (name, "incoming")}):
+                along = item.along(units, self.transfer.owners[item.group], name, dim, shape[dim])
+                result = result * along.view([-1] + [1] * (-dim - 1))
+        return result
 
 
 def _share(blocks: Partition, name: str, given: list[float]) -> Tensor:
@@ -86,15 +102,18 @@ def fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def difference(model: nn.Module, other: nn.Module, example_inputs: Any, view: Repetition | None = None) -> float:
-    """Largest relative difference of the outputs, both modes, float64, dropout off.
+    """Largest relative difference of the outputs, float64, dropout off.
 
-    With a view, of generic parameters and their wide copies; without, of the two models as they are (evaluation mode).
+    With a view, of generic parameters and their wide copies on generic inputs, in both modes; without, of the two
+    models as they are on these very inputs, in evaluation mode.
     """
     one, two = (Probe(item, example_inputs, 0, torch.float64) for item in (model, other))
     if view is not None:
         wide = {n: view.widened(n, t) if n in view.shapes else t for n, t in one.state.items()}
         before, after = one.run(one.state), two.run(wide)
     else:
+        for probe in (one, two):
+            probe.args, probe.kwargs = as_call(in_float64(example_inputs))
         states = [
             {n: t.double() if t.is_floating_point() else t for n, t in _all(item).items()} for item in (model, other)
         ]
@@ -103,6 +122,13 @@ def difference(model: nn.Module, other: nn.Module, example_inputs: Any, view: Re
     pairs = zip(before, after, strict=True)
     found = [relative_difference(a, b) if a.shape == b.shape else float("inf") for a, b in pairs]
     return float("nan") if any(value != value for value in found) else max(found, default=float("inf"))
+
+
+def in_float64(inputs: Any) -> Any:
+    """A batch whose floating-point tensors are in double precision."""
+    return pytree.tree_map(
+        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, inputs
+    )
 
 
 def _all(model: nn.Module) -> dict[str, Tensor]:

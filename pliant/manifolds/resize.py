@@ -22,9 +22,8 @@ from pliant.units.export import canonical_names
 __all__ = ["new_shapes", "resized"]
 
 _WIDTH_WORDS = ("dim", "width", "embed", "embd", "hidden", "size", "features", "channels", "inner", "model", "planes")
+_HEAD_WIDTHS = ("head_dim", "head_size", "dim_head", "d_head", "dim_per_head", "d_kv", "key_value_proj_dim")
 _NOT_WIDTHS = (
-    "head_dim",
-    "head_size",
     "vocab",
     "patch",
     "model_dim",
@@ -87,7 +86,7 @@ def resized(
                     is_trained = isinstance(tensor, nn.Parameter)
                     made[name] = nn.Parameter(empty, tensor.requires_grad) if is_trained else empty
                 store[leaf] = made[name]
-    heads = {g.name: (g.size, sizes.get(g.name, g.size)) for g in units if g.site == "heads"}
+    heads = {g.name: (g.size, sizes.get(g.name, g.size)) for g in units if g.site in ("heads", "head_dims")}
     whole = _Widths(model, "", model, units, shapes, sizes, heads)
     for (prefix, old), module in zip(model.named_modules(), wide.modules(), strict=True):
         if (
@@ -125,8 +124,14 @@ class _Widths:
                 if before != after:
                     self.sizes.setdefault(before, set()).add(after)
         self.heads: dict[int, set[int]] = {}  # of nested groups, a tensor shows the product: query heads
-        for place in {p.name for g in units if g.name in heads for p in g.slices if p.name.startswith(start)}:
-            nested = [heads[g.name] for g in units if g.name in heads and place in g.tensors]
+        own_groups = [g for g in units if g.name in heads and any(p.name.startswith(start) for p in g.slices)]
+        self.dims: dict[int, set[int]] = {}
+        for group in own_groups:
+            if group.site == "head_dims":
+                before, after = heads[group.name]
+                self.dims.setdefault(before, set()).add(after)
+        for place in {p.name for g in own_groups for p in g.slices if p.name.startswith(start)}:
+            nested = [heads[g.name] for g in own_groups if g.site == "heads" and place in g.tensors]
             self.heads.setdefault(prod(a for a, _ in nested), set()).add(prod(b for _, b in nested))
         weight = f"{start}weight"
         axes = [
@@ -140,11 +145,13 @@ class _Widths:
     def of(self, name: str, value: int) -> int:
         """The new value of an attribute; the old one where nothing says that it is a width."""
         low = name.lower()
+        if any(word in low for word in _HEAD_WIDTHS) and low != "all_head_size":
+            return self._one(self.dims, value)
         if low.endswith("groups") and "head" not in low and "key_value" not in low:
             return value
         if "head" in low and not any(word in low for word in ("dim", "size", "layer")):
             return self._one(self.heads, value)
-        if any(word in low for word in _NOT_WIDTHS) and low != "all_head_size":
+        if any(word in low for word in _NOT_WIDTHS):
             return value
         if any(word in low for word in _WIDTH_WORDS):
             return self._one(self.sizes, value)

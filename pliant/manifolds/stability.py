@@ -20,6 +20,7 @@ from pliant.errors import IllegalConfiguration
 from pliant.manifolds.partition import Partition
 from pliant.manifolds.projection import dimension
 from pliant.manifolds.structure import block_structure
+from pliant.manifolds.trap import refuse_dropout
 from pliant.spectrum.lanczos import lanczos
 from pliant.spectrum.products import Operator, hessian_operator
 
@@ -85,10 +86,12 @@ def stability(
         The extremal eigenvalues and the verdict.
 
     Raises:
-        IllegalConfiguration: If the partition is trivial or does not fit.
+        IllegalConfiguration: If the partition is trivial or does not fit, or dropout is on.
     """
     if partition.is_trivial:
         raise IllegalConfiguration("every block of the partition is a single unit: there is no normal direction.")
+    if mode != "eval":
+        refuse_dropout(model)
     operator = hessian_operator(model, batch, loss, mode=mode)
     blocks = block_structure(model, partition)
     num_normal = sum(p.numel() for p in model.parameters()) - dimension(model, partition, "both")

@@ -24,7 +24,7 @@ from pliant.observation import Observation, observe
 from pliant.units import UnitGraph
 from pliant.units.verify import random_rates
 
-__all__ = ["NormalShare", "TrapTest", "UnitSpread", "refuse_random", "trap_test"]
+__all__ = ["NormalShare", "TrapTest", "UnitSpread", "refuse_dropout", "refuse_random", "trap_test"]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ def trap_test(
     """
     if partition.is_trivial:
         raise IllegalConfiguration("every block of the partition is a single unit: no direction leads away.")
+    block_structure(model, partition)  # refuses a partition of another model
     refuse_random(model, inputs)
     seen = observe(model, inputs, loss, units=partition.units, where="*,*:residual")
     gradients = _gradients(seen)
@@ -173,13 +174,7 @@ def refuse_random(model: nn.Module, inputs: Any) -> None:
     Raises:
         IllegalConfiguration: Naming the modules.
     """
-    found = [f"{path or type(model).__name__} ({key}={rate})" for path, key, rate in random_rates(model)]
-    if found:
-        raise IllegalConfiguration(
-            f"dropout is on in {', '.join(found)}: it treats clones differently, so that no condition can hold. "
-            "Set its rate to 0 or the model to evaluation mode for this test; pliant.manifolds.audit measures what "
-            "dropout does."
-        )
+    refuse_dropout(model)
     outputs = []
     for seed in (0, 1):
         with torch.random.fork_rng():
@@ -189,6 +184,21 @@ def refuse_random(model: nn.Module, inputs: Any) -> None:
         raise IllegalConfiguration(
             f"two forward passes of {type(model).__name__} on the same batch differ: something in it is random "
             "(dropout as a function, noise), and treats clones differently. Turn it off for this test."
+        )
+
+
+def refuse_dropout(model: nn.Module) -> None:
+    """Refuse dropout modules that are on.
+
+    Raises:
+        IllegalConfiguration: Naming the modules.
+    """
+    found = [f"{path or type(model).__name__} ({key}={rate})" for path, key, rate in random_rates(model)]
+    if found:
+        raise IllegalConfiguration(
+            f"dropout is on in {', '.join(found)}: it treats clones differently, so that no condition can hold. "
+            "Set its rate to 0 or the model to evaluation mode for this test; pliant.manifolds.audit measures what "
+            "dropout does."
         )
 
 

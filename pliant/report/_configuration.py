@@ -50,7 +50,7 @@ def failures(stream: Stream) -> str:
                 broken = [task for task, value in enumerate(curve, start=1) if not math.isfinite(value)]
                 if broken:
                     where = f"not a finite number in {len(broken)} tasks, first in task {broken[0]}"
-                    items.append(f"{method.label}, seed {seed}: {metric.title.lower()} is {where}")
+                    items.append(f"{method.label}, seed {seed}: {metric.words} is {where}")
     if not items:
         return ""
     lines = "".join(f"<li>{escape(item)}</li>" for item in items)

@@ -58,6 +58,7 @@ tbody th{font-weight:400;font-size:15px;color:inherit;text-align:left;overflow-w
   padding-left:30px;text-indent:-30px}tbody th .tag{text-indent:0;margin-left:8px}
 .scroll.wide tbody th,.scroll.wide thead th:first-child{position:sticky;left:0;background:var(--paper);z-index:1;
   max-width:260px}
+.scroll.wide tbody tr:hover th{background:var(--wash)}
 .best{font-weight:700}
 thead .name{display:inline-block;max-width:170px;overflow-wrap:break-word}
 a,b,span,button,option,code{unicode-bidi:isolate}
@@ -79,7 +80,7 @@ tr.reference td{color:var(--muted)}
 .good{color:var(--good)}.bad{color:var(--bad)}
 .failed{color:var(--bad);font-weight:600}
 .slope{display:block;margin:0 auto;width:150px;height:22px}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:28px 32px;margin-top:26px}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(440px,1fr));gap:28px 32px;margin-top:26px}
 figure{margin:0;position:relative;min-width:0;display:flex;flex-direction:column}
 figcaption{margin:0 0 4px}
 figcaption b{font-size:15.5px}
@@ -89,7 +90,7 @@ svg.chart{display:block;width:100%;height:auto;margin-top:auto;touch-action:pan-
 .focus .chart .on .line{stroke-width:3.2}
 .chart circle,.chart g[data-label]{transition:opacity .12s}
 @media(prefers-reduced-motion:reduce){.chart g[data-label]{transition:none}html{scroll-behavior:auto}}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:28px 32px;margin:18px 0 20px;
+.pair{display:grid;grid-template-columns:repeat(auto-fill,minmax(440px,1fr));gap:28px 32px;margin:18px 0 20px;
   align-items:start}.pair svg.chart{margin-top:4px}
 section,details[id]{scroll-margin-top:100px}
 .tip{position:absolute;pointer-events:none;z-index:2;background:var(--paper);color:var(--ink);
@@ -116,7 +117,7 @@ footer p{border-top:1px solid var(--grid);padding-top:18px}
   section,details[id]{scroll-margin-top:8px}.filters{position:static}
   h1,h2,h3,p,figcaption{overflow-wrap:anywhere}
 h1{font-size:27px}h2{font-size:22px}dl.settings{grid-template-columns:1fr;gap:0}dl.settings dd{margin-bottom:6px}
-  figure{overflow-x:auto}figure svg.chart{min-width:460px}figure.wide svg.chart{min-width:760px}}
+  figure.wide{overflow-x:auto}figure.wide svg.chart{min-width:760px}}
 @media print{.legend button{border:0;padding:0 12px 0 0}figure,tr{break-inside:avoid}h2,h3{break-after:avoid}
   nav,.js .filters .control{display:none}.filters{position:static}.scroll{overflow:visible}body{font-size:12px}
   table,tbody th{font-size:11px}th,td{padding:4px 8px 4px 0}

@@ -103,14 +103,15 @@ def stability_section(found: Overview, styles: Styles) -> str:
             if standing.past is not None
         ]
         if len(points) > 1:
-            chart = point_chart(points, _axis(stream, "on earlier tasks"), _axis(stream, "average while learning"))
-            figures.append(_figure(stream.title, "Right: remembers more. Up: learns better.", chart, place))
+            chart = point_chart(points, _axis(stream, "on earlier tasks"), _axis(stream, "while learning"))
+            sides = _better(stream, "Right: remembers more. Up: learns", "Left: remembers more. Down: learns")
+            figures.append(_figure(stream.title, f"{sides} better.", chart, place))
     if not figures:
         return ""
     return (
         '<section id="stability"><h2>Stability beside plasticity</h2><p class="text">A network can stay able to learn '
-        "by forgetting what it knew. Further to the right, more of the earlier tasks is still known at the end; "
-        f'further up, new tasks are learnt better.</p><div class="pair">{"".join(figures)}</div></section>\n'
+        "by forgetting what it knew. One axis says how much of the earlier tasks is still known at the end, the other "
+        f'how well new tasks are learnt.</p><div class="pair">{"".join(figures)}</div></section>\n'
     )
 
 
@@ -127,7 +128,8 @@ def cost_section(found: Overview, styles: Styles) -> str:
             brief = max(standing.mean for _, standing, _, _ in points) < 1
             axis = Axis(f"measured {'milliseconds' if brief else 'seconds'} per task and seed", 1000 if brief else 1)
             chart = point_chart(points, axis, _axis(stream, "average"))
-            figures.append(_figure(stream.title, "Left: faster. Up: learns better.", chart, place))
+            text = f"Left: faster. {_better(stream, 'Up', 'Down')}: learns better."
+            figures.append(_figure(stream.title, text, chart, place))
     tables = [
         f"<h3>{escape(budgets.title)}: at equal gradient evaluations per example</h3>"
         f"{grid_html(budget_grid(budgets), styles, f'{budgets.title} at equal cost')}"
@@ -165,8 +167,9 @@ def _tuning_figure(item: Trials, styles: Styles) -> str:
         names.append(label)
     budget = f"{item.budget} settings for every method" if item.budget else "budgets differ"
     failed = sum(item.num_failed.values())
-    facts = [budget, f"{item.num_seeds} tuning seeds", f"commit {item.commit[:12]}" if item.commit else "", item.rule]
+    facts = [budget, f"{len(item.seeds)} tuning seeds", f"commit {item.commit[:12]}" if item.commit else "", item.rule]
     facts.append(f"{failed} failed settings count as the worst score" if failed else "")
+    facts.append("the search learnt from its trials" if item.sampler not in ("", "random") else "")
     unknown = [name for name in names if name not in styles]
     if unknown:
         facts.append(f"also shown: {', '.join(unknown)}")
@@ -186,11 +189,11 @@ def _leader(found: Overview) -> str:
     """Who leads, and by what."""
     how = "Select a heading to sort, and a number to see exactly what was run."
     ranks = [(e.rank.mean, e, e.rank) for e in found.entries if e.rank is not None and math.isfinite(e.rank.mean)]
-    if len(found.continual) == 1 or not ranks:
+    if len(found.ranking) == 1 or not ranks:
         return how
     top = min(mean for mean, _, _ in ranks)
     best = [(entry, rank) for mean, entry, rank in ranks if mean == top]
-    of = f"of {len(ranks)} methods on {len(found.continual)} streams"
+    of = f"of {len(ranks)} methods on {len(found.ranking)} streams"
     if len(best) > 1:
         names = [f"<b>{escape(entry.label)}</b>" for entry, _ in best]
         return f"{', '.join(names[:-1])} and {names[-1]} share the best mean rank, {top:.2f}, {of}. {how}"
@@ -213,14 +216,19 @@ def _on(found: Overview, place: int) -> Iterable[tuple[Entry, Standing]]:
 
 
 def _axis(stream: Stream, what: str) -> Axis:
+    """The axis of a stream's score; where less is better it says so."""
     metric = stream.score
     if metric is None:
         return Axis(what)
-    better = "; less is better" if metric.better == "lower" else ""
-    unit = "points" if what == "difference" else metric.unit
-    return Axis(
-        f"{what}{f', {unit}' if metric.percent else f', {metric.title.lower()}'}{better}", 100 if metric.percent else 1
-    )
+    if metric.percent:
+        return Axis(f"{what}, {'points' if what == 'difference' else metric.unit}", 100)
+    name = metric.words.removesuffix(" while learning")
+    return Axis(f"{what}, {name}{' (less is better)' if metric.sign < 0 else ''}")
+
+
+def _better(stream: Stream, more: str, less: str) -> str:
+    """In which direction the score is better."""
+    return less if stream.score is not None and stream.score.sign < 0 else more
 
 
 def _order_figure(order: RankOrder, styles: Styles) -> str:

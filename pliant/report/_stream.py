@@ -82,9 +82,8 @@ def _in_short(stream: Stream, rows: Sequence[Row], metric: Metric, styles: dict[
             verb = moves if row.change.excludes_zero else "goes from"
             unit = "&nbsp;%" if metric.percent else ""
             style = styles[row.method.label]
-            what = metric.title[0].lower() + metric.title[1:]
             parts.append(
-                f"{swatch(style)}<b>{escape(row.method.label)}</b>: {escape(what)} {verb} "
+                f"{swatch(style)}<b>{escape(row.method.label)}</b>: {escape(metric.words)} {verb} "
                 f"<b>{format_value(row.first.mean, metric)}{unit}</b> over the first {stream.window} tasks to "
                 f"<b>{format_value(row.last.mean, metric)}{unit}</b> over the last."
             )

@@ -85,7 +85,7 @@ def figure_svg(streams: Sequence[Stream], stream: str, metric: str = "online_acc
     if not curves:
         names = ", ".join(m.name for m in found.metrics) or "nothing"
         raise RecordError(f"no complete record has {metric!r} on {stream!r}; measured there: {names}")
-    chart = Chart(960, 460, names=True, window=found.window, title=f"{found.title}: {info.title.lower()}")
+    chart = Chart(960, 460, names=True, window=found.window, title=f"{found.title}: {info.words}")
     opening = f'<style>{COLOUR_STYLE}{CHART_STYLE}</style><rect width="100%" height="100%" fill="var(--paper)"/>'
     head, body = chart_svg(curves, info, chart).split(">", 1)
     return f'{head} xmlns="http://www.w3.org/2000/svg" width="{chart.width}">{opening}{body}\n'

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pliant.report.budgets import Budgets
 from pliant.report.cells import (
     EMPTY,
     Cell,
@@ -21,7 +22,7 @@ from pliant.report.cells import (
     with_best,
 )
 from pliant.report.metrics import Metric, format_p
-from pliant.report.overview import Budgets, Entry, Overview
+from pliant.report.overview import Entry, Overview
 from pliant.report.standings import Standing
 from pliant.report.summary import Row, headline_metrics
 
@@ -30,8 +31,8 @@ __all__ = ["budget_grid", "leaderboard", "price_grid", "standing_grid"]
 
 def leaderboard(found: Overview) -> Grid:
     """All methods over all streams, the best mean rank first; where there is one stream, the best average."""
-    several = len(found.continual) > 1
-    with_iqm = sum(s.score is not None and s.score.name == "online_accuracy" for s in found.continual.values()) > 1
+    several = len(found.ranking) > 1
+    with_iqm = sum(s.score is not None and s.score.name == "online_accuracy" for s in found.ranking.values()) > 1
     headings = [Heading("method")]
     if several:
         about = "By average score on each stream, averaged over streams; 1 is best. Fresh networks take no rank."
@@ -205,7 +206,7 @@ def _place(entry: Entry, found: Overview) -> tuple[bool, float, str]:
 
 
 def _unit(metric: Metric, what: str) -> str:
-    return f"{what}, {metric.unit}" if metric.unit else f"{what}, {metric.title.lower()}"
+    return f"{what}, {metric.unit}" if metric.unit else f"{what}, {metric.words}"
 
 
 def _row_difference(row: Row, metric: Metric) -> Cell:

@@ -38,6 +38,11 @@ class Metric:
         return -1 if self.better == "lower" else 1
 
     @property
+    def words(self) -> str:
+        """The title within a sentence."""
+        return self.title[:1].lower() + self.title[1:]
+
+    @property
     def unit(self) -> str:
         """``"%"`` or nothing."""
         return "%" if self.percent else ""
@@ -76,6 +81,12 @@ _KNOWN = (
         percent=True,
         full_axis=True,
         better="higher",
+    ),
+    Metric(
+        "backward_transfer",
+        "Backward transfer",
+        "Score on up to five earlier tasks after each task, minus the score of each right after it was learnt. Below "
+        "zero is forgetting, where more is better.",
     ),
     Metric(
         "dead_fraction",

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pliant.intervals import Estimate, estimate
+from pliant.intervals import Estimate
+from pliant.report.budgets import Budgets, at_budgets
 from pliant.report.metrics import Metric
-from pliant.report.standings import Standing, averages, passes, ranked, standings
+from pliant.report.standings import Standing, ranked, standings
 from pliant.report.summary import Method, Row, Stream, headline, headline_metrics
 from pliant.statistics import (
-    at_budget,
     iqm,
     mean_ranks,
     performance_profile,
@@ -23,7 +22,7 @@ from pliant.statistics import (
     rank_agreement,
 )
 
-__all__ = ["Budgets", "Entry", "Overview", "Profile", "RankOrder", "overview"]
+__all__ = ["Entry", "Overview", "Profile", "RankOrder", "overview"]
 
 NUM_THRESHOLDS = 51
 
@@ -38,9 +37,9 @@ class Entry:
         standings: Continual stream to its standing there.
         prices: Stationary control to its headline row there, in held-out score where there is one.
         improvement: Probability that it beats no protection, over the continual streams.
-        rank: Mean rank among the methods that ran on all continual streams.
+        rank: Mean rank among the methods that ran on all streams of the ranking.
         iqm: Interquartile mean over the runs on all streams that are scored in accuracy.
-        num_missing: Continual streams on which it did not run; then it has no rank and no interquartile mean.
+        num_missing: Streams of the ranking on which it did not run; then it has no rank and no interquartile mean.
     """
 
     label: str
@@ -84,27 +83,21 @@ class RankOrder:
 
 
 @dataclass(frozen=True)
-class Budgets:
-    """Methods on one problem at equal gradient evaluations per new example.
+class Overview:
+    """All of it; parts for which the records lack something are empty.
 
     Args:
-        title: The problem.
-        metric: Its score.
-        budgets: The evaluations per example that occur.
-        rows: Method to its average score at each budget; ``None`` where even its cheapest run costs more.
+        continual: Streams on which tasks change, by their place.
+        ranking: Those on which several methods ran, over which methods are ranked.
+        controls: Streams on which nothing changes.
+        entries: The methods.
+        profile: Their performance profiles.
+        orders: Their orders on static and on continual data.
+        budgets: Their scores at equal budgets.
     """
 
-    title: str
-    metric: Metric
-    budgets: Sequence[float]
-    rows: Mapping[str, Sequence[Estimate | None]]
-
-
-@dataclass(frozen=True)
-class Overview:
-    """All of it; parts for which the records lack something are empty."""
-
     continual: Mapping[int, Stream]
+    ranking: Mapping[int, Stream]
     controls: Mapping[int, Stream]
     entries: Sequence[Entry]
     profile: Profile | None
@@ -130,11 +123,13 @@ def overview(streams: Sequence[Stream], threshold: float | None = None) -> Overv
     labels = dict.fromkeys(m.label for s in (*continual.values(), *controls.values()) for m in s.methods)
     found = {i: {x.method.label: x for x in standings(s, threshold)} for i, s in continual.items()}
     prices = {i: {row.method.label: row for row in headline(s, headline_metrics(s)[-1])} for i, s in controls.items()}
+    # A stream on which a single method ran ranks nobody, and takes no rank from those that did not run there.
+    ranking = {i: s for i, s in continual.items() if sum(not m.is_reference for m in s.methods) > 1} or continual
     # A fresh network per task is shown beside the methods; it does not take a rank from any of them.
-    everywhere = [label for label in labels if all(label in found[i] for i in continual)]
+    everywhere = [label for label in labels if all(label in found[i] for i in ranking)]
     contenders = [label for label in everywhere if not _method(label, streams).is_reference]
-    ranks = _ranks(contenders, continual)
-    accuracy = {i: s for i, s in continual.items() if s.score is not None and s.score.name == "online_accuracy"}
+    ranks = _ranks(contenders, ranking)
+    accuracy = {i: s for i, s in ranking.items() if s.score is not None and s.score.name == "online_accuracy"}
     on_accuracy = [label for label in labels if accuracy and all(label in found[i] for i in accuracy)]
     entries = [
         Entry(
@@ -145,17 +140,18 @@ def overview(streams: Sequence[Stream], threshold: float | None = None) -> Overv
             improvement=_improvement(label, continual),
             rank=ranks.get(label),
             iqm=iqm(_strata(label, accuracy)) if label in on_accuracy else None,
-            num_missing=sum(label not in found[i] for i in continual),
+            num_missing=sum(label not in found[i] for i in ranking),
         )
         for label in labels
     ]
     return Overview(
         continual=continual,
+        ranking=ranking,
         controls=controls,
         entries=entries,
         profile=_profile(on_accuracy, accuracy),
         orders=[order for c in controls.values() for s in continual.values() for order in _orders(c, s)],
-        budgets=_budgets(list(continual.values())),
+        budgets=at_budgets(list(continual.values())),
     )
 
 
@@ -269,26 +265,3 @@ def _model_name(model: str) -> str:
         return str(config)
     rest = ", ".join(f"{k} {v}" for k, v in config.items() if k != "name")
     return f"{config.get('name', 'model')}{f' ({rest})' if rest else ''}"
-
-
-def _budgets(streams: Sequence[Stream]) -> list[Budgets]:
-    """Streams that differ in nothing but the passes over each task's data are one problem at several budgets."""
-    problems: dict[str, list[Stream]] = defaultdict(list)
-    for stream in streams:
-        config = {k: v for k, v in stream.config.items() if k != "num_epochs"}
-        problems[json.dumps([config, stream.num_tasks], sort_keys=True)].append(stream)
-    found = []
-    for group in problems.values():
-        metric = group[0].score
-        points: dict[str, list[tuple[float, Estimate]]] = defaultdict(list)
-        for stream in group:
-            for method in stream.methods:
-                cost = passes(method.experiment)
-                if cost is not None and metric is not None and not method.is_reference:
-                    scores = averages(method, metric.name)
-                    points[method.label].append((cost, estimate(scores.values())))
-        levels = sorted({cost for costs in points.values() for cost, _ in costs})
-        if len(levels) > 1 and metric is not None:
-            rows = {label: [at_budget(costs, level) for level in levels] for label, costs in points.items()}
-            found.append(Budgets(group[0].title, metric, levels, rows))
-    return found

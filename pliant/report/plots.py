@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pliant.intervals import Estimate
-from pliant.report.scales import nice_ticks
+from pliant.report.scales import name_places, nice_ticks
 from pliant.report.style import Style, escape, short
 
 __all__ = ["Axis", "curve_chart", "interval_chart", "point_chart", "rank_chart"]
@@ -179,8 +179,9 @@ def point_chart(
         *_y_axis(plane, y_axis),
     ]
     places = [(plane.x(x.mean), plane.y(y.mean)) for _, x, y, _ in kept]
-    names = _name_places([short(label, 24) for label, _, _, _ in kept], places, plane)
-    for (label, x, y, style), (name_x, name_y, anchor) in zip(kept, names, strict=True):
+    box = (plane.left, plane.right, plane.top)
+    names = name_places([short(label, 24) for label, _, _, _ in kept], places, box)
+    for label, x, y, style in kept:
         cx, cy = plane.x(x.mean), plane.y(y.mean)
         words = f"{label}: {x_axis.text(x.mean)}, {y_axis.text(y.mean)}"
         parts.append(f'<g data-label="{escape(label)}" stroke="{style.css}"><title>{escape(words)}</title>')
@@ -189,7 +190,11 @@ def point_chart(
         if math.isfinite(y.half_width):
             parts.append(f'<line x1="{cx:.1f}" x2="{cx:.1f}" y1="{plane.y(y.low):.1f}" y2="{plane.y(y.high):.1f}"/>')
         parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="5" fill="{style.css}" stroke="none"/>')
-        parts.append(f'<text class="name" x="{name_x:.1f}" y="{name_y:.1f}" text-anchor="{anchor}">')
+        parts.append("</g>")
+    # Names come last, so that no interval of another crosses them.
+    for (label, _, _, _), (at_x, at_y, anchor) in zip(kept, names, strict=True):
+        place = f'x="{at_x:.1f}" y="{at_y:.1f}" text-anchor="{anchor}"'
+        parts.append(f'<g data-label="{escape(label)}"><text class="name" {place}>')
         parts.append(f"{escape(short(label, 24))}</text></g>")
     return "".join([*parts, "</svg>"])
 
@@ -225,37 +230,6 @@ def rank_chart(
             parts.append(f"{escape(text)}</text>")
         parts.append("</g>")
     return "".join([*parts, "</svg>"])
-
-
-def _name_places(
-    names: Sequence[str], points: Sequence[tuple[float, float]], plane: _Plane
-) -> list[tuple[float, float, str]]:
-    """Where each name is written: at the first side of its point where it covers no point and no other name."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
-    found = []
-    for name, (x, y) in zip(names, points, strict=True):
-        width = 6.8 * len(name)
-        sides = [
-            (x + 10, y + 4, "start", x + 10),
-            (x - 10, y + 4, "end", x - 10 - width),
-            (x, y - 11, "middle", x - width / 2),
-            (x, y + 20, "middle", x - width / 2),
-            (x + 8, y - 10, "start", x + 8),
-            (x + 8, y + 18, "start", x + 8),
-            (x - 8, y - 10, "end", x - 8 - width),
-            (x - 8, y + 18, "end", x - 8 - width),
-        ]
-        boxes = [(left, at - 11, left + width, at + 3) for _, at, _, left in sides]
-        inside = [plane.left < b[0] and b[2] < plane.right + 14 and plane.top < b[1] + 8 for b in boxes]
-        free = [i for i, box in enumerate(boxes) if inside[i] and not any(_overlap(box, other) for other in taken)]
-        best = next(iter(free), next((i for i, ok in enumerate(inside) if ok), 0))
-        taken.append(boxes[best])
-        found.append(sides[best][:3])
-    return found
-
-
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _rank_places(ranks: Mapping[str, float], gap: float) -> dict[str, float]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pliant.intervals import Estimate
 from pliant.report.metrics import Metric
 
-__all__ = ["nice_ticks", "spread", "task_ticks", "value_ticks"]
+__all__ = ["name_places", "nice_ticks", "spread", "task_ticks", "value_ticks"]
 
 _TINY = 1e-290  # below it, numbers lose the digits that round ticks are made of
 
@@ -83,3 +83,48 @@ def spread(wanted: Sequence[float], low: float, high: float, gap: float) -> list
             start = min(max(start, low), high - gap * (num - 1))
         blocks.append((start, num))
     return [start + gap * i for start, num in blocks for i in range(num)]
+
+
+def name_places(
+    names: Sequence[str], points: Sequence[tuple[float, float]], box: tuple[float, float, float]
+) -> list[tuple[float, float, str]]:
+    """Where each name is written: at the first side of its point where it covers no point and no other name.
+
+    Args:
+        names: The names, 12 pixels high.
+        points: Where their points are.
+        box: Left, right and upper end of the data area.
+
+    Returns:
+        For each, its place and the value of ``text-anchor``.
+
+    Example:
+        >>> name_places(["a", "b"], [(50.0, 50.0), (64.0, 50.0)], (0.0, 100.0, 0.0))
+        [(40.0, 54.0, 'end'), (74.0, 54.0, 'start')]
+    """
+    left_end, right_end, top = box
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    found = []
+    for name, (x, y) in zip(names, points, strict=True):
+        width = 6.8 * len(name)
+        sides = [
+            (x + 10, y + 4, "start", x + 10),
+            (x - 10, y + 4, "end", x - 10 - width),
+            (x, y - 11, "middle", x - width / 2),
+            (x, y + 20, "middle", x - width / 2),
+            (x + 8, y - 10, "start", x + 8),
+            (x + 8, y + 18, "start", x + 8),
+            (x - 8, y - 10, "end", x - 8 - width),
+            (x - 8, y + 18, "end", x - 8 - width),
+        ]
+        spots = [(left, at - 11, left + width, at + 3) for _, at, _, left in sides]
+        inside = [left_end < b[0] and b[2] < right_end + 14 and top < b[1] + 8 for b in spots]
+        free = [i for i, spot in enumerate(spots) if inside[i] and not any(_overlap(spot, other) for other in taken)]
+        best = next(iter(free), next((i for i, ok in enumerate(inside) if ok), 0))
+        taken.append(spots[best])
+        found.append(sides[best][:3])
+    return found
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pliant.intervals import Estimate, estimate, first_last, paired_difference
 from pliant.report.metrics import Metric
-from pliant.report.summary import WINDOW, Method, Stream
+from pliant.report.summary import TRANSFER, WINDOW, Method, Stream
 from pliant.statistics import (
     Times,
     area,
@@ -208,18 +208,21 @@ def _window(series: Any) -> int:
 
 
 def _stability(method: Method, metric: Metric) -> tuple[Estimate | None, Estimate | None]:
-    """Score on earlier tasks and backward transfer, over the last boundaries; the first task has nothing before it."""
+    """Score on earlier tasks and backward transfer, over the last boundaries; the first task has nothing before it.
+
+    Backward transfer as it was recorded; where it was not, from the score of each task right after it was learnt.
+    """
     score = metric.name.removeprefix("online_")
     pasts, owns = method.curves(f"past_{score}"), method.curves(f"test_{score}")
     pasts = {seed: curve for seed, curve in pasts.items() if len(curve) > 1}
     if not pasts:
         return None, None
     past = estimate(average(curve[1:][-WINDOW:]) for curve in pasts.values())
-    both = {seed: (owns[seed], curve) for seed, curve in pasts.items() if seed in owns}
-    if not both:
-        return past, None
-    changes = (recent_transfer(own, curve, NUM_RECENT)[1:][-WINDOW:] for own, curve in both.values())
-    return past, estimate(average(change) for change in changes)
+    changes = {seed: curve[1:] for seed, curve in method.curves(TRANSFER).items()}
+    if not changes:
+        both = {seed: (owns[seed], curve) for seed, curve in pasts.items() if seed in owns}
+        changes = {seed: recent_transfer(own, curve, NUM_RECENT)[1:] for seed, (own, curve) in both.items()}
+    return past, estimate(average(change[-WINDOW:]) for change in changes.values()) if changes else None
 
 
 def _price(

@@ -17,6 +17,9 @@ from pliant.statistics import holm, p_value
 
 __all__ = ["Method", "Row", "Stream", "flatten", "headline", "headline_metrics", "summarise"]
 
+TRANSFER = "backward_transfer"
+"""The series of backward transfer, whose unit is that of the stream's score."""
+
 WINDOW = 10
 """How many tasks the first and the last mean of a headline cover."""
 
@@ -79,7 +82,14 @@ class Stream:
     def metrics(self) -> list[Metric]:
         """What was measured on it, in the order that reports show."""
         names = {name for m in self.methods for r in m.complete + m.failed for name in r.series}
-        return sorted((metric_info(name) for name in names), key=lambda metric: (metric.order, metric.name))
+        found = sorted((metric_info(name) for name in names), key=lambda metric: (metric.order, metric.name))
+        score = next((metric for metric in found if metric.name.startswith("online_")), None)
+        if score is None:
+            return found
+        return [
+            replace(metric, percent=score.percent, better=score.better) if metric.name == TRANSFER else metric
+            for metric in found
+        ]
 
     @property
     def score(self) -> Metric | None:

@@ -87,7 +87,7 @@ def terminal_tables(records: Iterable[Record]) -> RenderableType:
     parts: list[RenderableType] = []
     for stream in summarise(records):
         for metric in headline_metrics(stream):
-            title = f"{stream.title}: {metric.title.lower()}"
+            title = f"{stream.title}: {metric.words}"
             table = Table(title=Text(title, style="bold"), title_justify="left", box=None, pad_edge=False)
             for i, heading in enumerate(columns(stream, metric)):
                 table.add_column(Text(_narrow(heading)), justify="left" if i in (0, 5) else "right")
@@ -119,7 +119,7 @@ def markdown_text(records: Iterable[Record], *, threshold: float | None = None) 
         lines += ["### Leaderboard", "", *_rows(leaderboard(found).texts()), ""]
     for stream in streams:
         for metric in headline_metrics(stream):
-            lines += [f"### {_markdown(stream.title)}: {metric.title.lower()}", ""]
+            lines += [f"### {_markdown(stream.title)}: {metric.words}", ""]
             table = [columns(stream, metric), *(cells(row, metric) for row in headline(stream, metric))]
             lines += [*_rows(table, left_last=True), ""]
         more = standing_grid(standings(stream, threshold))

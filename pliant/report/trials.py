@@ -6,12 +6,12 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pliant.errors import RecordError
-from pliant.report.metrics import METRICS, Metric, metric_info
+from pliant.report.metrics import Metric, metric_info
 from pliant.statistics import BestOf, best_of_k
 
 __all__ = ["Trials", "read_trials"]
@@ -19,18 +19,20 @@ __all__ = ["Trials", "read_trials"]
 
 @dataclass(frozen=True)
 class Trials:
-    """One list of trials: all settings that were tried for each method, and what they scored.
+    """All settings that were tried on one stream, for each method, and what they scored.
 
     Args:
         title: The stream.
-        path: The file.
+        path: The file; the first of several.
         rule: How a setting was scored and chosen, in words.
         metric: The score.
         scores: Method to one score per setting, in the order in which they were tried; a failed one has the worst score
             that occurs.
         num_failed: Method to the settings without a score.
-        num_seeds: Tuning seeds of each setting.
+        seeds: The tuning seeds of each setting.
+        ids: The experiments that were tried.
         commit: Of the program that ran them.
+        sampler: What proposed the settings, where it is said.
     """
 
     title: str
@@ -39,8 +41,10 @@ class Trials:
     metric: Metric
     scores: Mapping[str, Sequence[float]]
     num_failed: Mapping[str, int]
-    num_seeds: int
+    seeds: tuple[int, ...]
+    ids: frozenset[str]
     commit: str
+    sampler: str = ""
 
     @property
     def budget(self) -> int | None:
@@ -56,10 +60,21 @@ class Trials:
         return [BestOf(best.k, sign * best.mean, low, high) for best, (low, high) in zip(found, bounds, strict=True)]
 
 
-def read_trials(folder: str | os.PathLike[str]) -> list[Trials]:
-    """Read every list of trials under a folder: JSON files with ``tuning_seeds`` and ``methods``.
+@dataclass(frozen=True)
+class _Search:
+    """What one file says of one method; ``about`` is the same for all that are compared."""
 
-    Other files are not looked at closer, and hidden ones not at all.
+    name: str
+    scores: list[float | None]
+    ids: list[str]
+    about: Trials
+
+
+def read_trials(folder: str | os.PathLike[str]) -> list[Trials]:
+    """Read every list of trials under a folder: those of grids, with all methods in one file, and studies of one each.
+
+    Studies belong together if stream, rule, seeds and sampler agree. Other files are not looked at closer, and hidden
+    ones not at all.
 
     Args:
         folder: A results folder.
@@ -70,7 +85,7 @@ def read_trials(folder: str | os.PathLike[str]) -> list[Trials]:
     Raises:
         RecordError: If such a file is damaged; it names the place.
     """
-    found = []
+    groups: dict[tuple[Any, ...], list[_Search]] = {}
     for path in sorted(Path(folder).rglob("*.json")):
         inside = path.relative_to(folder).parts
         if any(part.startswith(".") for part in inside) or path.name.startswith(("seed-", "experiment.")):
@@ -79,38 +94,66 @@ def read_trials(folder: str | os.PathLike[str]) -> list[Trials]:
             data = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
             continue  # not ours: a list of trials is written whole or not at all
-        if isinstance(data, dict) and "tuning_seeds" in data and isinstance(data.get("methods"), dict):
-            trials = _parse(data, path)
-            found += [trials] if trials.scores else []
-    return found
+        if not isinstance(data, dict):
+            continue
+        setting = data.get("setting")
+        if "tuning_seeds" in data and isinstance(data.get("methods"), dict):
+            found = [_search(path, name, entry, data, path.name) for name, entry in data["methods"].items()]
+            key: tuple[Any, ...] = (path,)
+        elif isinstance(setting, dict) and "tuning_seeds" in setting and "trials" in data:
+            found = [_search(path, str(data.get("label") or path.stem), data, data | setting, path.stem)]
+            about = found[0].about
+            key = (about.title, about.rule, about.seeds, about.sampler, about.metric)
+        else:
+            continue
+        groups.setdefault(key, []).extend(search for search in found if search.scores)
+    return [_together(searches) for searches in groups.values() if searches]
 
 
-def _parse(data: Mapping[str, Any], path: Path) -> Trials:
-    raw: dict[str, list[float | None]] = {}
-    title = ""
-    for name, entry in data["methods"].items():
-        trials = entry.get("trials") if isinstance(entry, dict) else None
-        if not isinstance(trials, list) or not all(isinstance(trial, dict) for trial in trials):
-            raise _damaged(path, f"methods[{name!r}] has no list of trials")
-        raw[name] = [_score(trial.get("score"), path, name) for trial in trials]
-        experiment = entry.get("experiment")
-        stream = experiment.get("stream") if isinstance(experiment, dict) else None
-        title = title or str(stream.get("name") if isinstance(stream, dict) else "")
-    metric = metric_info(str(data.get("metric") or "online_accuracy"))
-    metric = METRICS["online_accuracy"] if not metric.better else metric
-    numbers = [score for scores in raw.values() for score in scores if score is not None]
-    worst = metric.sign * min((metric.sign * score for score in numbers), default=0.0)
-    meta, seeds = data.get("meta"), data["tuning_seeds"]
-    return Trials(
-        title=(title or path.stem).rpartition(":")[2].replace("_", " ").capitalize(),
+def _search(path: Path, name: str, entry: Any, data: Mapping[str, Any], stem: str) -> _Search:
+    """One method's trials; ``data`` has what the file says of all of them."""
+    trials = entry.get("trials") if isinstance(entry, dict) else None
+    if not isinstance(trials, list) or not all(isinstance(trial, dict) for trial in trials):
+        raise _damaged(path, f"{name!r} has no list of trials")
+    experiment = entry.get("experiment")
+    stream = experiment.get("stream") if isinstance(experiment, dict) else None
+    title = str(stream.get("name") if isinstance(stream, dict) else "") or stem.removesuffix(".json")
+    seeds, meta, rule = data["tuning_seeds"], data.get("meta"), str(data.get("rule") or "")
+    lower = data.get("lower_is_better") is True
+    metric = metric_info(str(data.get("metric") or ("online_accuracy" if not lower else "")))
+    if not metric.better or (lower and metric.better != "lower"):
+        metric = Metric("score", "Score", better="lower" if lower else "higher")
+    about = Trials(
+        title=title.rpartition(":")[2].replace("_", " ").capitalize(),
         path=path,
-        rule=str(data.get("rule") or ""),
+        rule=rule,
         metric=metric,
-        scores={name: [worst if s is None else s for s in scores] for name, scores in raw.items() if scores},
-        num_failed={name: sum(s is None for s in scores) for name, scores in raw.items() if scores},
-        num_seeds=len(seeds) if isinstance(seeds, list) else 0,
+        scores={},
+        num_failed={},
+        seeds=tuple(seed for seed in seeds if isinstance(seed, int)) if isinstance(seeds, list) else (),
+        ids=frozenset(),
         commit=str(meta.get("git_commit") or "") if isinstance(meta, dict) else "",
+        sampler=str(data.get("sampler") or ""),
     )
+    ids = [str(trial.get("experiment_id") or trial.get("id") or "") for trial in trials]
+    return _Search(name, [_score(trial.get("score"), path, name) for trial in trials], ids, about)
+
+
+def _together(searches: Sequence[_Search]) -> Trials:
+    about = searches[0].about
+    sign = about.metric.sign
+    numbers = [score for search in searches for score in search.scores if score is not None]
+    worst = sign * min((sign * score for score in numbers), default=0.0)
+    scores: dict[str, list[float]] = {}
+    failed: dict[str, int] = {}
+    for search in searches:
+        name, count = search.name, 2
+        while name in scores:  # the same method with other settings fixed
+            name, count = f"{search.name} ({count})", count + 1
+        scores[name] = [worst if score is None else score for score in search.scores]
+        failed[name] = sum(score is None for score in search.scores)
+    ids = frozenset(name for search in searches for name in search.ids if name)
+    return replace(about, scores=scores, num_failed=failed, ids=ids)
 
 
 def _score(value: Any, path: Path, name: str) -> float | None:

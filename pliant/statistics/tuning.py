@@ -6,7 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = ["BestOf", "best_of_k"]
+
+_TINY = 1e-9  # sums of probabilities are this exact
 
 
 class BestOf(NamedTuple):
@@ -55,21 +60,24 @@ def best_of_k(scores: Sequence[float], reported: Sequence[float] | None = None) 
     if any(math.isnan(value) for value in (*scores, *shown)):
         raise ValueError("a score is NaN, which is no place among the others; say what a failed trial is worth")
     order = sorted(range(num), key=lambda i: (scores[i], -i))
-    curve = []
-    for k in range(1, num + 1):
-        ways = math.comb(num, k)
-        weighted = [(float(shown[i]), math.comb(place, k - 1)) for place, i in enumerate(order)]
-        mean = math.fsum(value * weight / ways for value, weight in weighted if weight)
-        weighted.sort()
-        curve.append(BestOf(k, mean, _quantile(weighted, ways, 1, 4), _quantile(weighted, ways, 3, 4)))
-    return curve
+    values = np.array([shown[i] for i in order], dtype=np.float64)
+    weights = _weights(num)
+    means = np.multiply(weights, values, out=np.zeros_like(weights), where=weights > 0).sum(1)  # 0 times infinity is 0
+    by_value = np.argsort(values, kind="stable")
+    below = np.cumsum(weights[:, by_value], axis=1)
+    low, high = (values[by_value][np.argmax(below >= share - _TINY, axis=1)] for share in (0.25, 0.75))
+    return [BestOf(k, *map(float, row)) for k, row in enumerate(zip(means, low, high, strict=True), start=1)]
 
 
-def _quantile(weighted: Sequence[tuple[float, int]], total: int, numerator: int, denominator: int) -> float:
-    """The smallest value that at least this share of the weight does not exceed; in whole numbers, so exact."""
-    seen = 0
-    for value, weight in weighted:
-        seen += weight
-        if weight and seen * denominator >= total * numerator:
-            return value
-    return weighted[-1][0]
+def _weights(num: int) -> NDArray[np.float64]:
+    """``[k, i]``: the probability that the i-th is the best of k, from the last one down.
+
+    The binomials of many settings are larger than any float, the quotients of neighbours are not.
+    """
+    k = np.arange(1, num + 1, dtype=np.float64)
+    found = np.zeros((num, num))
+    column = k / num
+    for i in range(num, 0, -1):
+        found[:, i - 1] = column
+        column = column * np.maximum(i - k, 0.0) / max(i - 1, 1)
+    return found

@@ -7,7 +7,7 @@ from test_bench_runner import METHODS, stop_after, tiny
 
 from pliant import records
 from pliant.bench import checkpoint
-from pliant.bench.calibrate import Forecast, _Short, calibrate, forecast, total_seconds
+from pliant.bench.calibrate import Forecast, _measure, _Short, calibrate, forecast, total_seconds
 from pliant.bench.engine import Members
 from pliant.bench.experiment import Experiment
 from pliant.bench.jobs import make_jobs, survey
@@ -75,14 +75,18 @@ def test_nothing_left_takes_nothing(tmp_path):
     assert total_seconds([found], 2) == 0
 
 
-def test_what_fails_while_it_is_tried_out_is_said():
+@pytest.mark.wide
+def test_an_error_while_it_is_tried_out_is_said():
     with pytest.raises(IllegalConfiguration, match="RuntimeError: no such luck"):
         calibrate(tiny(fail=(0, 2)), [0], stacked=False, budget=0.1)
+
+
+def test_what_fails_while_it_is_tried_out_is_said():
     with pytest.raises(IllegalConfiguration, match="exit code -9 while it was tried out"):
         calibrate(tiny(die=(0, 2)), [0], stacked=False, budget=0.1)
 
 
-def test_a_schedule_with_an_entry_for_each_task_can_be_tried_out():
+def test_a_schedule_with_an_entry_for_each_task_can_be_tried_out(tmp_path):
     schedule = ("per_task", {"tasks": [["cosine", 1.0], ["constant", 0.5]]})
     experiment = Experiment("stream_zoo:Tiny", model=("mlp", {"hidden": [8]}), num_tasks=2, schedule=schedule)
-    assert calibrate(experiment, [0], stacked=True, budget=0.1).task_seconds > 0
+    assert _measure(experiment, [0], True, 0.1, tmp_path).task_seconds > 0

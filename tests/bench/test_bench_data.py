@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import pickle
+import sys
 import tarfile
 import threading
 import zipfile
@@ -221,6 +222,27 @@ def test_idx_without_a_known_checksum_is_known_by_its_size(tmp_path):
         read_idx(tmp_path, file)
 
 
+def test_a_set_of_idx_files(tmp_path):
+    shapes = {"train_images": (6, 28, 28), "train_labels": (6,), "test_images": (3, 28, 28), "test_labels": (3,)}
+    files = {key: IdxFile(f"emnist-{key}", shape) for key, shape in shapes.items()}
+    rng = np.random.default_rng(0)
+    made = {key: rng.integers(0, 47, shape) for key, shape in shapes.items()}
+    for key, array in made.items():
+        data_files.write_idx(tmp_path / files[key].name, array, packed=key.startswith("train"))
+    found = images._of_idx(files)(tmp_path, 0)
+    assert np.array_equal(found.train_images[:, 0].numpy(), made["train_images"])
+    assert np.array_equal(found.test_labels.numpy(), made["test_labels"])
+    assert found.train_images.shape == (6, 1, 28, 28)
+    (tmp_path / "emnist-test_labels").unlink()
+    with pytest.raises(MissingData, match="emnist-test_labels"):
+        images._of_idx(files)(tmp_path, 0)
+    # What is known of a set without its files fits the files that it names.
+    for name, known in (("emnist", images.EMNIST_FILES), ("mnist", mnist.FILES)):
+        about = images.IMAGES[name]
+        assert (about.num_train, *about.shape[1:]) == known["train_images"].shape
+        assert (about.num_test,) == known["test_labels"].shape
+
+
 def test_a_text_that_is_none_is_refused(tmp_path):
     with pytest.raises(MissingData, match=r"no \.txt file"):
         read_texts(tmp_path)
@@ -368,16 +390,12 @@ def test_downloads_are_checked_and_give_up_only_what_is_asked_for(tmp_path, serv
     assert not (target / "none").exists()
 
 
-def test_without_pooch_the_way_by_hand_is_said(tmp_path):
-    try:
-        import pooch  # noqa: F401
-    except ImportError:
-        with pytest.raises(DataError, match=r"pip install 'pliant\[data\]', or put it there") as caught:
-            fetch.fetch_file("http://127.0.0.1:9/x", "md5:0", tmp_path / "sub" / "x", "put it there")
-        one_line(caught)
-        assert not (tmp_path / "sub").exists()
-    else:
-        pytest.skip("pooch is installed here, so nothing is missing")
+def test_without_pooch_the_way_by_hand_is_said(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)  # what importing something that is not there comes to
+    with pytest.raises(DataError, match=r"pip install 'pliant\[data\]', or put it there") as caught:
+        fetch.fetch_file("http://127.0.0.1:9/x", "md5:0", tmp_path / "sub" / "x", "put it there")
+    one_line(caught)
+    assert not (tmp_path / "sub").exists()
 
 
 # ---------------------------------------------------------------------------------------------- the command line

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pliant
+from pliant.bench import fused, fused_layers
 from pliant.bench.ensemble import stack, unstack
 from pliant.bench.fused import FusedMLP, Part, can_fuse, steps_by_hand
 from pliant.bench.models import MLP
@@ -57,14 +58,14 @@ def train(model, make_optimizer, methods, x, y, *, by_hand, units, seeds):
     constants = heads.constant(y, x.dtype, None)
     outputs = torch.empty(*x.shape[:3], 4, dtype=x.dtype)
     part = Part(slice(0, x.shape[1]), tuple(model.parameters()), optimizer, handle.by_hand() if by_hand else None)
-    fused = FusedMLP(model, [part], leave_gradients=not steps_by_hand(methods)) if by_hand else None
+    steps = FusedMLP(model, [part], leave_gradients=not steps_by_hand(methods)) if by_hand else None
     half = len(x) // 2
-    if fused is not None:
+    if steps is not None:
         for part in (slice(0, half), slice(half, None)):
             if part.start:
                 handle.task_boundary()
             own = constants[part]
-            fused.run(x[part], outputs[part], lambda step, out, own=own: heads.gradient(out, own[step], None))
+            steps.run(x[part], outputs[part], lambda step, out, own=own: heads.gradient(out, own[step], None))
         return handle, outputs
     for step in range(len(x)):
         if step == half:
@@ -131,6 +132,65 @@ def test_a_member_by_hand_is_its_single_run_bit_by_bit(optimizer, batch):
         assert {n: int(v[member]) for n, v in together.num_resets.items()} == {
             n: int(v) for n, v in alone.num_resets.items()
         }
+
+
+@pytest.fixture
+def everything_waits(monkeypatch):
+    """Updates of layers of any size wait, and products of any size are done in parts where that goes."""
+    for module in (fused, fused_layers):
+        monkeypatch.setattr(module, "LARGE", 1)
+    monkeypatch.setattr(fused, "LARGE_FIRST", 1)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("method", ["none", "continual_backprop", "adaptable", "l2_and_noise", "redo"])
+def test_updates_that_wait_are_the_same_step(method, batch, units, everything_waits):
+    x, y = batches(STEPS, 3, batch, torch.float64)
+    runs = []
+    for by_hand in (True, False):
+        model = stack(networks(torch.float64))
+        run = train(model, OPTIMIZERS["sgd"], METHODS[method], x, y, by_hand=by_hand, units=units, seeds=SEEDS)
+        runs.append((model, *run))
+    (mine, handle, outputs), (theirs, other, wanted) = runs
+    torch.testing.assert_close(outputs, wanted, rtol=0, atol=1e-6)
+    for (name, a), b in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-6), name
+    assert [event.units for event in handle.events] == [event.units for event in other.events]
+
+
+def test_updates_do_wait_and_end_with_every_call(everything_waits):
+    x, y = batches(40, 2, 1, torch.float64)
+    singles = networks(torch.float64, count=2)
+    model = stack(singles)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    steps = FusedMLP(model, [Part(slice(0, 2), tuple(model.parameters()), optimizer, None)])
+    heads = Heads(Objective(), 4)
+    constants, out = heads.constant(y, x.dtype, None), torch.empty(40, 2, 1, 4, dtype=torch.float64)
+    steps.run(x, out, lambda step, o: heads.gradient(o, constants[step], None))
+    assert sorted(steps._blocks) == [(8, 1), (32, 1)]
+    direct = stack(singles)
+    optimizer = torch.optim.SGD(direct.parameters(), lr=0.05)
+    part = Part(slice(0, 2), tuple(direct.parameters()), optimizer, None)
+    FusedMLP(direct, [part], postpone=False).run(x, out, lambda step, o: heads.gradient(o, constants[step], None))
+    for a, b in zip(model.parameters(), direct.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_a_member_whose_updates_wait_is_its_single_run_bit_by_bit():
+    """At the size of permuted MNIST, whose first layer is large; steps after which units are replaced end a block."""
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.rand(40, 2, 1, 784, generator=rng), torch.randint(0, 4, (40, 2, 1), generator=rng)
+    singles = [MLP(784, 4, (100, 100), generator=rng) for _ in range(2)]
+    units = pliant.find_units(singles[0], torch.rand(4, 784))
+    model = stack(singles)
+    method = [pliant.ContinualBackprop(1e-3, maturity_threshold=5, decay_rate=0.9, decide_every=10)]
+    handle, _ = train(model, OPTIMIZERS["sgd"], method, x, y, by_hand=True, units=units, seeds=SEEDS[:2])
+    assert sum(int(total.sum()) for total in handle.num_resets.values()) > 0
+    for member, single in enumerate(singles):
+        own = slice(member, member + 1)
+        train(single, OPTIMIZERS["sgd"], method, x[:, own], y[:, own], by_hand=True, units=units, seeds=SEEDS[member])
+        for name, value in unstack(model, member).items():
+            assert torch.equal(value, single.state_dict()[name]), name
 
 
 def test_members_with_their_own_step_sizes():

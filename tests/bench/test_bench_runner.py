@@ -92,7 +92,7 @@ def test_a_run_leaves_one_record_per_seed(tmp_path):
         for name in ("online_accuracy", "end_accuracy", "test_accuracy", "dead_fraction", "effective_rank_fraction"):
             assert all(0 <= value <= 1 for value in record.series[name]), name
     accuracy = sum(r.series["online_accuracy"][-1] for r in found) / 2
-    assert seen[-1].accuracy == pytest.approx(accuracy)
+    assert seen[-1].score == pytest.approx(accuracy)
     assert not (tmp_path / experiment.id / checkpoint.FOLDER).exists()
 
 

@@ -74,6 +74,7 @@ def test_a_method_from_elsewhere_declares_its_own():
         spaces.default_space(start([f"{__name__}:Wrong"]))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", sorted(method_table()))
 def test_both_ends_of_every_declared_range_can_be_run(name):
     """Both bounds of all, and every choice: the method is built, attached and stepped."""
@@ -256,6 +257,22 @@ def test_the_choice_can_be_for_another_stream(tmp_path):
     assert read_study(study.path).chosen == study.chosen
 
 
+def test_errors_are_tuned_downwards(tmp_path):
+    """A stream whose score is an error: the smallest is chosen, and a diverged setting is the last."""
+    optuna_or_skip()
+    stream = ("slowly_changing_regression", {"task_length": 16, "batch_size": 4})
+    plain = Experiment(stream, optimizer=("sgd", {"lr": 0.01}), model=("mlp", {"hidden": [5]}), num_tasks=2)
+    study = search(tmp_path, 3, plain, {"optimizer.lr": Choice((0.01, 0.05, 1e30))})
+    assert study.lower_is_better
+    assert "lowest online mse" in study.rule
+    scores = {trial.values["optimizer.lr"]: trial.score for trial in study.trials}
+    assert scores[1e30] is None
+    assert study.best.score == min(scores[0.01], scores[0.05])
+    two = (2 * study.best.score + max(scores[0.01], scores[0.05])) / 3  # of two, one at least has not diverged
+    assert read_study(study.path).curve == [math.inf, pytest.approx(two), study.best.score]
+    assert json.loads(study.path.read_text())["best_of_k"][0] is None
+
+
 def test_where_lower_is_better_a_failed_seed_makes_a_setting_the_last(tmp_path):
     optuna_or_skip()
     study = search(tmp_path, 4)
@@ -294,3 +311,20 @@ def test_the_default_space_of_a_preset_starts_inside():
         "continual_backprop.replacement_rate": 1e-4,
         "continual_backprop.maturity_threshold": 100,
     }
+
+
+def test_on_a_stream_of_errors_the_smallest_wins(tmp_path):
+    """The direction is the stream's own, all the way from its task to the chosen trial."""
+    optuna_or_skip()
+    experiment = Experiment(
+        ("slowly_changing_regression", {"task_length": 200}),
+        methods=[],
+        optimizer=("sgd", {"lr": 0.01}),
+        model=("mlp", {"hidden": [5]}),
+        num_tasks=2,
+    )
+    study = search(tmp_path, 4, experiment, {"optimizer.lr": Range(1e-4, 3e-2, log=True)})
+    scores = [trial.score for trial in study.trials]
+    assert study.lower_is_better
+    assert len(set(scores)) > 1
+    assert study.best.score == min(scores)

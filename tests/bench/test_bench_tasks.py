@@ -249,6 +249,7 @@ def test_the_past_is_measured_on_the_latest_tasks():
         [evaluate(members.model, members._data(index).held_out("test"), stacked=True).score() for index in range(1, 6)]
     ).mean(0)
     torch.testing.assert_close(past[6], now)
+    assert sorted(members._past) == [2, 3, 4, 5, 6]  # memory does not grow with tasks
     torch.testing.assert_close(transfer[6], now - test[1:6].mean(0))
 
 

@@ -62,9 +62,10 @@ STAY = {
 def test_these_stay_on_their_leaf(name: str):
     assert trained(tripled().model, STAY[name]).distance <= 1e-12
     found = trained(leaf(), STAY[name])
-    assert found.distance <= 1e-10  # momentum amplifies rounding
-    assert found.residual_drift <= 1e-10
-    assert found.residual_ratio == pytest.approx(1, abs=1e-10)
+    limit = 1e-10 if name == "nesterov" else 1e-12  # momentum amplifies rounding
+    assert found.distance <= limit
+    assert found.residual_drift <= limit
+    assert found.residual_ratio == pytest.approx(1, abs=limit)
 
 
 @pytest.mark.parametrize(

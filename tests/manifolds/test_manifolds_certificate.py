@@ -17,7 +17,7 @@ import pliant
 from pliant import manifolds
 from pliant.errors import IllegalConfiguration
 from pliant.manifolds import Partition, TrapTest
-from pliant.manifolds.structure import Kind
+from pliant.manifolds.structure import Kind, block_structure
 
 
 def placed(name: str, blocks: Partition, kind: Kind, seed: int = 0) -> nn.Module:
@@ -37,18 +37,87 @@ def spread(found: TrapTest) -> tuple[float, float]:
     return max(s.forward for s in found.spread.values()), max(s.backward or 0.0 for s in found.spread.values())
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
-@given(st.sampled_from([*NAMES, "conv_grouped", "swiglu", "mlp_reused"]), st.integers(0, 99))
-def test_any_partition_of_any_architecture_is_a_trap(name: str, seed: int):
+LOSSES = {
+    "of the zoo": zoo.loss_of,
+    "squares": lambda output: output.square().sum(),
+    "another": lambda output: (output.flatten(1).softmax(-1)[:, 0] + output.sin().flatten(1).sum(1)).exp().mean(),
+}
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([*NAMES, "conv_grouped", "swiglu", "mlp_reused"]), st.sampled_from(sorted(LOSSES)),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_any_partition_of_any_architecture_is_a_trap_for_any_loss_on_any_batch(name: str, loss: str, seed: int):
     # random blocks of every group at once, and different weights inside each block
     blocks = blocks_of(name, seed)
     model = placed(name, blocks, "both", seed)
     assert manifolds.certificate(model, blocks).holds
-    found = looked(name, model, blocks)
+    generator = torch.Generator().manual_seed(seed)
+    batch = torch.randn(net(name).batch.shape, generator=generator, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = manifolds.trap_test(model, blocks, batch, LOSSES[loss], optimizer=optimizer)
     assert found.gradient.share <= 1e-12
     assert found.update.share <= 1e-12
     assert spread(found)[0] <= 1e-11
+    assert spread(found)[1] <= 1e-11
     assert found.stays
+
+
+o = torch.optim
+OPTIMIZERS = {
+    "SGD": lambda m: o.SGD(m.parameters(), lr=0.05),
+    "nesterov and decay": lambda m: o.SGD(m.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "RMSprop": lambda m: o.RMSprop(m.parameters(), lr=1e-3),
+    "Adagrad": lambda m: o.Adagrad(m.parameters(), lr=1e-2),
+    "Rprop": lambda m: o.Rprop(m.parameters(), lr=1e-3),
+    "Adam": lambda m: o.Adam(m.parameters(), lr=1e-3),
+    "AdamW": lambda m: o.AdamW(m.parameters(), lr=1e-3, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_update_of_every_listed_optimizer_is_tangent_and_that_of_coupled_decay_is_not(name: str):
+    own = net("mlp")
+    wide = manifolds.clone(own.model, 3, own.batch, units=own.units)
+    model = wide.model
+    model.load_state_dict(manifolds.redistributed(model, wide.partition), strict=False)
+    for make, tangent in ((OPTIMIZERS[name], True), (lambda m: o.Adam(m.parameters(), weight_decay=0.5), False)):
+        optimizer = make(model)
+        found = manifolds.trap_test(model, wide.partition, own.batch, zoo.loss_of, optimizer=optimizer)
+        assert found.update is not None
+        assert (found.update.share <= 1e-11) == tangent
+        assert found.gradient.share <= 1e-12
+
+
+INERT = {"0.bias", "3.bias"}  # a batch norm in training mode takes them out of the function
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv_bn_flatten", "resnet_basic"])
+@pytest.mark.parametrize(("dropped", "kept"), [("incoming", "outgoing"), ("outgoing", "incoming")])
+def test_with_one_condition_of_one_tensor_dropped_the_certificate_fails_there_and_the_gradient_leaves(
+    name: str, dropped: str, kept: str
+):
+    # everything else is on the manifold: what only one of the two conditions forbids is really needed
+    blocks = doubled(name).partition
+    model = doubled(name).model
+    on = manifolds.project(model, blocks, "both", state=generic(model, seed=4))
+    for tensor in (n for n, _ in model.named_parameters() if n in block_structure(model, blocks)):
+        other = manifolds.project(model, blocks, kept, state=generic(model, seed=5))[tensor]
+        off = copy.deepcopy(model)
+        off.load_state_dict({**on, tensor: other}, strict=False)
+        found = manifolds.certificate(off, blocks)
+        broken = {(failure.tensor, failure.condition) for failure in found.failures}
+        if not broken:  # a bias, or the first or last matrix: it has the other condition alone
+            assert not block_structure(model, blocks)[tensor].has("receiving" if dropped == "incoming" else "sending")
+            continue
+        assert broken == {(tensor, dropped)}
+        seen = manifolds.trap_test(off, blocks, net(name).batch, zoo.loss_of)
+        if name == "conv_bn_flatten" and tensor in INERT:
+            assert seen.gradient.share <= 1e-12
+            continue
+        assert seen.gradient.share > 1e-6, tensor
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,3 +264,44 @@ def test_the_certificate_is_right_on_the_whole_zoo(name: str):
     certified = manifolds.certificate(model, blocks, example_inputs=batch).holds
     assert certified == (found.gradient.share <= 1e-10)
     assert certified == (name not in ("weight_standardised", "tcn_weight_norm"))
+
+
+def test_dropout_is_refused_where_curvature_is_measured():
+    model = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Dropout(0.3), nn.Linear(4, 2)).double()
+    x, y = torch.randn(6, 5).double(), torch.randn(6, 2).double()
+    wide = manifolds.clone(model, 2, x)
+    with pytest.raises(IllegalConfiguration, match=r"dropout is on in 2 \(p=0\.3\)"):
+        manifolds.stability(wide.model, wide.partition, (x, y), "mse")
+    assert manifolds.stability(wide.model.eval(), wide.partition, (x, y), "mse").num_normal > 0
+
+
+def test_a_partition_of_another_model_is_refused_everywhere():
+    own, blocks = net("mlp"), manifolds.partition(net("resnet_basic").units, {"stem:residual": [0, 0, 1, 1]})
+
+    def adam(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(model.parameters())
+
+    calls = {
+        "certificate": lambda: manifolds.certificate(own.model, blocks),
+        "trap_test": lambda: manifolds.trap_test(own.model, blocks, own.batch, zoo.loss_of),
+        "variance_ratio": lambda: manifolds.variance_ratio(own.model, blocks, own.batch),
+        "distance": lambda: manifolds.distance(own.model, blocks),
+        "project": lambda: manifolds.project(own.model, blocks),
+        "dimension": lambda: manifolds.dimension(own.model, blocks),
+        "redistributed": lambda: manifolds.redistributed(own.model, blocks),
+        "kicked": lambda: manifolds.kicked(own.model, blocks, 0.1),
+        "reset_clones": lambda: manifolds.reset_clones(own.model, blocks),
+        "collapse": lambda: manifolds.collapse(own.model, blocks, own.batch),
+        "confinement": lambda: manifolds.confinement(own.model, blocks, own.batch, zoo.loss_of, adam),
+        "audit": lambda: manifolds.audit(own.model, blocks, own.batch, zoo.loss_of, adam(own.model)),
+        "escape": lambda: manifolds.escape(own.model, blocks, own.batch, zoo.loss_of, adam, steps=1),
+        "stability": lambda: manifolds.stability(own.model, blocks, (own.batch, torch.zeros(len(own.batch), 3)), "mse"),
+        "find_partition": lambda: manifolds.find_partition(own.model, own.units, candidates=blocks),
+    }
+    for call in calls.values():
+        with pytest.raises(IllegalConfiguration, match=r"has no tensor 'stem\.weight'"):
+            call()
+    with pytest.raises(IllegalConfiguration, match="'0' has 8 units, and the partition gives 2"):
+        manifolds.Partition(own.units, {"0": (0, 0)})
+    with pytest.raises(IllegalConfiguration, match="'nothing' is no unit group"):
+        manifolds.Partition(own.units, {"nothing": (0, 0)})

@@ -123,7 +123,8 @@ def test_where_less_is_better_signs_colours_and_ranks_turn_round():
     assert "good" in gains["good"].verdict
     assert "bad" in gains["bad"].verdict
     assert whole.profile is None  # squared errors have no place on the scale of accuracies
-    assert "less is better" in html_text(found)
+    page = html_text(found)
+    assert "less is better" in page
 
 
 def test_what_diverged_is_the_worst_and_what_was_killed_is_left_out():
@@ -140,6 +141,10 @@ def test_stability_comes_from_the_series_of_earlier_tasks():
     assert found.past.mean == pytest.approx(np.mean(past[1:]))
     expected = [0.5 - 0.9, 0.4 - 0.85, 0.3 - 0.8]
     assert found.transfer.mean == pytest.approx(np.mean(expected))
+    recorded = curve | {"backward_transfer": [math.nan, -0.1, -0.2, -0.3]}
+    (stream,) = summarise(records("none", (), [recorded, recorded]))
+    assert standings(stream)[0].transfer.mean == pytest.approx(-0.2)
+    assert next(m for m in stream.metrics if m.name == "backward_transfer").percent
     without = by_label(records("none", (), [{"online_accuracy": [0.5], "past_accuracy": [math.nan]}]))["none"]
     assert (without.past, without.transfer) == (None, None)
 
@@ -211,6 +216,14 @@ def test_a_method_that_did_not_run_everywhere_has_no_rank():
     assert "not run" in text
 
 
+def test_a_stream_with_one_method_takes_no_rank_from_the_others():
+    found = several() + records("none", (), [[0.5] * 4] * 4, "alone")
+    whole = overview(summarise(found))
+    assert len(whole.continual) == 3
+    assert [s.name for s in whole.ranking.values()] == ["s", "t"]
+    assert {e.label: e.rank.mean for e in whole.entries} == {"none": 3.0, "A": 2.0, "B": 1.0}
+
+
 def test_the_order_of_architectures():
     found = []
     for name, control, levels in (("s", False, (0.2, 0.5, 0.8)), ("c", True, (0.9, 0.7, 0.8))):
@@ -232,7 +245,7 @@ def test_scores_at_equal_budgets_with_and_without_replay():
         found += records("none", (), [[plain] * 4] * 3, config=config)
         found += records("replay", replay, [[replayed] * 4] * 3, config=config)
     (budgets,) = overview(summarise(found)).budgets
-    assert budgets.budgets == [1.0, 2.0, 4.0]
+    assert (budgets.title, budgets.budgets) == ("s", [1.0, 2.0, 4.0])
     means = {label: [None if e is None else round(e.mean, 9) for e in row] for label, row in budgets.rows.items()}
     assert means == {"none": [0.5, 0.7, 0.7], "replay": [None, 0.6, 0.8]}
     assert [line.cells[0].text for line in budget_grid(budgets).lines] == ["50.0 ± 0.0", "–"]
@@ -295,7 +308,7 @@ def trials(tmp_path, scores, **more):
 def test_trials_are_read_and_failed_ones_count_as_the_worst(tmp_path):
     trials(tmp_path, {"none": [0.5, None, 0.3], "l2": [0.2, 0.9, 0.4]})
     (found,) = read_trials(tmp_path)
-    assert (found.title, found.budget, found.num_seeds) == ("Some stream", 3, 2)
+    assert (found.title, found.budget, found.seeds) == ("Some stream", 3, (100, 101))
     assert found.scores["none"] == [0.5, 0.2, 0.3]
     assert found.num_failed == {"none": 1, "l2": 0}
     pairs = [max(pair) for pair in itertools.combinations([0.5, 0.2, 0.3], 2)]
@@ -303,6 +316,30 @@ def test_trials_are_read_and_failed_ones_count_as_the_worst(tmp_path):
     page = html_text(several(), trials=[found])
     assert "3 settings for every method" in page
     assert "1 failed settings count as the worst score" in page
+
+
+def study(tmp_path, method, scores, **more):
+    experiment = {"stream": {"name": "some_stream"}, "methods": []}
+    trials = [
+        {"number": i, "experiment_id": f"{method}-{i}", "score": s, "num_failed": 0} for i, s in enumerate(scores)
+    ]
+    setting = {"tuning_seeds": [100, 101], "sampler": "tpe"}
+    data = {"version": 1, "label": method, "rule": "best", "lower_is_better": True, "setting": setting}
+    data |= {"experiment": experiment, "trials": trials, "meta": {"git_commit": "c0ffee"}} | more
+    (tmp_path / f"some_stream-{method}-0123.json").write_text(json.dumps(data))
+
+
+def test_studies_about_one_stream_belong_together(tmp_path):
+    study(tmp_path, "a", [3.0, None, 1.0])
+    study(tmp_path, "b", [2.0, 5.0, 4.0])
+    study(tmp_path, "c", [2.0], rule="another")
+    together, other = read_trials(tmp_path)
+    assert list(together.scores) == ["a", "b"]
+    assert together.scores["a"] == [3.0, 5.0, 1.0]
+    assert together.curve("a")[-1].mean == 1.0
+    assert (together.metric.better, together.commit, other.rule) == ("lower", "c0ffee", "another")
+    assert together.ids == {f"{method}-{i}" for method in "ab" for i in range(3)}
+    assert "the search learnt from its trials" in html_text(several(), trials=[together])
 
 
 def test_trials_where_less_is_better_fall(tmp_path):

@@ -221,6 +221,9 @@ def test_best_of_k_rises_and_ends_at_the_best():
     assert curve[0].mean == pytest.approx(0.45)
     assert curve[-1] == (4, 0.9, 0.9, 0.9)
     assert all(a.mean <= b.mean for a, b in itertools.pairwise(curve))
+    many = best_of_k([i / 1500 for i in range(1500)])  # binomials beyond the range of floats
+    assert many[749].mean == pytest.approx(750 * 1501 / 751 / 1500 - 1 / 1500)
+    assert best_of_k([-INF, 1.0])[0].mean == -INF
     for bad in ([], [NAN]):
         with pytest.raises(ValueError, match="score"):
             best_of_k(bad)

@@ -28,6 +28,7 @@ class Forecaster(nn.Module):
     Raises:
         IllegalConfiguration: a size is not positive, or windows do not consist of whole steps.
 
+    >>> import torch
     >>> Forecaster(48, 6)(torch.rand(3, 8, 6)).shape
     torch.Size([3, 6])
     """

@@ -29,6 +29,7 @@ class EmbeddingMLP(nn.Module):
     Raises:
         IllegalConfiguration: a size is not positive.
 
+    >>> import torch
     >>> EmbeddingMLP(1200, 1)(torch.zeros(3, 6, dtype=torch.int64)).shape
     torch.Size([3, 1])
     """

@@ -24,8 +24,9 @@ class ContinualTinyImageNet(ClassStream):
 
     Source: Han et al. (2026), FIRE, arXiv:2602.08040, class-incremental Tiny ImageNet: 20 chunks of 10 classes, all
         earlier ones kept, 100 passes of batch 256 per chunk, Adam 1e-3, VGG-16; test images of the classes so far.
-        Deviations: seeds are fixed; the optimizer is not made anew at each chunk (add ``optimizer_reset``), and the
-        preset has a ResNet-18 in place of VGG-16. Images are read from one file per class, in any size.
+        Deviations: seeds are fixed; the optimizer is not made anew at each chunk (add ``optimizer_reset``),
+        gradients are not clipped, and the preset has a ResNet-18 in place of VGG-16. Images are read from one file per
+        class, in any size.
     """
 
     name: ClassVar[str] = "continual_tiny_imagenet"

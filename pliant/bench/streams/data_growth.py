@@ -33,7 +33,7 @@ class DataGrowth(ImageStream):
         batch 256. Preset ``growth``: ten chunks of 10 %, all earlier ones kept, 100 passes each. Preset ``half``: 50 %
         and then all, as in the first figure of Ash & Adams. Deviations: fixed numbers of passes where Ash & Adams train
         to 99 % on the training images and hold a third of them out; the optimizer is not made anew between tasks (add
-        ``optimizer_reset``), and its step size is not warmed up.
+        ``optimizer_reset``), gradients are not clipped, and step sizes are warmed up over a tenth of each task.
     """
 
     name: ClassVar[str] = "data_growth"

@@ -33,7 +33,7 @@ class LabelNoise(ImageStream):
     Source: Lee et al. (2024), Slow and steady wins the race (Hare & Tortoise), arXiv:2406.02596, continual CIFAR-10:
         ten chunks of 10 % with noise 0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.1, 0.1 and 0, earlier chunks kept, 100 passes
         of batch 256 per task, ResNet-18, AdamW 1e-3 with weight decay 1e-3, mirrored and shifted. Deviations: gradients
-        are not clipped, step sizes not warmed up, and the optimizer is not made anew at each task. A first task with
+        are not clipped, and the optimizer is not made anew at each task (add ``optimizer_reset``). A first task with
         random labels only (Lyle et al. 2023) is ``noise = (0.9, 0, ...)`` for ten classes.
     """
 

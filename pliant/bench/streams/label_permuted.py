@@ -25,7 +25,8 @@ class LabelPermuted(ImageStream):
     Source: label-permuted EMNIST and CIFAR-10 of UPGD, Elsayed & Mahmood (2024), arXiv:2404.00781: new names every
         2,500 examples, batch 1, 1,000,000 examples, pixels (x - 0.5) / 0.5. Deviations: seeds are fixed, and every
         permutation is drawn afresh where the released code renames the renamed classes; both are uniformly random.
-        Their third stream, mini-ImageNet, has features of a trained network as inputs: give it as a stream of your own.
+        Their network for CIFAR-10 has no ReLU behind its convolutions, the preset's has. Their third stream,
+        mini-ImageNet, has features of a trained network as inputs: give it as a stream of your own.
     """
 
     name: ClassVar[str] = "label_permuted"

@@ -40,7 +40,8 @@ class SlowlyChangingRegression:
     Source: Dohare et al. (2024), Nature 632, 768-774, there also called bit flipping: 20 inputs, 15 slow, one flips
         every 10,000 examples, 100 target units, beta 0.7, batch 1, learner 20-5-1, SGD 0.01, 0.003 or 0.001; 3,000,000
         examples (300 tasks), 100 runs. Preset ``redraw``: the variant of its repository's figure, all slow bits drawn
-        anew, 1,000,000 examples. Deviations: seeds are fixed; thresholds are the text's (see ``threshold``).
+        anew, 1,000,000 examples. Both presets have the released code's thresholds,
+        with which the published curves were made. Deviation: seeds are fixed.
 
     >>> stream = SlowlyChangingRegression(task_length=8)
     >>> now, then = stream.task(4, seed=0).inputs, stream.task(5, seed=0).inputs
