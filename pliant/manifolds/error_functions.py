@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ def _of_entries(centre: Tensor, x: Bounded, slope: float, bent: Tensor) -> Bound
     """A function of single entries that is linear up to an error of norm ``bent``."""
     most = x.error * slope
     mean, dev = (torch.minimum(part * slope + bent, most) for part in x.parts)
-    return split(centre, mean, dev, most)
+    return split(centre, mean, dev, most, x.axis)
 
 
 @rule("add", "sub")
@@ -118,7 +119,14 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     def total(which: int, more: Tensor) -> Tensor:
         return summed(centre, [*(term[which] * f for term, f in zip(terms, factors, strict=True)), more]).error
 
-    return split(centre, total(0, nothing if is_deviation else moved), total(1, moved), total(2, moved))
+    mean = total(0, nothing if is_deviation else moved)
+    return split(centre, mean, total(1, moved), total(2, moved), _common(centre, args[:2]))
+
+
+def _common(centre: Tensor, items: Sequence[Any]) -> str:
+    """Where the units of several activations are, if that is the same dimension."""
+    axes = {item.axis_of(centre) for item in items if isinstance(item, Bounded)}
+    return axes.pop() if len(axes) == 1 else ""
 
 
 def _spread(item: Any, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,7 +155,7 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
             a, b = (tuple(error.norm().reshape(1) for error in errors) for errors in (a, b))
         sizes = float(two.centre.abs().max()), float(one.centre.abs().max())
         mean, dev, error = (x * sizes[0] + y * sizes[1] + a[2] * b[2] for x, y in zip(a, b, strict=True))
-        return split(centre, mean, dev, error)
+        return split(centre, mean, dev, error, _common(centre, args[:2]))
     x, other = (one, two) if isinstance(one, Bounded) else (two, one)
     if is_division and x is two:
         raise NoBound("a quotient of activations")
@@ -156,7 +164,7 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     moved = run(op, args, kwargs, actual_of) - centre
     mean, dev, error = _spread(x, centre)
     if not bool(moved.any()) and torch.as_tensor(factor).numel() == 1:
-        return split(centre, mean * largest, dev * largest, error * largest)
+        return split(centre, mean * largest, dev * largest, error * largest, x.axis_of(centre))
     return summed(centre, [error * largest, per_example(moved, centre)])
 
 
@@ -181,11 +189,24 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     ordered = name in ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "contiguous", "clone", "detach")
     ordered = ordered or (name in ("permute", "transpose") and _keeps_first(name, args, x.centre.ndim))
     ordered = ordered or (name in ("slice", "select", "split", "chunk") and _dim(name, args) % x.centre.ndim != 0)
+    keeps_units = name in _IN_ORDER or (name in ("slice", "select") and _dim(name, args) % x.centre.ndim != _place(x))
     found = []
     for item in tensors:
         copies = math.sqrt(item.numel() / max(x.centre.numel(), 1)) if name == "expand" else 1.0
-        found.append(x.scaled(item, copies, by_example=ordered and keeps_examples(x, item)))
+        result_of = x.scaled(item, copies, by_example=ordered and keeps_examples(x, item))
+        found.append(result_of if keeps_units else replace(result_of, axis=""))
     return tuple(found) if isinstance(result, (list, tuple)) else found[0]
+
+
+_IN_ORDER = (
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "contiguous", "clone", "detach", "alias", "expand", "to",
+    "_to_copy", "lift_fresh_copy", "type_as",
+)  # fmt: skip
+
+
+def _place(x: Bounded) -> int:
+    """The dimension of the units."""
+    return 1 if x.axis == "channels" else x.centre.ndim - 1
 
 
 def _keeps_first(name: str, args: list[Any], ndim: int) -> bool:
@@ -213,7 +234,7 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         squares = [(*item.parts, item.error)[which].square() for item in acts]
         total = torch.stack(squares).sum(0) if rows else torch.stack([square.sum() for square in squares]).sum()
         errors.append(summed(centre, [total.sqrt().reshape(-1), moved]).error)
-    return split(centre, errors[0], errors[1], errors[2])
+    return split(centre, errors[0], errors[1], errors[2], _common(centre, items) if dim % centre.ndim == 1 else "")
 
 
 @rule("mean", "sum")
@@ -225,7 +246,9 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     factor = 1 / math.sqrt(count) if is_mean else math.sqrt(count)
     dims = args[1] if len(args) > 1 and args[1] else []
     keeps = bool(dims) and all(dim % x.centre.ndim for dim in ([dims] if isinstance(dims, int) else dims))
-    return x.scaled(centre, factor, by_example=keeps and keeps_examples(x, centre))
+    result = x.scaled(centre, factor, by_example=keeps and keeps_examples(x, centre))
+    gone = {dim % x.centre.ndim for dim in ([dims] if isinstance(dims, int) else dims)}
+    return result if dims and _place(x) not in gone else replace(result, axis="")
 
 
 @rule("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -243,7 +266,8 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     centre = op(x.centre, *args[1:], **kwargs)
     if "max_pool" in name:
         return Bounded(centre, fitted(x.error, centre, x.centre) * gain)
-    return x.scaled(centre, gain, by_example=keeps_examples(x, centre))
+    result = x.scaled(centre, gain, by_example=keeps_examples(x, centre))
+    return result if x.axis == "channels" else replace(result, axis="")
 
 
 @rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
@@ -255,4 +279,5 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     if any(b % a for b, a in zip(before, after, strict=True)):
         raise NoBound("an adaptive pool whose windows overlap")
     gain = math.sqrt(math.prod(after) / math.prod(before))
-    return x.scaled(centre, gain, by_example=keeps_examples(x, centre))
+    result = x.scaled(centre, gain, by_example=keeps_examples(x, centre))
+    return result if x.axis == "channels" else replace(result, axis="")

@@ -29,7 +29,7 @@ __all__: list[str] = []
 
 def _affine(
     centre: Tensor, x: tuple[Tensor, Tensor, Tensor], slopes: tuple[Tensor, Tensor], shifts: tuple[Tensor, Tensor],
-    normed: Tensor, blocks: TensorBlocks | None,
+    normed: Tensor, blocks: TensorBlocks | None, axis: str,
 ) -> Bounded:  # fmt: skip
     """A factor and an offset for each unit, in both networks, of a value whose error is bounded.
 
@@ -40,13 +40,14 @@ def _affine(
         shifts: Offsets on and off the manifold, broadcast.
         normed: What is multiplied.
         blocks: Of the factors, where they are known; they are along one dimension.
+        axis: Which one; empty where the units of the value are not along it.
     """
     (slope, real_slope), (shift, real_shift) = slopes, shifts
     most = summed(
         centre,
         [x[2] * float(real_slope.abs().max()), per_example(normed * (real_slope - slope) + real_shift - shift, centre)],
     )
-    if blocks is None or slope.numel() != max(slope.shape) or len(most.error) != len(x[0]):
+    if blocks is None or not axis or slope.numel() != max(slope.shape) or len(most.error) != len(x[0]):
         return most
 
     def mean(values: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ def _affine(
     largest, uneven = float(even.abs().max()), float(lean.abs().max())
     new_mean = largest * x[0] + uneven * x[1] + per_example(normed * (even - slope) + even_shift - shift, centre)
     new_dev = largest * x[1] + uneven * (x[0] + x[1]) + per_example(normed * lean + lean_shift, centre)
-    return split(centre, new_mean, new_dev, most.error)
+    return split(centre, new_mean, new_dev, most.error, axis)
 
 
 def _blocks_of(*items: Any) -> TensorBlocks | None:
@@ -83,7 +84,8 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     (slope, shift), (real_slope, real_shift) = affine(centre_of), affine(actual_of)
     centre = x.centre * slope + shift
     errors = (*x.parts, x.error)
-    return _affine(centre, errors, (slope, real_slope), (shift, real_shift), x.centre, _blocks_of(*given))
+    axis = x.axis if x.axis == "channels" or x.centre.ndim == 2 else ""
+    return _affine(centre, errors, (slope, real_slope), (shift, real_shift), x.centre, _blocks_of(*given), axis)
 
 
 def _normalised(x: Bounded, rows: Tensor, eps: float) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -144,6 +146,8 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
 
     slopes, shifts = both(weight, 1.0), both(bias, 0.0)
     blocks = _blocks_of(weight, bias)
-    if blocks is None or not _are_inside(blocks, rows.shape[1] if name == "group_norm" else 1):
-        errors, blocks = (errors[2],) * 3, None
-    return _affine(normed * slopes[0] + shifts[0], errors, slopes, shifts, normed, blocks)
+    own = "channels" if name == "group_norm" and x.centre.ndim > 2 else "last"
+    axis = own if x.axis == own or (x.axis and x.centre.ndim == 2) else ""
+    if blocks is None or not axis or not _are_inside(blocks, rows.shape[1] if name == "group_norm" else 1):
+        errors, axis = (errors[2],) * 3, ""
+    return _affine(normed * slopes[0] + shifts[0], errors, slopes, shifts, normed, blocks, axis)

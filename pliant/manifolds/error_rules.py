@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ class Bounded:
         error: Norm of the difference.
         mean: Norm of its mean over blocks; ``None`` where no more is known than ``error``.
         dev: Norm of the deviations from that.
+        axis: Along which dimension the blocks of these parts lie: the ``"last"``, the second (``"channels"``), or,
+            empty, not known, and then neither part is.
         source: A part of the difference that is known, entry by entry; ``rest`` bounds what is left.
         rest: The norm of the difference without ``source``.
     """
@@ -66,28 +68,40 @@ class Bounded:
     error: Tensor
     mean: Tensor | None = None
     dev: Tensor | None = None
+    axis: str = ""
     source: Tensor | None = None
     rest: Tensor | None = None
 
     @property
     def parts(self) -> tuple[Tensor, Tensor]:
         """Bounds of the mean over blocks and of the deviations."""
-        return (self.error if self.mean is None else self.mean, self.error if self.dev is None else self.dev)
+        if self.mean is None or self.dev is None or not self.axis:
+            return self.error, self.error
+        return self.mean, self.dev
 
     def scaled(self, centre: Tensor, factor: float, *, by_example: bool) -> Bounded:
         """Another value whose error is that of this one, times a factor, in both of its parts."""
         mean, dev, error = (
             error * factor if by_example else error.norm().reshape(1) * factor for error in (*self.parts, self.error)
         )
-        return split(centre, mean, dev, error)
+        return split(centre, mean, dev, error, self.axis_of(centre))
+
+    def axis_of(self, centre: Tensor) -> str:
+        """Where the units are in a value whose entries lie in the same order, or that lost other dimensions."""
+        if self.axis == "last" and centre.ndim and centre.shape[-1] == self.centre.shape[-1]:
+            return "last"
+        if self.axis == "channels" and centre.ndim == 2 and len(centre) == len(self.centre):
+            return "last"
+        is_kept = self.axis == "channels" and centre.ndim > 2 and centre.shape[:2] == self.centre.shape[:2]
+        return "channels" if is_kept else ""
 
 
-def split(centre: Tensor, mean: Tensor, dev: Tensor, most: Tensor | None = None) -> Bounded:
-    """A value from the bounds of both parts of its error."""
-    error = (mean.square() + dev.square()).sqrt()
-    if most is not None:
-        error = torch.minimum(error, most)
-    return Bounded(centre, error, torch.minimum(mean, error), torch.minimum(dev, error))
+def split(centre: Tensor, mean: Tensor, dev: Tensor, most: Tensor, axis: str) -> Bounded:
+    """A value from the bounds of both parts of its error, and of all of it."""
+    if not axis:
+        return Bounded(centre, most)
+    error = torch.minimum((mean.square() + dev.square()).sqrt(), most)
+    return Bounded(centre, error, torch.minimum(mean, error), torch.minimum(dev, error), axis)
 
 
 Rule = Callable[[str, Callable[..., Any], list[Any], dict[str, Any]], Any]
@@ -155,9 +169,13 @@ Gain = Callable[[Tensor], float]
 
 
 def _linear(
-    op: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], x: Bounded, weight: Known, gain: Gain
+    op: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], x: Bounded, weight: Known, gain: Gain, axis: str
 ) -> Bounded:
-    """An operation that is affine in one activation, with weights that differ."""
+    """An operation that is affine in one activation, with weights that differ, along an axis."""
+    if x.centre.ndim == 2 and x.axis and axis:  # the second dimension is the last one
+        axis, x = "last", replace(x, axis="last")
+    if x.axis != axis:  # blocks along another dimension: of those along this one nothing is known
+        x = replace(x, axis="")
     centre = run(op, args, kwargs, centre_of)
     source = run(op, args, kwargs, actual_of) - centre
     made = [*(error if keeps_examples(x, centre) else error.norm().reshape(1) for error in (*x.parts, x.error))]
@@ -174,8 +192,8 @@ def _linear(
     among = gain(on - equal) + gain(off - out - into)
     new_mean = gain(equal) * mean + gain(out) * dev
     left = gain(into) * mean + among * dev
-    result = split(centre, new_mean, left + known, most)
-    return Bounded(centre, result.error, result.mean, result.dev, source, new_mean + left)
+    result = split(centre, new_mean, left + known, most, axis)
+    return replace(result, source=source, rest=new_mean + left) if axis else result
 
 
 def _has_blocks(item: Any) -> bool:
@@ -194,14 +212,14 @@ def _spectral(matrix: Tensor) -> float:
 
 @rule("linear")
 def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    return _linear(op, args, kwargs, bounded_of(args[0]), weight_of(args[1]), _spectral)
+    return _linear(op, args, kwargs, bounded_of(args[0]), weight_of(args[1]), _spectral, "last")
 
 
 @rule("addmm")
 def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     if kwargs:
         raise NoBound("addmm with factors")
-    return _linear(op, args, kwargs, bounded_of(args[1]), weight_of(args[2]), _spectral)
+    return _linear(op, args, kwargs, bounded_of(args[1]), weight_of(args[2]), _spectral, "last")
 
 
 @rule("mm", "matmul", "bmm")
@@ -212,7 +230,7 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     weight, x = (one, bounded_of(two)) if isinstance(one, Known) else (two, bounded_of(one))
     if weight.centre.ndim > 2 and weight.centre.shape[:-2] != x.centre.shape[:-2]:
         raise NoBound("a product that repeats one of its factors")
-    return _linear(op, args, kwargs, x, weight_of(weight), _spectral_of_all)
+    return _linear(op, args, kwargs, x, weight_of(weight), _spectral_of_all, "last" if weight is two else "")
 
 
 def _spectral_of_all(matrices: Tensor) -> float:
@@ -264,7 +282,7 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         ]
         return max(found)
 
-    return _linear(op, args, kwargs, bounded_of(args[0]), weight, gain)
+    return _linear(op, args, kwargs, bounded_of(args[0]), weight, gain, "channels")
 
 
 def each(value: Any, count: int) -> list[int]:
@@ -281,7 +299,7 @@ def _(name: str, op: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     centre = run(op, args, kwargs, centre_of)
     error = per_example(run(op, args, kwargs, actual_of) - centre, centre)
     is_deviation = table.blocks is not None and not table.blocks.has("shared")
-    return split(centre, torch.zeros_like(error), error) if is_deviation else Bounded(centre, error)
+    return split(centre, torch.zeros_like(error), error, error, "last") if is_deviation else Bounded(centre, error)
 
 
 @rule("scaled_dot_product_attention")

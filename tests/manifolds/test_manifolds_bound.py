@@ -66,6 +66,17 @@ def test_convolutions_norms_residual_sums_and_attention_have_one(name: str):
     assert found[2].bound > 100 * found[1].bound
 
 
+@pytest.mark.parametrize("name", ["mlp", "mlp_mixer"])
+def test_it_holds_near_redistributed_clones_and_where_weights_act_along_several_dimensions(name: str):
+    own, wide = net(name), doubled(name)
+    model = copy.deepcopy(wide.model)
+    model.load_state_dict(manifolds.redistributed(model, wide.partition, scale=0.8), strict=False)
+    for size in (1e-5, 1e-2):
+        found = manifolds.collapse(noisy(model, size, 1), wide.partition, own.batch)
+        assert found.bound is not None
+        assert 0 < found.change <= found.bound
+
+
 def test_what_reaches_the_outputs_and_its_bound_are_of_second_order():
     own, wide = net("mlp"), doubled("mlp")
     found = [manifolds.collapse(noisy(wide.model, size, 3), wide.partition, own.batch) for size in (2e-5, 1e-5)]
