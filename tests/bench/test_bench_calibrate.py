@@ -81,6 +81,7 @@ def test_an_error_while_it_is_tried_out_is_said():
         calibrate(tiny(fail=(0, 2)), [0], stacked=False, budget=0.1)
 
 
+@pytest.mark.wide
 def test_what_fails_while_it_is_tried_out_is_said():
     with pytest.raises(IllegalConfiguration, match="exit code -9 while it was tried out"):
         calibrate(tiny(die=(0, 2)), [0], stacked=False, budget=0.1)

@@ -86,7 +86,9 @@ def test_the_engine_steps_with_them():
         assert members.series_of(0)["loss"][index] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize(
+    "name", [name if name in ("cosine", "per_task") else pytest.param(name, marks=pytest.mark.wide) for name in SOME]
+)
 def test_stopped_and_resumed_a_schedule_goes_on_with_the_same_bits(name, tmp_path):
     experiment = scheduled(SOME[name], num_tasks=4)
     run_experiments([experiment], [0, 1], tmp_path / "whole", num_workers=0)

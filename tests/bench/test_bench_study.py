@@ -205,7 +205,7 @@ def test_all_trials_are_on_record_and_the_best_is_chosen(tmp_path):
     assert again.curve == pytest.approx(data["best_of_k"])
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("random", marks=pytest.mark.wide)])
 def test_an_interrupted_study_goes_on_with_the_same_trials(tmp_path, sampler):
     optuna_or_skip()
     whole = search(tmp_path / "whole", 10, sampler=sampler)
