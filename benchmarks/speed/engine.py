@@ -39,13 +39,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.speed.engine_cells import CELLS, Cell  # noqa: E402
 from benchmarks.speed.overhead import ENVIRONMENT, in_turn  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "speed" / "engine.json"
@@ -55,39 +56,6 @@ TOLERANCE = 0.05
 WARM_UP = 150  # steps: units are mature, and all buffers are there
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One network on one kind of stream, with continual backprop.
-
-    Attributes:
-        name: as on the command line and in the results.
-        widths: of the network, from inputs to outputs.
-        stream: class in ``engine_streams``.
-        loss: the stream's.
-        batch: examples per update.
-        seeds: how many the engine stacks.
-        lr: step size of SGD.
-        rate: replacement rate.
-        at_least: seed-steps per second over the published learner's that are aimed at.
-    """
-
-    name: str
-    widths: tuple[int, ...]
-    stream: str
-    loss: str
-    batch: int
-    seeds: int
-    lr: float
-    rate: float
-    at_least: float
-
-
-CELLS = [
-    Cell("mlp-3x100", (784, 100, 100, 100, 10), "Pictures", "cross_entropy", 1, 30, 0.003, 1e-4, 30),
-    Cell("regression", (20, 5, 1), "Bits", "mse", 1, 100, 0.01, 1e-4, 250),
-    Cell("mlp-3x2000", (784, 2000, 2000, 2000, 10), "Pictures", "cross_entropy", 1, 1, 0.003, 1e-6, 8),
-    Cell("random-labels", (64, 100, 100, 100, 10), "Digits", "cross_entropy", 8, 10, 0.03, 1e-4, 8),
-]
 SEED_COUNTS = {"mlp-3x100": (1, 2, 5, 10, 20, 30, 60, 90), "regression": (1, 10, 30, 100, 300, 1000)}
 TASKS = {"mlp-3x100": (40, 400), "random-labels": (60, 2000)}
 """Curves over tasks: how many tasks, and steps of each."""
