@@ -153,7 +153,7 @@ class Board:
         if self._live is None and row.finished and not was_finished:
             failed = f", {self._failed(row)} failed" if self._failed(row) else ""
             self.console.print(
-                f"{row.stream}: {row.label}, {row.num_tasks} tasks, {row.metric.title.lower()} "
+                f"{row.stream}: {row.label}, {row.num_tasks} tasks, {row.metric.words} "
                 f"{row.shown('mean_score')}, {duration(row.seconds)}{failed}",
                 highlight=False,
                 soft_wrap=True,

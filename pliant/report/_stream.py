@@ -82,9 +82,10 @@ def _in_short(stream: Stream, rows: Sequence[Row], metric: Metric, styles: dict[
             verb = moves if row.change.excludes_zero else "goes from"
             unit = "&nbsp;%" if metric.percent else ""
             style = styles[row.method.label]
+            tasks = f"{stream.window} tasks" if stream.window > 1 else "task"
             parts.append(
                 f"{swatch(style)}<b>{escape(row.method.label)}</b>: {escape(metric.words)} {verb} "
-                f"<b>{format_value(row.first.mean, metric)}{unit}</b> over the first {stream.window} tasks to "
+                f"<b>{format_value(row.first.mean, metric)}{unit}</b> over the first {tasks} to "
                 f"<b>{format_value(row.last.mean, metric)}{unit}</b> over the last."
             )
     failed = sum(row.num_failed for row in rows)

@@ -38,11 +38,11 @@ def columns(stream: Stream, metric: Metric) -> list[str]:
     """The headings of a headline table."""
     unit = ", %" if metric.percent else ""
     points = ", points" if metric.percent else ""
-    k = stream.window
+    tasks = f"{stream.window} tasks" if stream.window > 1 else "task"
     return [
         "method",
-        f"first {k} tasks{unit}",
-        f"last {k} tasks{unit}",
+        f"first {tasks}{unit}",
+        f"last {tasks}{unit}",
         f"change{points}",
         f"vs no protection{points}",
         "seeds",
