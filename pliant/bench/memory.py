@@ -52,6 +52,7 @@ def num_parameters(experiment: Experiment) -> int | None:
         with torch.device("meta"):
             model = experiment.build_model(0)
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        # It reads values of its parameters, or is wrong: then making it for the run says so, with its own error.
         return None
     return sum(parameter.numel() for parameter in model.parameters())
 

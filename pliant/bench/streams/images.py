@@ -15,7 +15,7 @@ from torch import Tensor
 from pliant.bench.data.files import ENVIRONMENT, MissingData, data_folder
 from pliant.bench.data.images import IMAGES, SCALINGS, ImageData, ImageSet, load_images, scaled
 from pliant.bench.presets import PRESETS
-from pliant.bench.streams.base import Stream, Task, require
+from pliant.bench.streams.base import Stream, Task, require, traits
 
 __all__ = ["ImageStream", "indices", "where_to_put"]
 
@@ -25,7 +25,7 @@ def where_to_put(stream: Stream, files: str, folder: Path) -> str:
     own = [
         f"pliant run {stream.name} --preset {preset}"
         for preset, settings in PRESETS.get(stream.name, {}).items()
-        if getattr(type(stream)(**settings["stream"]), "requires_data", None) is None
+        if traits(type(stream)(**settings["stream"])).requires_data is None
     ]
     without = f"; without any files: {own[0]}" if own else ""
     return f"put {files} into {folder}, or name their folder with --data-dir or {ENVIRONMENT}{without}"
