@@ -78,7 +78,7 @@ $(VENV)/.installed: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(SOURCES) | $(BIN)/python
-	$(PIP) -c constraints.txt -e '.[dev,browser,data,huggingface,rl,tune,frames]'
+	$(PIP) -c constraints.txt -e '.[dev,docs,browser,data,huggingface,lora,lightning,schedulefree,rl,tune,frames]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)-lower/.installed: $(SOURCES)
@@ -86,7 +86,7 @@ $(VENV)-lower/.installed: $(SOURCES)
 	grep -v '^torch==' constraints.txt > $(VENV)-lower/constraints.txt
 	$(VENV)-lower/bin/python -m pip --disable-pip-version-check install --quiet \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		-c $(VENV)-lower/constraints.txt -e '.[dev,data,huggingface,rl,tune,frames]' 'torch==$(LOWEST)'
+		-c $(VENV)-lower/constraints.txt -e '.[dev,data,huggingface,lora,lightning,schedulefree,rl,tune,frames]' 'torch==$(LOWEST)'
 	@touch $@
 
 # Ray is large: a venv of its own, which looks into the other one for everything else.
