@@ -196,9 +196,14 @@ _SOURCES = {
 }
 
 
+_INTEGRATIONS = ("sb3", "huggingface", "lightning")  # each needs its framework, so dir() does not name them
+
+
 def _public(name: str) -> Any:
     if name in _SOURCES:
         return getattr(import_module(_SOURCES[name]), name)
+    if name in _INTEGRATIONS:
+        return import_module("pliant.integrations").integration(name)
     if name in _MODULES:
         return import_module(f"pliant.{name}")
     raise AttributeError(f"module 'pliant' has no attribute {name!r}")
