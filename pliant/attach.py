@@ -189,7 +189,14 @@ def attach(
 
 
 def _attach_agent(
-    agent: Any, methods: Any, *, example_inputs: Any, units: UnitGraph | None, init: InitSpec, dry_run: bool, **more: Any
+    agent: Any,
+    methods: Any,
+    *,
+    example_inputs: Any,
+    units: UnitGraph | None,
+    init: InitSpec,
+    dry_run: bool,
+    **more: Any,
 ) -> Handle:
     """The same for the trained networks of an agent; its saves then take the handle's state along."""
     parts = parts_of_agent(agent)

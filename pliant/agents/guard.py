@@ -19,7 +19,7 @@ import torch
 
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["Guard", "forget", "guard_of", "restored"]
+__all__ = ["Guard", "attached_to", "forget", "guard_of", "restored"]
 
 _PLACE = "_setup_learn"  # called by every learn() before anything else; an attribute of this name is found first
 _VERSION = 1
@@ -162,6 +162,12 @@ def guard_of(agent: Any) -> Guard:
     guard = Guard(agent)
     setattr(agent, _PLACE, guard)
     return guard
+
+
+def attached_to(agent: Any) -> list[Any]:
+    """The handles that are attached to an agent."""
+    found = vars(agent).get(_PLACE)
+    return [entry[0] for entry in found.entries] if isinstance(found, Guard) else []
 
 
 def forget(agent: Any) -> None:

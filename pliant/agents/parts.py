@@ -114,22 +114,23 @@ def parts_of_agent(agent: Any) -> AgentParts:
         IllegalConfiguration: If it has no policy yet, or its replay buffer holds less than a batch.
     """
     kind, family = family_of(agent)
-    policy = getattr(agent, "policy", None)
-    if not isinstance(policy, nn.Module):
+    policy: Any = getattr(agent, "policy", None)
+    if policy is None:
         raise IllegalConfiguration(f"this {kind} has no policy yet (_init_setup_model=False?): build it first.")
     _check_buffer(agent, kind)
     targets: list[tuple[nn.Module, nn.Module]] = []
     models: Models
     if family == "actor_critic":
-        models = {"actor": policy.actor, "critic": policy.critic}
-        optimizers = [policy.critic.optimizer, policy.actor.optimizer]
-        for name in ("critic", "actor"):
+        trained: dict[str, nn.Module] = {"actor": policy.actor, "critic": policy.critic}
+        models, optimizers = trained, [policy.critic.optimizer, policy.actor.optimizer]
+        for name, module in trained.items():
             target = getattr(policy, f"{name}_target", None)
             if target is not None:
-                targets.append((models[name], target))
+                targets.append((module, target))
     elif family in ("q_net", "quantile_net"):
-        models, optimizers = getattr(policy, family), [policy.optimizer]
-        targets.append((models, getattr(policy, f"{family}_target")))
+        network = getattr(policy, family)
+        models, optimizers = network, [policy.optimizer]
+        targets.append((network, getattr(policy, f"{family}_target")))
     else:
         models, optimizers = policy, [policy.optimizer]
     inputs: Callable[[Any, Tensor | None], Any] = _observations
