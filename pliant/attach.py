@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
@@ -134,9 +134,8 @@ def attach(
             "attach needs a model, its optimizer and the methods; only an agent of Stable-Baselines3 is attached to "
             "without naming optimizers."
         )
-    given: Any = model
-    model = given
-    plain, process_group = unwrapped(model, units)
+    given = cast(Models, model)
+    plain, process_group = unwrapped(given, units)
     model = as_module(plain)
     refuse_wrapped(model, sharded=units is not None)
     process_group = process_group or process_group_of(model)

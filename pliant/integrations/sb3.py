@@ -95,7 +95,7 @@ class Protect(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        self.methods = [methods] if isinstance(methods, Intervention) else list(methods)
+        self.methods: list[Any] = list(methods) if isinstance(methods, (list, tuple)) else [methods]
         if unexpected or not all(isinstance(method, Intervention) for method in self.methods):
             raise IllegalConfiguration(
                 "Protect takes interventions: callback=pliant.sb3.Protect(pliant.ContinualBackprop()), an instance of "

@@ -115,8 +115,8 @@ def diagnose_agent(
     views = _chosen(networks_of(parts.family, policy), networks)
     if parts.family == "actor_critic" and agent.use_sde:
         raise NotYetSupported(
-            f"{parts.kind} with use_sde=True keeps a noise matrix with the graph of its last step, so that its networks "
-            "cannot be copied: its fresh twins cannot be made."
+            f"{parts.kind} with use_sde=True keeps a noise matrix with the graph of its last step: its networks cannot "
+            "be copied, so that there are no fresh twins."
         )
     states = states_of(agent, num_states, env=env, seed=seed)
     if parts.family == "recurrent":
@@ -198,8 +198,8 @@ def probe_agent(
         )
     if parts.family == "actor_critic" and agent.use_sde:
         raise NotYetSupported(
-            f"{parts.kind} with use_sde=True keeps a noise matrix with the graph of its last step, so that its networks "
-            "cannot be copied, nor can copies learn."
+            f"{parts.kind} with use_sde=True keeps a noise matrix with the graph of its last step: its networks cannot "
+            "be copied, and copies are what the probe trains."
         )
     view = _chosen(networks_of(parts.family, agent.policy), network)[network]
     states = states_of(agent, num_states, env=env)
