@@ -134,7 +134,8 @@ def smoke(agent: str, method: str) -> str:
     try:
         trained.learn(steps, callback=protect)
     except pliant.NotYetSupported as error:
-        assert str(error).startswith(method), f"{agent} refuses {method} without naming it: {error}"
+        if not str(error).startswith(method):
+            raise
         return f"refused: {error}"
     handle = protect.handle
     if METHODS[method].needs_boundary:
