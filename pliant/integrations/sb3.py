@@ -143,8 +143,8 @@ class Protect(BaseCallback):
     # ---- events of Stable-Baselines3 ----
     def _init_callback(self) -> None:
         agent = self.model
-        other = _PROTECTED.get(agent)
-        if other is not None and other() not in (None, self):
+        other = _PROTECTED.get(agent, lambda: None)()
+        if other is not None and other is not self and other.handle.is_attached:
             raise IllegalConfiguration(
                 "another Protect is attached to this agent: give all methods to one of them and pass that one to every "
                 "learn(), or call detach() on the other first."
@@ -184,6 +184,7 @@ class Protect(BaseCallback):
         if self.targets == "copy":
             handle.also_remove([_Ends(follow(handle, parts.models, parts.targets))])
         self._handle, self._parts, self._agent = handle, parts, weakref.ref(agent)
+        self._logged = -1, {}
         _PROTECTED[agent] = weakref.ref(self)
         if self._monitor is not None and self._wants_twin:
             self._monitor.without_twin(

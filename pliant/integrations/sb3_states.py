@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import BaseBuffer
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
 
 from pliant.agents.observations import as_tensors
@@ -77,8 +77,9 @@ def states_of(agent: BaseAlgorithm, num: int, *, env: Any = None, seed: int = 0)
     Args:
         agent: The agent.
         num: How many; fewer where the buffer holds fewer.
-        env: An environment for a rollout of its present policy, exploring as in training. ``None``: its buffer, which
-            holds the last rollout, or a random choice out of all replayed experience.
+        env: An environment for a rollout of its present policy, exploring as in training, with observations normalised
+            as in training. ``None``: its buffer, which holds the last rollout, or a random choice out of all replayed
+            experience.
         seed: Of that choice, and of the rollout.
 
     Raises:
@@ -150,19 +151,25 @@ def _rolled_out(agent: Any, env: Any, num: int, seed: int) -> States:
             f"the environment has the spaces {vector.observation_space} and {vector.action_space}, the agent "
             f"{agent.observation_space} and {agent.action_space}."
         )
+    normal = agent._vec_normalize_env if unwrap_vec_normalize(vector) is None else None
+
+    def seen_by_agent(observation: Any) -> Any:
+        """As in training: an agent that learns on normalised observations gets them here, too."""
+        return _copied(observation if normal is None else normal.normalize_obs(observation))
+
     vector.seed(seed)
     flags = [(module, module.training) for module in agent.policy.modules()]
     state: Any = None
     starts = np.ones(vector.num_envs, dtype=bool)
     rounds = -(-num // vector.num_envs)
-    seen: list[Any] = [vector.reset()]
+    seen: list[Any] = [seen_by_agent(vector.reset())]
     actions, rewards, ends = [], [], []
     try:
         for _ in range(rounds):
-            action, state = agent.predict(_copied(seen[-1]), state=state, episode_start=starts, deterministic=False)
+            action, state = agent.predict(seen[-1], state=state, episode_start=starts, deterministic=False)
             observation, reward, starts, infos = vector.step(action)
             truncated = [bool(info.get("TimeLimit.truncated")) for info in infos]
-            seen.append(_copied(observation))
+            seen.append(seen_by_agent(observation))
             actions.append(action)
             rewards.append(np.asarray(reward, dtype=np.float32))
             ends.append(np.asarray(starts) & ~np.asarray(truncated))

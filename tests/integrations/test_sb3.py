@@ -17,6 +17,7 @@ from zoo_sb3 import CONTINUOUS, DISCRETE, SB3, VECTOR, RandomEnv, sb3
 import pliant
 from pliant import IllegalConfiguration, NoEffect, NotYetSupported
 from pliant.agents import parts_of_agent
+from pliant.integrations.sb3_states import states_of
 from pliant.interventions import L2, ContinualBackprop, FeatureNorm, InsertNormalization, ReDo
 from pliant.units.init import initialisers
 
@@ -110,7 +111,12 @@ AGENTS: dict[str, tuple[Any, int, list[int], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", AGENTS)
+def some_wide(names: Any, wide: tuple[str, ...]) -> list[Any]:
+    """The others are enough where time is short."""
+    return [pytest.param(name, marks=[pytest.mark.wide] if name in wide else []) for name in names]
+
+
+@pytest.mark.parametrize("name", some_wide(AGENTS, ("a2c", "ddpg", "maskable", "qrdqn", "dqn")))
 def test_the_networks_of_an_agent_are_found_and_protected(name):
     make, steps, clocks, groups = AGENTS[name]
     agent = make()
@@ -309,14 +315,14 @@ def resumed(agent: Any, case: str, **more: Any) -> dict[str, torch.Tensor]:
     env = RandomEnv(SB3[case].observation, SB3[case].action)
     env.reset(seed=3)
     agent.set_env(env)
-    agent.learn(64, reset_num_timesteps=False, **more)
+    agent.learn(30, reset_num_timesteps=False, **more)
     return weights(agent)
 
 
 @pytest.mark.parametrize(("make", "case"), [(ppo, "ppo"), (sac, "sac")])
 def test_a_saved_agent_goes_on_bit_by_bit_where_the_same_methods_are_attached(make, case, tmp_path):
-    agent, protect = make(), pliant.sb3.Protect([EAGER, L2(1e-3)], seed=4, log_every=5, budget=None)
-    agent.learn(64, callback=protect)
+    agent, protect = make(), pliant.sb3.Protect([EAGER, L2(1e-3)], seed=4, monitor="dead_fraction", log_every=10)
+    agent.learn(40, callback=protect)
     agent.save(tmp_path / "agent.zip")
     if case == "sac":
         agent.save_replay_buffer(tmp_path / "buffer.pkl")
@@ -328,13 +334,15 @@ def test_a_saved_agent_goes_on_bit_by_bit_where_the_same_methods_are_attached(ma
             loaded.load_replay_buffer(tmp_path / "buffer.pkl")
         return loaded
 
-    again = pliant.sb3.Protect([EAGER, L2(1e-3)], seed=9, log_every=5, budget=None)
+    again = pliant.sb3.Protect([EAGER, L2(1e-3)], seed=9, monitor="dead_fraction", log_every=10)
     assert same(resumed(load(), case, callback=again), expected)
     assert again.handle.num_steps == protect.handle.num_steps
     assert {k: int(v) for k, v in again.handle.num_resets.items()} == {
         k: int(v) for k, v in protect.handle.num_resets.items()
     }
     assert [reading.step for reading in again.monitor.history] == [r.step for r in protect.monitor.history]
+    if case == "sac":
+        return
     by_hand = load()
     pliant.attach(by_hand, [EAGER, L2(1e-3)])
     assert same(resumed(by_hand, case), expected)
@@ -514,7 +522,13 @@ def test_dormancy_is_counted_over_the_agents_own_states():
     assert elsewhere.source == "512 states of a rollout in the given environment"
 
 
-@pytest.mark.parametrize("name", ["sac_dict", "td3", "dqn", "qrdqn", "tqc", "recurrent", "maskable", "ppo_image"])
+@pytest.mark.parametrize(
+    "name",
+    some_wide(
+        ["sac_dict", "recurrent", "qrdqn", "td3", "dqn", "tqc", "maskable", "ppo_image"],
+        ("td3", "dqn", "tqc", "maskable", "ppo_image"),
+    ),
+)
 def test_all_families_can_be_diagnosed(name):
     make, steps, *_ = AGENTS[name]
     agent = make()
@@ -542,14 +556,14 @@ def test_a_value_function_that_cannot_learn_is_found_by_the_probe():
     with torch.no_grad():
         agent.policy.value_net.bias.fill_(500.0)
     before = weights(agent)
-    fine = pliant.sb3.probe(agent, steps=150, seeds=3, num_states=32, batch_size=32)
+    fine = pliant.sb3.probe(agent, steps=80, seeds=3, num_states=32, batch_size=32)
     assert fine.outcome in ("no difference shown", "better"), fine
     with torch.no_grad():
         for layer in agent.policy.mlp_extractor.value_net:
             if isinstance(layer, nn.Linear):
                 layer.weight.zero_()
                 layer.bias.fill_(20.0)  # saturated: no gradient, and the same for all states
-    blind = pliant.sb3.probe(agent, steps=150, seeds=3, num_states=32, batch_size=32)
+    blind = pliant.sb3.probe(agent, steps=80, seeds=3, num_states=32, batch_size=32)
     assert blind.outcome == "worse", blind
     assert blind.config["reset_head"] == "value_net"
     assert same(
@@ -569,6 +583,26 @@ def test_states_must_come_from_somewhere():
     assert off.source.startswith("40 states of a rollout")
     with pytest.raises(IllegalConfiguration, match="has the networks critic"):
         pliant.sb3.probe(SB3["dqn"].make(), network="actor")
+
+
+def test_a_new_rollout_is_normalised_as_in_training():
+    vector = sb3.common.vec_env.VecNormalize(sb3.common.vec_env.DummyVecEnv([lambda: RandomEnv(VECTOR, DISCRETE)]))
+    agent = agent_of(sb3.PPO, env=vector, **ROLLOUT)
+    agent.learn(64)
+    vector.obs_rms.mean += 100.0
+    plain = states_of(agent, 20, env=RandomEnv(VECTOR, DISCRETE)).observations
+    assert float(plain.max()) == -10.0, "far below the mean, and clipped there"
+
+
+def test_gsde_leaves_the_layer_alone_that_feeds_its_noise():
+    agent = agent_of(sb3.SAC, action=CONTINUOUS, use_sde=True, **REPLAY)
+    protect = pliant.sb3.Protect(EAGER, monitor=False)
+    agent.learn(50, callback=protect)
+    groups = {group.name for group in protect.handle.units if group.site == "hidden"}
+    assert groups == {"actor.latent_pi.0", "critic.qf0.0", "critic.qf0.2", "critic.qf1.0", "critic.qf1.2"}
+    for look in (pliant.sb3.diagnose, pliant.sb3.probe):
+        with pytest.raises(NotYetSupported, match="use_sde=True"):
+            look(agent)
 
 
 def test_the_zoo_has_the_spaces_that_examples_are_drawn_from():
