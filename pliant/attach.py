@@ -31,7 +31,7 @@ _HANDLES: WeakKeyDictionary[nn.Module, WeakSet[Handle]] = WeakKeyDictionary()
 
 def attach(
     model: Models | Agent,
-    optimizer: Optimizer | Sequence[Optimizer] | Intervention | Sequence[Intervention],
+    optimizer: Optimizer | Sequence[Optimizer] | Intervention | Sequence[Intervention] | None = None,
     methods: Intervention | Sequence[Intervention] | None = None,
     *,
     example_inputs: Any = None,
@@ -118,6 +118,8 @@ def attach(
         >>> handle.detach()
     """
     if is_agent(model):
+        if methods is not None and optimizer is not None:
+            raise IllegalConfiguration("the optimizers of an agent are found by themselves: attach(agent, methods).")
         return _attach_agent(
             model,
             optimizer if methods is None else methods,
@@ -129,7 +131,7 @@ def attach(
             moments=moments,
             measure_change=measure_change,
         )
-    if methods is None:
+    if methods is None or optimizer is None:
         raise IllegalConfiguration(
             "attach needs a model, its optimizer and the methods; only an agent of Stable-Baselines3 is attached to "
             "without naming optimizers."

@@ -280,6 +280,13 @@ def test_what_is_no_callback_of_methods_is_refused():
         ppo().learn(64, callback=pliant.sb3.Protect)  # the class, which Stable-Baselines3 takes for a function
     with pytest.raises(IllegalConfiguration, match="needs a model, its optimizer and the methods"):
         pliant.attach(nn.Linear(2, 2), EAGER)
+    agent = ppo()
+    with pytest.raises(IllegalConfiguration, match=r"found by themselves: attach\(agent, methods\)"):
+        pliant.attach(agent, agent.policy.optimizer, EAGER)
+    handle = pliant.attach(agent, methods=EAGER, dry_run=True)
+    agent.learn(64)
+    assert len(handle.events)
+    assert "_setup_learn" not in vars(agent), "a dry run protects nothing"
 
 
 def test_an_algorithm_of_ones_own_says_what_to_do():
