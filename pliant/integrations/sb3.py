@@ -98,8 +98,8 @@ class Protect(BaseCallback):
         self.methods: list[Any] = list(methods) if isinstance(methods, (list, tuple)) else [methods]
         if unexpected or not all(isinstance(method, Intervention) for method in self.methods):
             raise IllegalConfiguration(
-                "Protect takes an intervention or a list of them: pass callback=pliant.sb3.Protect(method), an instance "
-                "of Protect, with instances of methods, such as pliant.ContinualBackprop()."
+                "Protect takes an intervention or a list of them: callback=pliant.sb3.Protect(method), which is an "
+                "instance of Protect, with instances of methods such as pliant.ContinualBackprop()."
             )
         if targets not in get_args(Targets):
             raise IllegalConfiguration(f"Protect: targets is one of {get_args(Targets)}, not {targets!r}.")

@@ -274,9 +274,9 @@ def test_a_run_that_ends_before_the_first_gradient_step_is_refused():
 
 
 def test_what_is_no_callback_of_methods_is_refused():
-    with pytest.raises(IllegalConfiguration, match="an instance of Protect, with instances"):
+    with pytest.raises(IllegalConfiguration, match="instance of Protect, with instances"):
         pliant.sb3.Protect(ContinualBackprop)
-    with pytest.raises(IllegalConfiguration, match="an instance of Protect, with instances"):
+    with pytest.raises(IllegalConfiguration, match="instance of Protect, with instances"):
         ppo().learn(64, callback=pliant.sb3.Protect)  # the class, which Stable-Baselines3 takes for a function
     with pytest.raises(IllegalConfiguration, match="needs a model, its optimizer and the methods"):
         pliant.attach(nn.Linear(2, 2), EAGER)
