@@ -104,7 +104,7 @@ class ChangingMass(ChangingModel):
         total_steps: int | None = None,
     ) -> None:
         self._bodies = bodies
-        super().__init__(env, schedule, seed=seed, num_envs=num_envs, total_steps=total_steps)
+        super().__init__(env, schedule, seed=seed, num_envs=num_envs, total_steps=total_steps, bodies=bodies)
 
     def _check(self) -> None:
         model = self._model

@@ -7,6 +7,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 import gymnasium
+from gymnasium.utils import RecordConstructorArgs
 
 from pliant.bench.rl.environments.schedule import Clock, ShiftSchedule
 from pliant.bench.streams.base import require
@@ -22,7 +23,7 @@ def layers(environment: Any) -> list[Any]:
     return found
 
 
-class Changing(gymnasium.Wrapper[Any, Any, Any, Any]):
+class Changing(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Base of the wrappers; a subclass says what changes and how it is put back.
 
     A change that takes effect at once comes between two steps: what the step before it returns is the last of the old
@@ -39,6 +40,7 @@ class Changing(gymnasium.Wrapper[Any, Any, Any, Any]):
         seed: Of the values. Environments that shall change alike have the same one.
         num_envs: How many environments step together, so that each counts the steps of all.
         total_steps: Steps of the run, summed over all environments: if the schedule does not fit, that is said now.
+        **more: Arguments of a subclass, for the environment's ``spec``.
 
     Attributes:
         clock: counts the steps, and the phases.
@@ -64,7 +66,11 @@ class Changing(gymnasium.Wrapper[Any, Any, Any, Any]):
         seed: int = 0,
         num_envs: int = 1,
         total_steps: int | None = None,
+        **more: Any,
     ) -> None:
+        # so that gymnasium.make(environment.spec) makes the same again
+        arguments = {"schedule": schedule, "seed": seed, "num_envs": num_envs, "total_steps": total_steps, **more}
+        RecordConstructorArgs.__init__(self, **arguments)
         super().__init__(env)
         require(isinstance(schedule, ShiftSchedule), self, f"schedule={schedule!r} is no ShiftSchedule")
         require(num_envs >= 1, self, f"num_envs={num_envs!r} must be 1 or more")

@@ -99,7 +99,8 @@ class ChangingWind(ChangingModel):
         require(usable, self, f"viscosity={viscosity!r} must be zero or more")
         self._direction = np.asarray(direction) / length
         self._medium = density, viscosity
-        super().__init__(env, schedule, seed=seed, num_envs=num_envs, total_steps=total_steps)
+        more = {"direction": direction, "density": density, "viscosity": viscosity}
+        super().__init__(env, schedule, seed=seed, num_envs=num_envs, total_steps=total_steps, **more)
 
     def _check(self) -> None:
         option = self._model.opt

@@ -10,6 +10,7 @@ from typing import Any, final
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 
 from pliant.bench.rl.environments.changing import Changing
 from pliant.bench.rl.environments.parameters import Together
@@ -48,7 +49,7 @@ class Preset:
 
 
 @final
-class ZeroPadded(gymnasium.ObservationWrapper[Any, Any, Any]):
+class ZeroPadded(gymnasium.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
     """Observations followed by zeros, so that a network has as many inputs as it had in a published setting.
 
     How many inputs there are decides how large the first weights are at the beginning.
@@ -59,6 +60,7 @@ class ZeroPadded(gymnasium.ObservationWrapper[Any, Any, Any]):
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], zeros: int) -> None:
+        RecordConstructorArgs.__init__(self, zeros=zeros)
         super().__init__(env)
         space = env.observation_space
         assert isinstance(space, spaces.Box)
@@ -185,8 +187,7 @@ def make(
         **options: Of the environment (``gymnasium.make``), over those of the setting.
 
     Returns:
-        The environment of Gymnasium in its wrappers, the changing one outermost (in the published setting, behind
-        zeros).
+        The environment of Gymnasium in its wrappers, the changing one outermost.
 
     Raises:
         IllegalConfiguration: for a name or setting that does not exist, or a schedule that does not fit.
@@ -214,7 +215,7 @@ def make(
     given = {**preset.options, **options}
     made = [_made(each, given, seed, index) for each in preset.ids]
     inner: Any = made[0] if len(made) == 1 else made
-    if published and preset.zeros:
+    if published and preset.zeros and not set(options) & set(preset.options):
         inner = ZeroPadded(inner, preset.zeros)
     # by name, because most wrappers need MuJoCo, and classic control does not
     wrap: type[Changing] = getattr(import_module("pliant.bench.rl.environments"), preset.wrap)

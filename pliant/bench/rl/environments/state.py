@@ -81,6 +81,8 @@ def load_environment_state(environment: Any, state: dict[str, Any]) -> None:
             return
         if "own" in layer_state:
             layer.load_state_dict(layer_state["own"])
+        if isinstance(layer, wrappers.PassiveEnvChecker):  # it looks at the first steps of an environment's life
+            layer.checked_reset = layer.checked_step = layer.checked_data_reuse = True
         for name, value in layer_state.get("counts", {}).items():
             setattr(layer, name, list(value) if isinstance(value, list) else value)
     _load_base(base, state["base"])

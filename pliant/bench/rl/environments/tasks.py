@@ -80,6 +80,11 @@ class SwitchingTasks(Changing):
         self.observation_space = spaces.Box(min(*lows, 0.0), max(*highs, 0.0), (longest,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (max(widths),), np.float32)
 
+    @property
+    def spec(self) -> None:  # type: ignore[override]
+        """None: no single specification makes several environments."""
+        return None
+
     def _read(self) -> int:
         return 0
 
