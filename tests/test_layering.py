@@ -123,9 +123,17 @@ def test_reports_read_records_and_nothing_else():
         assert outside(path) <= {"numpy", "rich"}, path
 
 
+AGENTS = sorted((PACKAGE / "bench" / "rl").rglob("*.py"))
+
+
 def test_only_these_packages_are_imported_at_all():
-    used = set().union(*(outside(path) for path in MODULES))
+    used = set().union(*(outside(path) for path in MODULES if path not in AGENTS))
     assert used == {"torch", "numpy", "rich", "tyro"}, "the core has four dependencies"
+
+
+def test_reinforcement_learning_imports_its_own_extra_only():
+    used = set().union(*(outside(path) for path in AGENTS))
+    assert used <= {"torch", "numpy", "gymnasium", "mujoco", "stable_baselines3"}
 
 
 @pytest.mark.parametrize(
