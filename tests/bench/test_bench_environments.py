@@ -442,6 +442,8 @@ def test_a_memory_that_is_not_known_is_not_forgotten():
     averaged.reset(seed=0)
     with pytest.raises(NotYetSupported, match="NormalizeObservation has a memory"):
         environment_state(averaged)
+    with pytest.raises(NotYetSupported, match="StickyAction has a memory"):
+        environment_state(gymnasium.wrappers.StickyAction(gymnasium.make("CartPole-v1"), 0.5))
     with pytest.raises(NotYetSupported, match="Counting has a memory"):
         environment_state(sensors())
     with pytest.raises(IllegalConfiguration, match="has a PermutedSensors in its place"):
@@ -456,6 +458,12 @@ def test_a_specification_makes_the_same_again(name: str):
     assert (again.schedule, again.seed, again.value) == (environment.schedule, 5, environment.value)
 
 
+def test_wrappers_that_only_transform_are_known():
+    clipped = gymnasium.wrappers.ClipAction(gymnasium.wrappers.ClipReward(make("changing_pendulum"), -1.0, 1.0))
+    clipped.reset()
+    environment_state(clipped)
+
+
 def test_slippery_ant_as_published():
     environment = make("slippery_ant", seed=1, setting="paper")
     schedule = environment.schedule
@@ -467,6 +475,11 @@ def test_slippery_ant_as_published():
     _, reward, _, _, info = environment.step(np.full(8, 0.5, dtype=np.float32))
     assert reward == pytest.approx(info["x_velocity"] + 1.0 - 0.5 * 8 * 0.25)
     assert make("slippery_ant").observation_space.shape == (27,)
+    other = make("slippery_ant", seed=1, setting="paper")
+    load_environment_state(other, environment_state(environment))
+    one, same = (each.step(np.full(8, -0.5, dtype=np.float32)) for each in (environment, other))
+    assert one[0].tolist() == same[0].tolist()
+    assert one[1] == same[1]
 
 
 def test_a_picture_is_permuted_as_a_whole():
