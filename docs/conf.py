@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = "Pliant"
 html_show_sphinx = False
 html_copy_source = False
+html_show_search_summary = False  # it would fetch pages, which browsers refuse to do from a folder
 html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath", "attrs_inline"]
