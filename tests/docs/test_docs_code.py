@@ -32,7 +32,9 @@ SMALL_RUN = "run random_label_digits --tasks 2 --seeds 2 --set stream.num_epochs
 def pages() -> list[str]:
     """Pages with something to run."""
     found = [path for path in DOCS.rglob("*.md") if "_build" not in path.parts]
-    names = [str(path.relative_to(DOCS)) for path in found if re.search(r"^```(python|sh)\n", path.read_text("utf-8"), re.M)]
+    names = [
+        str(path.relative_to(DOCS)) for path in found if re.search(r"^```(python|sh)\n", path.read_text("utf-8"), re.M)
+    ]
     return sorted(name for name in names if name not in ELSEWHERE and not name.startswith("methods/"))
 
 
