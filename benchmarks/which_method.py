@@ -154,14 +154,17 @@ def _key(label: str, known: Iterable[str]) -> str:
     """The name of the method that a label begins with or is."""
     plain = label.lower().replace(" ", "_").replace("-", "_")
     names = {name.replace("_", ""): name for name in known}
-    special = {"inserted_layernorm": "insert_normalization", "inserted_dropout": "insert_dropout"}
-    special |= {"adaptive_normalisation": "adaptive_normalization", "l2_er": "l2_effective_rank"}
-    special |= {
-        "layernorm,_normalise_and_project": "normalize_and_project",
+    special = {
         "adam_with_equal_betas": "adam_equal_betas",
+        "adaptive_normalisation": "adaptive_normalization",
+        "fresh_network_per_task": "fresh_start",
+        "inserted_dropout": "insert_dropout",
+        "inserted_layernorm": "insert_normalization",
+        "l2_er": "l2_effective_rank",
+        "layernorm": "insert_normalization",
+        "layernorm,_normalise_and_project": "normalize_and_project",
+        "optimizer_reset,_momentum_0.9": "optimizer_reset",
     }
-    special |= {"fresh_network_per_task": "fresh_start", "optimizer_reset,_momentum_0.9": "optimizer_reset"}
-    special |= {"layernorm": "insert_normalization"}
     return special.get(plain, names.get(plain.replace("_", ""), snake_case(label)))
 
 
