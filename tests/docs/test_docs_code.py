@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+import pliant
 from pliant.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -90,3 +93,13 @@ def test_the_commands_of_all_pages_exist(capsys):
                     seen += 1
     capsys.readouterr()
     assert seen > 25
+
+
+def test_every_public_name_has_an_example():
+    without = []
+    for module in ("pliant", *(f"pliant.{name}" for name in pliant._MODULES)):
+        for name in import_module(module).__all__:
+            value = getattr(import_module(module), name)
+            if callable(value) and ">>>" not in (inspect.getdoc(value) or ""):
+                without.append(f"{module}.{name}")
+    assert without == []
