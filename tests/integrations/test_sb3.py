@@ -71,6 +71,23 @@ def test_a_reset_unit_of_ppo_is_drawn_as_it_was_born():
     assert parts_of_agent(sac()).init is None, "these draw what PyTorch's layers draw"
 
 
+def test_moments_begin_where_the_agents_own_optimizer_lets_them_begin():
+    from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
+    agent = agent_of(sb3.A2C, n_steps=8, policy_kwargs={"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {}})
+    handle, fresh = pliant.attach(agent, EAGER), []
+    tensors, state = dict(agent.policy.named_parameters()), agent.policy.optimizer.state
+
+    def look(event: Any) -> None:
+        for piece in handle.units[event.group].slices:
+            rows = piece.positions()[list(event.units)].flatten()
+            fresh.append(state[tensors[piece.name]]["square_avg"].index_select(piece.dim, rows).flatten())
+
+    handle.events.subscribe(look)
+    agent.learn(120)
+    assert bool((torch.cat(fresh) == 1).all()), "TensorFlow's RMSprop starts at one"
+
+
 # ---- the callback ----
 class Recorded(Logger):
     """A logger that keeps what was dumped."""
