@@ -19,6 +19,7 @@ DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 ELSEWHERE = {
+    "environments.md": "bench/test_bench_environments_page.py",
     "diagnosis.md": "diagnosis/test_diagnosis.py",
     "manifolds.md": "manifolds/test_manifolds_page.py",
     "monitor.md": "monitor/test_monitor_readings.py",
