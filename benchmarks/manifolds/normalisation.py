@@ -110,11 +110,13 @@ PRESETS: Mapping[str, Preset] = {
     "images": Preset(
         "cifar100_subset",
         {**MINI, "vit": {**MINI["vit"], "patch": 8}},
+        num_tasks=12,
         num_examples=0,
         num_epochs=1,
         batch_size=25,
         lr=dict.fromkeys(NETWORKS, 0.01),
-        every=5,
+        every=3,
+        num_fresh=3,
     ),
     "cifar100": Preset(
         "cifar100", dict(PUBLISHED), 20, 0, 100, 128, _LR, 0.1, 1.0, num_seen=500, every=1, augment=True

@@ -9,7 +9,7 @@ import pytest
 import torch
 import zoo
 from nets import doubled, net, stationary, tanh_net
-from torch import Tensor, nn
+from torch import nn
 
 from pliant import manifolds
 from pliant.errors import IllegalConfiguration, NotYetSupported
