@@ -50,7 +50,7 @@ class Preset:
     """All settings.
 
     Attributes:
-        data: ``"digits"`` with random labels, or ``"cifar10"`` or ``"cifar100"``.
+        data: ``"digits"`` with random labels, or one of ``IMAGE_SETS``.
         num_examples: As many are learnt, at most.
         sizes: Sizes of the base.
         norms: Norm of each network.
@@ -63,7 +63,6 @@ class Preset:
         dropout: Its rate, where it is the treatment.
         sigma: Of the noise: of the published kind, and of ``noise_small``.
         measured_at: Steps at which the distance is measured, beside the last.
-        subset: Training images of each class, where CIFAR's files hold fewer than the original.
     """
 
     data: str = "digits"
@@ -81,8 +80,14 @@ class Preset:
     dropout: float = 0.1
     sigma: float = 0.05
     measured_at: Sequence[int] = (0, 1, 3, 10, 30, 100, 300)
-    subset: int = 0
 
+
+IMAGE_SETS: Mapping[str, tuple[str, int]] = {
+    "cifar10": ("cifar10", 0),
+    "cifar100": ("cifar100", 0),
+    "cifar100_subset": ("cifar100", 100),
+}
+"""Name of the files, and how many training images of each class they have, where that is fewer than the original."""
 
 PRESETS: Mapping[str, Preset] = {
     "mini": Preset(),
@@ -141,9 +146,10 @@ def problem_of(preset: Preset, seed: int) -> Problem:
     if preset.data == "digits":
         task = RandomLabelDigits(num_examples=preset.num_examples).task(0, seed)
         return task.inputs.double().unflatten(1, (1, 8, 8)), task.targets, (1, 8, 8), 10
-    found = load_images(preset.data, subset=preset.subset)
+    name, subset = IMAGE_SETS[preset.data]
+    found = load_images(name, subset=subset)
     x = scaled(found.train_images[: preset.num_examples], "half", 255, (), ())
-    return x.double(), found.train_labels[: preset.num_examples], (3, 32, 32), IMAGES[preset.data].num_classes
+    return x.double(), found.train_labels[: preset.num_examples], (3, 32, 32), IMAGES[name].num_classes
 
 
 def batches(count: int, size: int, steps: int, *key: int) -> Iterator[Tensor]:

@@ -25,7 +25,20 @@ import torch  # noqa: E402
 from benchmarks.prediction.study import environment, rounded  # noqa: E402
 from pliant.bench.streams.base import generator  # noqa: E402
 
-__all__ = ["EXPECTATIONS", "ROOT", "Records", "Study", "changed", "drawn", "expected", "main", "rounded", "seeded"]
+__all__ = [
+    "EXPECTATIONS",
+    "RESULTS",
+    "ROOT",
+    "Records",
+    "Study",
+    "changed",
+    "drawn",
+    "expected",
+    "main",
+    "rounded",
+    "seeded",
+    "usable",
+]
 
 EXPECTATIONS = ROOT / "benchmarks" / "manifolds" / "expectations.json"
 RESULTS = ROOT / "benchmarks" / "results" / "manifolds"

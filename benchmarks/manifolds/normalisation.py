@@ -177,6 +177,17 @@ class Learner:
         self.noise = NoiseBurst(preset.sigma, sys.maxsize, noise_seed) if cell["noise"] else None
         self.step = 0
 
+    def update(self, x: Tensor, y: Tensor, outputs: Tensor) -> Tensor:
+        """One step; returns the logits of the task's classes before it."""
+        logits = self.model(x)[:, outputs]
+        self.optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(logits, y).backward()
+        if self.noise is not None:
+            self.noise(self.model, self.step)
+        self.optimizer.step()
+        self.step += 1
+        return logits.detach()
+
     def learn(self, task: Task, device: torch.device) -> dict[str, float | None]:
         """Learn a task with a head of zeros; accuracy while learning, after it, and on held-out examples."""
         model, outputs = self.model, torch.tensor(task.active_outputs, device=device)
@@ -191,14 +202,9 @@ class Learner:
                 if len(rows) < 2:
                     continue  # batch norm has no variance of one example
                 chosen = rows.to(device)
-                logits = model(task.augmented(x[chosen], epoch, place))[:, outputs]
-                self.optimizer.zero_grad(set_to_none=True)
-                F.cross_entropy(logits, y[chosen]).backward()
-                if self.noise is not None:
-                    self.noise(model, self.step)
-                self.optimizer.step()
-                right += (logits.detach().argmax(1) == y[chosen]).sum()
-                seen, self.step = seen + len(rows), self.step + 1
+                logits = self.update(task.augmented(x[chosen], epoch, place), y[chosen], outputs)
+                right += (logits.argmax(1) == y[chosen]).sum()
+                seen += len(rows)
         assert task.test_inputs is not None
         assert task.test_targets is not None
         tests = torch.searchsorted(outputs, task.test_targets.to(device))
