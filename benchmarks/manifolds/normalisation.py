@@ -271,6 +271,12 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, outputs: Tensor) -> float:
     return float(right.float().mean())
 
 
+def _texts(records: list[dict[str, Any]], preset: Preset) -> dict[Path, str]:
+    """The page of the digits has what real images said, too."""
+    real = STUDY.records("images").all() if preset == PRESETS["mini"] else []
+    return normalisation_page.texts(records, preset, real, PRESETS["images"])
+
+
 STUDY = Study(
     "normalisation",
     __doc__ or "",
@@ -278,7 +284,7 @@ STUDY = Study(
     cells,
     lambda cell: str(cell["network"]),
     one,
-    normalisation_page.texts,
+    _texts,
 )
 
 if __name__ == "__main__":
