@@ -148,13 +148,13 @@ MEASURES: Mapping[str, tuple[Callable[..., Row], Sequence[str], tuple[int, int]]
 }
 
 
-def apart(study: str, what: str, size: int, preset: str, device: str) -> Row:
-    """A measurement in a process of its own, whose memory is nobody else's."""
-    command = [sys.executable, __file__, "measure", study, what, str(size), preset, "--device", device]
+def apart(study: str, what: str, preset: str, device: str) -> list[Row]:
+    """Both batches in a process of their own, whose memory is nobody else's; the larger one comes second."""
+    command = [sys.executable, __file__, "measure", study, what, preset, "--device", device]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    found: Row = json.loads(done.stdout.splitlines()[-1])
+    found: list[Row] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -163,7 +163,7 @@ def forecast(study: str, what: str, preset: str, device: str) -> Row:
     from benchmarks.manifolds import bit_flips, cloning, normalisation
 
     sizes = MEASURES[study][2]
-    found = [apart(study, what, size, preset, device) for size in sizes]
+    found = apart(study, what, preset, device)
     line = {key: [row[key] for row in found] for key in found[0]}
     row: Row = {"study": study, "preset": preset, "what": what, "sizes": list(sizes), "measured": line}
     if study == "normalisation":
@@ -244,10 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure in this process, or all of them in processes of their own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("measure", help="one network and batch size; prints JSON")
+    one = commands.add_parser("measure", help="one network; prints JSON")
     one.add_argument("study", choices=list(MEASURES))
     one.add_argument("what")
-    one.add_argument("size", type=int)
     one.add_argument("preset")
     run = commands.add_parser("run", help="everything")
     run.add_argument("--only", nargs="+", choices=list(MEASURES), default=list(MEASURES))
@@ -256,8 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.command == "measure":
-        measure = MEASURES[options.study][0]
-        print(json.dumps(measure(options.what, options.size, usable(options.device), options.preset)))
+        measure, _, sizes = MEASURES[options.study]
+        device = usable(options.device)
+        print(json.dumps([measure(options.what, size, device, options.preset) for size in sizes]))
         return 0
     kept = json.loads(FILE.read_text(encoding="utf-8"))["rows"] if FILE.exists() else []
     rows = [row for row in kept if row["study"] not in options.only]
