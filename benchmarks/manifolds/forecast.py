@@ -85,8 +85,8 @@ def measure_normalisation(network: str, size: int, device: torch.device, preset:
     outputs = outputs.to(device)
     seconds = timed(lambda: learner.update(x, y, outputs), device)
     training = peak(device)
-    start = time.perf_counter() if device.type != "cpu" else time.process_time()
     units = study.units_of(learner.model, cell, x[:4])
+    start = time.perf_counter() if device.type != "cpu" else time.process_time()
     study.symptoms(learner.model, x, lambda output: torch.nn.functional.cross_entropy(output[:, outputs], y), units)
     now = time.perf_counter() if device.type != "cpu" else time.process_time()
     return {"step": seconds, "step_gb": training, "look": now - start, "look_gb": peak(device)}
@@ -141,11 +141,15 @@ def measure_bit_flips(width: str, size: int, device: torch.device, preset: str) 
     return {**found, "gb": peak(device)}
 
 
-MEASURES: Mapping[str, tuple[Callable[..., Row], Sequence[str], tuple[int, int]]] = {
-    "normalisation": (measure_normalisation, list(NETWORKS), (4, 12)),
-    "cloning": (measure_cloning, list(NETWORKS), (2, 6)),
-    "bit_flips": (measure_bit_flips, ("5", "10", "50", "100"), (100, 300)),
+MEASURES: Mapping[str, tuple[Callable[..., Row], Mapping[str, tuple[int, int]]]] = {
+    "normalisation": (
+        measure_normalisation,
+        {"mlp": (16, 64), "convnet": (16, 64), "resnet": (4, 12), "vit": (4, 12)},
+    ),
+    "cloning": (measure_cloning, {"mlp": (16, 64), "convnet": (8, 32), "resnet": (2, 6), "vit": (2, 6)}),
+    "bit_flips": (measure_bit_flips, dict.fromkeys(("5", "10", "50", "100"), (100, 300))),
 }
+"""How each study is measured, and the two batches of each of its networks."""
 
 
 def apart(study: str, what: str, preset: str, device: str) -> list[Row]:
@@ -162,7 +166,7 @@ def forecast(study: str, what: str, preset: str, device: str) -> Row:
     """Hours of a run, and memory, at the published batch size."""
     from benchmarks.manifolds import bit_flips, cloning, normalisation
 
-    sizes = MEASURES[study][2]
+    sizes = MEASURES[study][1][what]
     found = apart(study, what, preset, device)
     line = {key: [row[key] for row in found] for key in found[0]}
     row: Row = {"study": study, "preset": preset, "what": what, "sizes": list(sizes), "measured": line}
@@ -250,23 +254,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one.add_argument("preset")
     run = commands.add_parser("run", help="everything")
     run.add_argument("--only", nargs="+", choices=list(MEASURES), default=list(MEASURES))
+    run.add_argument("--networks", nargs="+", help="of these studies; default: all")
     for command in (one, run):
         command.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.command == "measure":
-        measure, _, sizes = MEASURES[options.study]
-        device = usable(options.device)
+        measure, batches = MEASURES[options.study]
+        device, sizes = usable(options.device), batches[options.what]
         print(json.dumps([measure(options.what, size, device, options.preset) for size in sizes]))
         return 0
     kept = json.loads(FILE.read_text(encoding="utf-8"))["rows"] if FILE.exists() else []
-    rows = [row for row in kept if row["study"] not in options.only]
+    chosen = {(study, what) for study in options.only for what in MEASURES[study][1]}
+    chosen = {(study, what) for study, what in chosen if what in (options.networks or [what])}
+    rows = [row for row in kept if (row["study"], row["what"]) not in chosen]
     for study in options.only:
         for preset in ("cifar100", "published") if study == "normalisation" else ("published",):
-            for what in MEASURES[study][1]:
+            for what in (what for what in MEASURES[study][1] if (study, what) in chosen):
                 rows.append(forecast(study, what, preset, options.device))
                 print(json.dumps(rows[-1]), flush=True)
     if options.device == "cpu":
+        order = {name: place for place, name in enumerate((*MEASURES, *NETWORKS, "5", "10", "50", "100"))}
+        rows.sort(key=lambda row: (order[row["study"]], row["preset"], order[row["what"]]))
         told = {"rows": rows, "environment": environment()}
         FILE.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     return 0
