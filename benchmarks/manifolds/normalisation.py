@@ -53,7 +53,7 @@ class Preset:
         batch_size: Examples per step.
         lr: Step size of Adam for each network.
         dropout: Its rate, where there is some.
-        sigma: Norm of the noise on each gradient over the norm of the gradient, where there is some.
+        sigma: Norm of the noise on each gradient over the norm of the gradient, where there is some; 0: no such cells.
         num_seen: Examples of the task just learnt on which units are looked at.
         every: Tasks from one look to the next; the last is always looked at.
         augment: Whether images are shifted and mirrored, and change their colours where that was published.
@@ -115,6 +115,7 @@ PRESETS: Mapping[str, Preset] = {
         num_epochs=1,
         batch_size=25,
         lr=dict.fromkeys(NETWORKS, 0.01),
+        sigma=0.0,
         every=3,
         num_fresh=3,
     ),
@@ -134,7 +135,7 @@ def cells(preset: Preset) -> list[dict[str, Any]]:
         for network in NETWORKS
         for norm in NORMS
         for dropout in (False, True)
-        for noise in (False, True)
+        for noise in ((False, True) if preset.sigma else (False,))
     ]
 
 
