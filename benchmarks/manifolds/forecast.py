@@ -219,7 +219,9 @@ def section(study: str) -> list[str]:
     ]  # fmt: skip
     words = {
         "normalisation": "A step is one with BatchNorm, dropout and noise; memory is that of a look at "
-        "500 examples in one piece, where that is more than that of a step.",
+        "500 examples in one piece, where that is more than that of a step. Each task has 500 passes, as the published "
+        "scripts say; with 500 steps a task, as the paper's text says (`--set num_epochs=25`), `published` takes a "
+        "twentieth.",
         "cloning": "A step is one of the clone; memory has the images in double precision.",
         "bit_flips": "A step is one example with continual backprop.",
     }
@@ -228,15 +230,15 @@ def section(study: str) -> list[str]:
         "## Published sizes: a forecast",
         f"Not run to the end. `python benchmarks/manifolds/forecast.py run` (commit {told['environment']['commit']}, "
         f"PyTorch {told['environment']['torch']}, {place}) makes a few steps of each network in its published size on "
-        "random images of the published shape, with two small batches, and draws a line through both. "
-        f"{words[study]} All of `published`: {hours(total)}.",
+        "random images of the published shape, with two small batches, and draws a line through both; other work shared the machine. "
+        f"{words[study]} All of `published`: {hours(total)}; `--device cuda` runs it on an accelerator, which was not tried.",
         table(["preset", "network", "steps", "a step", unit, "runs", "all runs", "memory, GB"], lines),
     ]
 
 
 def seconds(value: float) -> str:
     """Of a step, with its unit."""
-    return f"{value:.1f} s" if value >= 1 else f"{1e3 * value:.2g} ms"
+    return f"{value:.1f} s" if value >= 1 else f"{1e3 * value:.{0 if value >= 0.01 else 1}f} ms"
 
 
 def hours(value: float) -> str:
