@@ -10,6 +10,8 @@ of the published one. Values of pixels do not matter for either. Loading images 
 left out.
 """
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import argparse
