@@ -24,6 +24,7 @@ ELSEWHERE = {
     "manifolds.md": "manifolds/test_manifolds_page.py",
     "monitor.md": "monitor/test_monitor_readings.py",
     "probe.md": "probe/test_probe_docs.py",
+    "reinforcement_learning.md": "integrations/test_reinforcement_learning_page.py",
     "spectrum.md": "spectrum/test_spectrum_page.py",
 }
 """Pages whose code is run by a test of its own, which looks at what it prints; those of methods: test_method_pages."""
