@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pliant.saving.fit import READABLE, STATE_VERSION, OnMismatch, Present, check_choice, fit
+from pliant.saving.fit import READABLE, STATE_VERSION, OnMismatch, Present, check_choice, extended, fit
 from pliant.saving.grown import fitted_model, fitted_optimizer
 from pliant.saving.leading import old_units_lead
 from pliant.saving.names import Renames, plain, shape_text
@@ -17,6 +17,7 @@ __all__ = [
     "Present",
     "Renames",
     "check_choice",
+    "extended",
     "fit",
     "fitted_model",
     "fitted_optimizer",
