@@ -334,12 +334,13 @@ def year(
         days: How many.
         seed: Of the data and the network.
         kills: The probability that a day's process is killed (and its successor again).
-        start: ``"new"``: a new Python for each process; ``"fork"``: a fork of this one, which costs less.
+        start: ``"new"``: a new Python for each process; ``"fork"``: a fork of this one, which costs less; ``"here"``:
+            in this process, where nothing can be killed.
         quiet: Whether no line is printed for a day.
         arm: Options of :class:`Day`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plan = kill_plan(days, kills, seed)
+    plan = kill_plan(days, 0.0 if start == "here" else kills, seed)
     units_of(kind)
     path = folder / "days.json"
     done = len(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else 0
@@ -359,6 +360,9 @@ def year(
 
 def _start(kind: str, folder: Path, seed: int, kill_at: int | None, start: str, arm: dict[str, bool]) -> int:
     """One process; returns how it ended."""
+    if start == "here":
+        run_day(kind, folder, seed, kill_at, **arm)
+        return 0
     if start == "new":
         command = [sys.executable, __file__, "day", "--data", kind, "--folder", str(folder), "--seed", str(seed)]
         command += [] if kill_at is None else ["--kill-at", str(kill_at)]
@@ -384,7 +388,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--days", type=int, default=365)
     parser.add_argument("--kills", type=float, default=0.3, help="probability that a day's process is killed")
-    parser.add_argument("--start", choices=["new", "fork"], default="new")
+    parser.add_argument("--start", choices=["new", "fork", "here"], default="new")
     parser.add_argument("--kill-at", type=int, help="kill the process after this step of the day")
     parser.add_argument("--no-protected", action="store_true", help="without the intervention")
     parser.add_argument("--no-watched", action="store_true", help="without monitor and live twin")
