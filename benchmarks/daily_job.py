@@ -3,17 +3,17 @@
     python benchmarks/daily_job.py --out results/daily_job       # about half an hour on one quiet core; it goes on
     python benchmarks/daily_job.py --out results/daily_job --write   # run nothing; what is there, into the repository
 
-With the first seed every day is a process of its own (a fork, which costs less than a new Python), killed with SIGKILL at
-a random step with probability 0.3, and its successor again; it is watched by the monitor and raced by the live twin. None
-of that changes a bit of the training, which a test holds it to, so that the other seeds are trained in one process. The
-arms see the same data:
+With the first seed every day is a process of its own (a fork, which costs less than a new Python), killed with SIGKILL
+at a random step with probability 0.3, and its successor again; it is watched by the monitor and raced by the live twin.
+None of that changes a bit of the training, which a test holds it to, so that the other seeds are trained in one
+process. The arms see the same data:
 
 - *protected*: the example as it is;
 - *unprotected*: the same process without the intervention;
 - *fresh*: every day a new network, trained on that day alone, as a job does that retrains.
 
-Step size and replacement rate of the example were chosen on seed 100, over 90 days: for the unprotected job the better of 1e-3
-and 3e-3 by the test loss of the last 30 days, then of the rates 1e-4 and 1e-3 the better one for each kind of data.
+Step size and replacement rate of the example were chosen on seed 100, over 90 days: for the unprotected job the better
+of 1e-3 and 3e-3 by the test loss of the last 30 days, then of the rates 1e-4 and 1e-3 the better one for each kind.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class LoggedEvent:
 
     Attributes:
         time: Seconds since 1970, when it was noted.
-        number: Which edit of the run it is, from 1; a resumed run counts on.
+        number: Which edit it is, from 1; a resumed run counts on. Of a run of edits of whole tensors, the first one's.
         event: What was done, see :class:`~pliant.events.Event`.
         dry_run: Whether it was only reported.
     """
@@ -122,7 +122,7 @@ class EditLog:
         if waiting and self._begins:
             self._begin()
         for at, entry in waiting:
-            line = _line(at, entry, self._events.dry_run)
+            line = self._line(at, entry)
             if line is None:  # no unit was hit after all
                 continue
             self._write(line)
@@ -137,7 +137,7 @@ class EditLog:
         for number, (at, run, count) in list(self._runs.items()):
             now = getattr(run, "count", 1)
             if now != count:
-                self._write(_line(at, run, self._events.dry_run))
+                self._write(self._line(at, run))
                 self._runs[number] = at, run, now
 
     def _write(self, line: dict[str, Any] | None) -> None:
@@ -155,6 +155,17 @@ class EditLog:
         except OSError as error:
             raise StorageError(f"{self.path}: the log of edits cannot be written ({error}).") from error
         self._size += len(data)
+
+    def _line(self, at: float, entry: Entry) -> dict[str, Any] | None:
+        event = entry.event()
+        if event is None:
+            return None
+        line = {"time": at, "number": entry.number, **event.to_dict()}
+        if event.output_change is not None and not math.isfinite(event.output_change):
+            line["output_change"] = None  # JSON has no NaN
+        if not event.units:
+            line["until"] = self._events.num_edits
+        return line | ({"dry_run": True} if self._events.dry_run else {})
 
     def _opened(self) -> int:
         """The file, for appending; a line that a power failure has torn is cut off."""
@@ -191,16 +202,6 @@ def _is_open(entry: Entry, step: int) -> bool:
 
 def _backup(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number}")
-
-
-def _line(at: float, entry: Entry, dry_run: bool) -> dict[str, Any] | None:
-    event = entry.event()
-    if event is None:
-        return None
-    line = {"time": at, "number": entry.number, **event.to_dict(), **({"dry_run": True} if dry_run else {})}
-    if event.output_change is not None and not math.isfinite(event.output_change):
-        line["output_change"] = None  # JSON has no NaN
-    return line
 
 
 def read_edits(path: str | Path, *, superseded: bool = False) -> list[LoggedEvent]:
@@ -240,25 +241,24 @@ def read_edits(path: str | Path, *, superseded: bool = False) -> list[LoggedEven
     files = [*(_backup(path, number) for number in numbers), *([path] if path.exists() else [])]
     if not files:
         raise RecordError(f"{path}: there is no log of edits. handle.log_to(path) writes one")
-    found: list[LoggedEvent] = []
-    places: dict[int, int] = {}
-    first = 0  # of the run that is read
+    done: list[LoggedEvent] = []  # by runs that are over
+    lines: dict[int, list[tuple[int, LoggedEvent]]] = {}  # of the run that is read: number to its lines, and until when
     for line in _lines(files):
-        if "begins" in line:
-            if line["begins"] == "new" or superseded:
-                first = len(found)
-            else:
-                found[first:] = [item for item in found[first:] if item.number <= line["after"]]
-            places = {item.number: first + index for index, item in enumerate(found[first:])}
-            continue
-        item = _logged(line)
-        place = places.get(item.number)
-        if place is None:
-            places[item.number] = len(found)
-            found.append(item)
-        else:  # a run that has become longer
-            found[place] = item
-    return found
+        if "begins" not in line:
+            item, until = _logged(line)
+            lines.setdefault(item.number, []).append((until, item))
+        elif line["begins"] == "new" or superseded:
+            done, lines = done + _latest(lines), {}
+        else:
+            kept = (
+                (n, [(until, item) for until, item in known if until <= line["after"]]) for n, known in lines.items()
+            )
+            lines = {number: known for number, known in kept if known}
+    return done + _latest(lines)
+
+
+def _latest(lines: Mapping[int, Sequence[tuple[int, LoggedEvent]]]) -> list[LoggedEvent]:
+    return [known[-1][1] for known in lines.values()]
 
 
 def _lines(files: list[Path]) -> Iterator[dict[str, Any]]:
@@ -277,7 +277,9 @@ def _lines(files: list[Path]) -> Iterator[dict[str, Any]]:
             yield line
 
 
-def _logged(line: dict[str, Any]) -> LoggedEvent:
+def _logged(line: Mapping[str, Any]) -> tuple[LoggedEvent, int]:
+    """An edit, and the number of edits when its line was written: it tells of those up to then."""
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in line.items()}
     at, number, dry_run = fields.pop("time"), fields.pop("number"), fields.pop("dry_run", False)
-    return LoggedEvent(at, number, Event(**fields), dry_run)
+    until = fields.pop("until", number)
+    return LoggedEvent(at, number, Event(**fields), dry_run), until

@@ -159,7 +159,7 @@ class EventLog:
         dry_run: Whether the edits are only noted; ``str`` then says so.
 
     Attributes:
-        num_edits: Events so far, of all kinds, those that were pushed out included.
+        num_edits: Edits so far, of all kinds: of a run of edits of whole tensors, every one.
         num_undone: How many of them were taken back, since ``attach``.
         sizes: Units of each group, for the steps of their latest resets.
     """
@@ -235,6 +235,7 @@ class EventLog:
         Steps are those of one optimizer: ``clock`` says of which.
         """
         key = (self.clock, self.intervention, action)
+        self.num_edits += 1
         self.num_undone += action == "undone"
         run = self._open.get(key)
         if run is not None and run.last_step in (self.step, self.step - 1):
@@ -244,7 +245,6 @@ class EventLog:
             if output_change is not None and run.output_change is not None:
                 run.output_change = torch.maximum(run.output_change, output_change)
             return
-        self.num_edits += 1
         run = _Run(
             *(self.step, action, self.intervention, reason, dict.fromkeys(names), self.step),
             number=self.num_edits,
@@ -349,7 +349,8 @@ class EventLog:
 
 
 Entry = _UnitEdit | _Run
-"""An edit as it was noted: ``event()`` reads it, ``number`` counts the edits, ``can_be_read`` says at what price."""
+"""An edit as it was noted: ``event()`` reads it, ``number`` says the how manieth it is (of a run, its first), and
+``can_be_read`` at what price."""
 
 
 class _Subscriber:

@@ -43,6 +43,19 @@ def test_a_run_of_edits_is_told_with_its_length(tmp_path):
     assert [(event.step, event.last_step, event.count) for event in decay] == [(1, 30, 30)]
 
 
+def test_what_a_lost_process_added_to_a_run_of_edits_does_not_count(tmp_path):
+    cut = Run(L2(0.1))
+    cut.handle.log_to(tmp_path / "edits.jsonl")
+    saved = cut.train(0, 10).saved()
+    cut.train(10, 15).handle.detach()  # its last line says 15
+    rest = Run(L2(0.1), seed=3).load(saved)
+    log = rest.handle.log_to(tmp_path / "edits.jsonl")
+    rest.train(10, 30)
+    log.close()
+    found = pliant.read_edits(tmp_path / "edits.jsonl")
+    assert [(item.number, item.event.step, item.event.last_step) for item in found] == [(1, 1, 10), (11, 11, 30)]
+
+
 @pytest.mark.parametrize("log_first", [True, False])
 def test_a_resumed_run_has_the_log_of_one_that_never_stopped(tmp_path, log_first):
     """What was done between the checkpoint and the end of the process is done again, and counts once."""
@@ -87,7 +100,7 @@ def test_files_are_rotated_and_read_in_order(tmp_path):
         "edits.jsonl", "edits.jsonl.1", "edits.jsonl.2", "edits.jsonl.3"]  # fmt: skip
     assert all(file.stat().st_size <= 1500 for file in tmp_path.iterdir())
     found = told(pliant.read_edits(path))
-    everything = [(number, event) for number, event in enumerate(run.handle.events, start=1)]
+    everything = list(enumerate(run.handle.events, start=1))
     assert 0 < len(found) < len(everything)
     assert found == everything[-len(found) :]
 
