@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pliant.attach import attach
     from pliant.diagnosis import Diagnosis, diagnose
+    from pliant.edit_log import EditLog, LoggedEvent, read_edits
     from pliant.errors import (
         IllegalConfiguration,
         NoEffect,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         monitor,
     )
     from pliant.probe import LiveTwin, ProbeResult, live_twin, probe
+    from pliant.saving import LoadReport
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
     from pliant.units.verify import verify
@@ -92,6 +94,10 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     # acting
     "attach",
     "Handle",
+    "LoadReport",
+    "EditLog",
+    "LoggedEvent",
+    "read_edits",
     "AdaptiveNormalization",
     "ContinualBackprop",
     "FIRE",
@@ -136,7 +142,11 @@ _MODULES = (
     *("records", "report", "spectrum", "statistics", "stats", "surgery", "units"),
 )
 _SOURCES = {
+    "EditLog": "pliant.edit_log",
     "Handle": "pliant.handle",
+    "LoadReport": "pliant.saving",
+    "LoggedEvent": "pliant.edit_log",
+    "read_edits": "pliant.edit_log",
     "attach": "pliant.attach",
     "IllegalConfiguration": "pliant.errors",
     "NoEffect": "pliant.errors",

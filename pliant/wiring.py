@@ -18,6 +18,7 @@ from pliant.units import find_units
 from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
+from pliant.units.patterns import matches
 from pliant.units.rename import as_named_in
 from pliant.units.several import Models
 
@@ -25,15 +26,16 @@ __all__ = [
     "as_optimizers",
     "change_of",
     "check_batch",
+    "check_boundary",
     "check_conflicts",
     "check_method",
     "check_same",
     "check_shapes",
-    "check_state",
     "editable_groups",
     "find_owners",
     "inputs_first",
     "is_dry_step",
+    "is_within",
     "labels",
     "needed_statistics",
     "on_step",
@@ -172,28 +174,17 @@ def check_same(
                 )
 
 
-def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Refuse a state that was saved with something else than what is attached.
+def check_boundary(methods: Sequence[Intervention], *, is_quiet: bool) -> None:
+    """Refuse a task boundary in a quiet period, if what methods do at boundaries would be left out.
 
     Raises:
-        IllegalConfiguration: Naming what differs.
+        IllegalConfiguration: Naming them.
     """
-    for key, what in (
-        ("version", "format version"),
-        ("methods", "interventions"),
-        ("groups", "unit groups"),
-        ("num_members", "number of members"),
-    ):
-        if key not in state:
-            raise IllegalConfiguration(f"this is no state of a pliant handle: it has no {key!r}.")
-        if state[key] != mine[key]:
-            raise IllegalConfiguration(
-                f"the saved state has different {what}: {state[key]} instead of {mine[key]}. Attach with what it was "
-                "saved with, or start without loading it."
-            )
-    if len(state["schedules"]) != len(mine["schedules"]):
+    waiting = [type(method).__name__ for method in methods if method.needs_boundary]
+    if is_quiet and waiting:
         raise IllegalConfiguration(
-            f"the saved state belongs to {len(state['schedules'])} optimizers; {len(mine['schedules'])} are attached."
+            f"{', '.join(waiting)} acts at task boundaries, and a quiet period is on, in which nothing is edited. Call "
+            "handle.resume() before handle.task_boundary()."
         )
 
 
@@ -211,9 +202,16 @@ def find_owners(tensors: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) 
 
 
 def editable_groups(
-    method: Intervention, units: UnitGraph, tensors: Mapping[str, Tensor], excluded: dict[str, str]
+    method: Intervention, units: UnitGraph, tensors: Mapping[str, Tensor], excluded: dict[str, str], where: str = "*"
 ) -> list[UnitGroup]:
     """The groups that a method edits; those with frozen parameters go to ``excluded``, with the reason.
+
+    Args:
+        method: The method.
+        units: The unit graph.
+        tensors: Parameters and buffers by name.
+        excluded: Group name to the reason why it is left alone.
+        where: The part of the model in which methods act, besides their own patterns.
 
     Raises:
         NoEffect: If none is left.
@@ -225,6 +223,12 @@ def editable_groups(
         groups = units.require(pattern)
     except NoEffect as error:
         raise NoEffect(f"{type(method).__name__}: {error}") from None
+    groups = tuple(group for group in groups if is_within(group.name, where))
+    if not groups:
+        raise NoEffect(
+            f"{type(method).__name__}: no unit group that matches {pattern!r} is in attach(where={where!r}), so it "
+            f"would do nothing. The model's groups are: {', '.join(group.name for group in units)}."
+        )
     for group in groups:
         fixed = [n for n in group.tensors if isinstance(tensors[n], nn.Parameter) and not tensors[n].requires_grad]
         if fixed:
@@ -244,6 +248,16 @@ def editable_groups(
             f"({', '.join(sorted(excluded))}), so it would do nothing."
         )
     return usable
+
+
+def is_within(group: str, where: str) -> bool:
+    """Whether a unit group is in a part of the model; whoever names a module names all kinds of units in it.
+
+    Example:
+        >>> [is_within(name, "encoder, head") for name in ("encoder.0", "encoder.1:heads", "head", "body.0")]
+        [True, True, True, False]
+    """
+    return matches(group, where) or matches(group.replace(":", "."), where)
 
 
 def check_method(

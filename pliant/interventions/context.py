@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
 
-__all__ = ["Clock", "Context", "Sample"]
+__all__ = ["Clock", "Context", "Progress", "Sample"]
 
 
 class Clock:
@@ -76,6 +77,24 @@ class Sample(NamedTuple):
     live: Tensor | None
 
 
+@dataclass
+class Progress:
+    """What a handle counts beside the clocks of its optimizers.
+
+    Attributes:
+        num_boundaries: Task boundaries so far.
+        quiet_since: The step at which the quiet period began; -1 where there is none.
+    """
+
+    num_boundaries: int = 0
+    quiet_since: int = -1
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is to be edited at present."""
+        return self.quiet_since >= 0
+
+
 class Context:
     """What an intervention sees of the run: read anything, change only through ``edit``.
 
@@ -114,7 +133,9 @@ class Context:
         modules: Mapping[str, nn.Module],
         num_members: int | None,
         layer_types: Mapping[str, type[nn.Module]],
+        progress: Progress,
     ) -> None:
+        self._progress = progress
         self.layer_types = layer_types
         self.units, self.clock, self.edit, self.num_members = units, clock, edit, num_members
         self.modules = modules
@@ -130,6 +151,13 @@ class Context:
         self._memory, self._stats, self._features, self._forward = memory, stats, features, forward
         self._selected: dict[str, tuple[tuple[UnitGroup, ...], list[Tensor]]] = {}
         self._readers: dict[str, TapReader] = {}
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether a quiet period is on: only methods with ``acts_in_quiet`` are asked then, and must edit nothing that
+        gives units or weights a new start.
+        """
+        return self._progress.is_quiet
 
     def groups(self, where: str = "*") -> tuple[UnitGroup, ...]:
         """The editable groups that match a pattern and belong to this context's optimizer."""
