@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.manifolds import augment, cloning, forecast, normalisation, streams
 from benchmarks.manifolds import normalisation_control as control
-from benchmarks.manifolds.common import changed, drawn, main, seeded, usable
+from benchmarks.manifolds.common import EXPECTATIONS, changed, drawn, main, seeded, usable
 from benchmarks.manifolds.models import NORMS, TITLES
 from pliant.errors import IllegalConfiguration
 
@@ -44,6 +44,18 @@ def test_cells_behind_are_named_with_their_factors() -> None:
     assert control.named(gap, ["mlp"], -1).startswith("MLP (BatchNorm, dropout) −0.09")
     assert control.named(gap, ["mlp"], -1).count("MLP") == 2
     assert control.named(control.lost(records, "test"), ["mlp"], -1) == "none"
+
+
+def test_every_expectation_of_the_control_is_judged() -> None:
+    records = [run([0.5] * 4, [0.4], network=network, norm=norm, dropout=dropout, noise=noise, seed=seed)
+               for network in TITLES for norm in NORMS for dropout in (False, True) for noise in (False, True)
+               for seed in range(2)]  # fmt: skip
+    told = json.loads(EXPECTATIONS.read_text(encoding="utf-8"))
+    for name, judge in {"fresh": control.fresh_claims, "images": control.image_claims}.items():
+        found = judge(records)
+        assert set(found) == {claim["id"] for claim in told[f"normalisation_{name}"]["claims"]}
+    assert control.fresh_claims(records)["none_ahead"]
+    assert not control.fresh_claims(records)["batch_behind"]
 
 
 def test_fresh_networks_learn_the_last_tasks_as_the_aged_one_would_have_learnt_a_first_one() -> None:
