@@ -246,10 +246,23 @@ def tables(records: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]) -
                 words,
             ]
             lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for kind, name in KINDS.items():
+        if any((kind, arm) in records for arm in ARMS):
+            lines += [f"![Test loss by day: {name}](../images/daily_job_{kind}.svg)", ""]
+    missing = [
+        f"{name}, {SHOWN[arm][0]}, seed {seed}"
+        for kind, name in KINDS.items()
+        for arm in ARMS
+        for seed in SEEDS
+        if seed not in records.get((kind, arm), {})
+    ]
+    if missing:
+        lines += [f"Not run yet: {'; '.join(missing)}.", ""]
     commits = sorted({year["commit"][:8] for years in records.values() for year in years.values()})
     versions = sorted({year["torch"] for years in records.values() for year in years.values()})
     seconds = sum(year["seconds"] for years in records.values() for year in years.values())
-    lines += ["", f"Commit {', '.join(commits)}, PyTorch {', '.join(versions)}, {seconds / 60:.0f} minutes in all."]
+    lines += [f"Commit {', '.join(commits)}, PyTorch {', '.join(versions)}, {seconds / 60:.0f} minutes in all."]
     return "\n".join(lines)
 
 
@@ -282,7 +295,7 @@ def figure(kind: str, records: Mapping[tuple[str, str], Mapping[int, Mapping[str
 def write() -> None:
     """The page and its figures, from the committed records."""
     records = read()
-    for kind in KINDS:
+    for kind in dict.fromkeys(kind for kind, _ in records):
         (IMAGES / f"daily_job_{kind}.svg").write_text(figure(kind, records), encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(between_markers(page, tables(records), "tables"), encoding="utf-8")

@@ -46,6 +46,8 @@ from pliant.wiring import (
     on_step,
     passed_on,
     prepare,
+    recorded,
+    with_terms,
 )
 
 __all__ = ["Handle"]
@@ -234,17 +236,8 @@ class Handle(Lasting):
         """
         self._check_attached()
         self._reminders.called("penalty")
-        total = torch.zeros((), device=self._device)
-        for method, contexts in zip(self.methods, self._contexts, strict=True):
-            if type(method).penalty is Intervention.penalty or self.events.dry_run:
-                continue
-            for ctx in contexts:
-                ctx.loss, ctx.reference = loss, reference
-                term = method.penalty(ctx)
-                ctx.loss = ctx.reference = None  # the graph must not be kept alive
-                if term is not None:
-                    total = total + term
-        return total
+        nothing = torch.zeros((), device=self._device)
+        return nothing if self.events.dry_run else with_terms(nothing, self.methods, self._contexts, loss, reference)
 
     def batch(self, batch: Any) -> Any:
         """A batch as the methods want it to be trained on; call it before the forward pass.
@@ -322,12 +315,7 @@ class Handle(Lasting):
         resets = sum(int(total.sum()) for total in self.num_resets.values())
         self._rounds.observe()
         found: dict[str, float] = {"num_steps": float(self.num_steps), "num_resets": float(resets)}
-        for label, method, contexts in zip(labels(self.methods), self.methods, self._contexts, strict=True):
-            for ctx in contexts:
-                which = f"[{ctx.index}]" if len(contexts) > 1 else ""
-                for key, value in method.on_record(ctx).items():
-                    found[f"{label}.{key}{which}"] = float(value)
-        return found
+        return found | recorded(self.methods, self._contexts)
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
         """A copy of a second network that a method keeps: ``handle.snapshot("tortoise")`` is tensor name to values.

@@ -42,8 +42,10 @@ __all__ = [
     "parts_of",
     "passed_on",
     "prepare",
+    "recorded",
     "units_of",
     "unwrapped",
+    "with_terms",
     "wrappers_of",
 ]
 
@@ -327,6 +329,37 @@ def passed_on(batch: Any, methods: Sequence[Intervention], contexts: Sequence[Se
         if type(method).on_batch is not Intervention.on_batch:
             batch = method.on_batch(row[0], batch)
     return batch
+
+
+def with_terms(
+    total: Tensor,
+    methods: Sequence[Intervention],
+    contexts: Sequence[Sequence[Context]],
+    loss: Tensor | None,
+    reference: Inputs | None,
+) -> Tensor:
+    """A number plus the loss terms of all methods on all optimizers, with their graphs: ``[]``."""
+    for method, row in zip(methods, contexts, strict=True):
+        if type(method).penalty is Intervention.penalty:
+            continue
+        for ctx in row:
+            ctx.loss, ctx.reference = loss, reference
+            term = method.penalty(ctx)
+            ctx.loss = ctx.reference = None  # the graph must not be kept alive
+            if term is not None:
+                total = total + term
+    return total
+
+
+def recorded(methods: Sequence[Intervention], contexts: Sequence[Sequence[Context]]) -> dict[str, float]:
+    """What the methods report of themselves, by ``"<method>.<name>"``, with ``"[1]"`` where optimizers are several."""
+    found: dict[str, float] = {}
+    for label, method, row in zip(labels(methods), methods, contexts, strict=True):
+        for ctx in row:
+            which = f"[{ctx.index}]" if len(row) > 1 else ""
+            for key, value in method.on_record(ctx).items():
+                found[f"{label}.{key}{which}"] = float(value)
+    return found
 
 
 def check_batch(model: nn.Module, batch: Inputs) -> None:

@@ -140,6 +140,7 @@ def test_an_accelerator_is_not_waited_for(tmp_path, monkeypatch):
     log.close()
 
 
+@pytest.mark.wide
 def test_a_killed_process_leaves_whole_lines(tmp_path):
     """SIGKILL in the middle of training: every edit that was made is in the file."""
     code = (

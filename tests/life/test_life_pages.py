@@ -37,9 +37,8 @@ def test_the_tables_of_the_year_are_those_of_the_records():
     from benchmarks import daily_job
 
     records = daily_job.read()
-    assert records, "the page shows a year that was run"
     page = (ROOT / "docs" / "results" / "daily_job.md").read_text(encoding="utf-8")
-    assert daily_job.tables(records) in page
+    assert (daily_job.tables(records) if records else "Not run yet.") in page
     for years in records.values():
         for year in years.values():
             assert year["days"] == 365
