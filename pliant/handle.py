@@ -74,7 +74,9 @@ class Handle(Lasting):
         ...     model(x).square().mean().backward()
         ...     optimizer.step()
         >>> handle
-        <Handle: ShrinkAndPerturb; attached, step 4, 2 events>
+        <Handle: ShrinkAndPerturb; attached, step 4, 4 events>
+        >>> [(event.step, event.action) for event in handle.events]
+        [(2, 'shrink'), (2, 'add_noise'), (4, 'shrink'), (4, 'add_noise')]
         >>> handle.detach()
     """
 

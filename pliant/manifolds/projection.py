@@ -137,6 +137,7 @@ def residual(model: nn.Module, partition: Partition, *, state: Mapping[str, Tens
 
     Example:
         >>> import pliant
+        >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double()
         >>> x = torch.randn(8, 2).double()
         >>> wide = pliant.manifolds.clone(model, 2, x)
