@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pliant.attach import attach
+    from pliant.averages import follow_resets
     from pliant.diagnosis import Diagnosis, diagnose
     from pliant.errors import (
         IllegalConfiguration,
@@ -92,6 +93,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     # acting
     "attach",
     "Handle",
+    "follow_resets",
     "AdaptiveNormalization",
     "ContinualBackprop",
     "FIRE",
@@ -138,6 +140,7 @@ _MODULES = (
 _SOURCES = {
     "Handle": "pliant.handle",
     "attach": "pliant.attach",
+    "follow_resets": "pliant.averages",
     "IllegalConfiguration": "pliant.errors",
     "NoEffect": "pliant.errors",
     "NoEffectWarning": "pliant.errors",

@@ -20,7 +20,16 @@ from pliant.units import UnitGraph
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
 from pliant.units.several import Models, as_module
-from pliant.wiring import as_optimizers, check_batch, check_conflicts, parts_of, units_of, unwrapped, wrappers_of
+from pliant.wiring import (
+    as_optimizers,
+    check_batch,
+    check_conflicts,
+    parts_of,
+    refuse_trainer,
+    units_of,
+    unwrapped,
+    wrappers_of,
+)
 
 __all__ = ["attach"]
 
@@ -114,6 +123,7 @@ def attach(
         >>> handle.detach()
     """
     given = model
+    refuse_trainer(model)
     plain, process_group = unwrapped(model, units)
     model = as_module(plain)
     refuse_wrapped(model, sharded=units is not None)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pliant.devices import can_read
 from pliant.edit_tensors import TensorEditor
 from pliant.errors import IllegalConfiguration, NotYetSupported
-from pliant.optimizer_state import Moment, moments
+from pliant.optimizer_state import Moment, is_schedule_free, moments
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.init import Init
 from pliant.write import Selection
@@ -79,6 +79,8 @@ class Editor(TensorEditor):
         if selection is None:
             return
         share = None if whole else self._shares(selection.of(mask))
+        if not whole:
+            self._refuse_between("partly reset", group.tensors)
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
@@ -86,7 +88,7 @@ class Editor(TensorEditor):
                 pieces = sorted(group.slices, key=lambda piece: piece.role == "outgoing")
                 actions = [self._action(piece, incoming, bias, carried, outgoing) for piece in pieces]
                 states = [  # all of them before anything is written: what is not known is refused
-                    self._moments(piece.name) if moments == "zero" and action != "keep" else []
+                    self._past(piece.name, moments) if action != "keep" else []
                     for piece, action in zip(pieces, actions, strict=True)
                 ]
                 for piece, action, state in zip(pieces, actions, states, strict=True):
@@ -110,6 +112,7 @@ class Editor(TensorEditor):
         selection = self.writer.select(factor != 1, None, self.live)
         if selection is None:
             return
+        self._refuse_between("scale", [piece.name for piece in group.role(role)])
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
@@ -147,6 +150,7 @@ class Editor(TensorEditor):
         selection = self.writer.select(amount != 0, at_most, self.live)
         if selection is None or noise_scale == 0:
             return
+        self._refuse_between("perturb", [piece.name for piece in group.role("incoming")])
         share = selection.of(amount).to(torch.float64 if amount.dtype == torch.float64 else torch.float32)
         change = self._begin()
         if not self.dry_run:
@@ -179,6 +183,7 @@ class Editor(TensorEditor):
             if bias is None:
                 continue
             names.append(bias[0])
+            self._refuse_between("add to", [bias[0]])
             if not self.dry_run:
                 with torch.no_grad():
                     term = self.writer.sent(piece, activation, bias[1])
@@ -230,7 +235,7 @@ class Editor(TensorEditor):
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
-                state = self._moments(name) if moments == "zero" else []
+                state = self._past(name, moments)
                 self.writer.fill_weights(tensor, mask, source, self.live)
                 for moment in state:
                     self.writer.fill_weights(moment.value, mask, _source(moment, tensor), self.live)
@@ -273,6 +278,14 @@ class Editor(TensorEditor):
         if name not in self.owners:
             return []
         return moments(self.owners[name], self.tensors[name], name, self._declared)
+
+    def _past(self, name: str, moments: str) -> list[Moment]:
+        """What remembers a tensor's old entries: its moments (unless they are kept), and averages over training.
+
+        The points of a schedule-free optimizer are weights, so that they are never kept.
+        """
+        kept = moments == "keep" and not is_schedule_free(self.owners.get(name))
+        return ([] if kept else self._moments(name)) + self._averages_of(name)
 
     def _shares(self, share: Tensor) -> Tensor:
         if can_read(share) and not bool((share <= 1).all()):

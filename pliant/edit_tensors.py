@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.events import EventLog
-from pliant.optimizer_state import MomentSpec, RestartPart, restart, restartable
+from pliant.optimizer_state import Moment, MomentSpec, RestartPart, is_schedule_free, restart, restartable
 from pliant.units.init import Init, directions
 from pliant.write import Writer
 
@@ -37,6 +37,8 @@ class TensorEditor:
     Attributes:
         stepped: The optimizer that has just stepped, if any. What the units of another optimizer's parameters have
             as a gradient belongs to the old units: a reset clears it.
+        averages: Tensors by name of copies that average the model over training, see
+            :func:`pliant.averages.follow_resets`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class TensorEditor:
         self.stepped: Optimizer | None = None
         self.writer = Writer(tensors, seeds, num_members=num_members)
         self._declared, self._measure = declared, measure
+        self.averages: list[Mapping[str, Tensor]] = []
         self._directions = directions(tensors.keys())
 
     # ---- randomness ----
@@ -84,6 +87,7 @@ class TensorEditor:
         """
         if not names:
             return
+        self._refuse_between("shrink", names)
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
@@ -99,6 +103,7 @@ class TensorEditor:
         """
         if not names:
             return
+        self._refuse_between("clamp", names)
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
@@ -124,6 +129,7 @@ class TensorEditor:
         names = [name for name in names if inits[name].kind != "constant"]
         if noise_scale == 0 or not names:
             return
+        self._refuse_between("add noise to", names)
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
@@ -143,6 +149,7 @@ class TensorEditor:
         """
         if not names:
             return
+        self._refuse_between("add to", names)
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
@@ -158,6 +165,8 @@ class TensorEditor:
             moments: Whether its optimizer state (Adam's step counter included) restarts too.
             reason: For the event log.
         """
+        if moments == "keep":
+            self._refuse_between("overwrite", [name])
         change = self._begin()
         if not self.dry_run:
             with torch.no_grad():
@@ -167,6 +176,8 @@ class TensorEditor:
                 self.writer.assign(self.tensors[name], value, self.live)
                 if owner is not None:
                     restart(owner, self.tensors[name], name, self._declared, self.live)
+                for moment in self._averages_of(name) if moments == "zero" else ():
+                    self.writer.assign(moment.value, self.tensors[name], self.live)
         self._log_tensors("assign", [name], reason, change)
 
     def restart(self, names: Sequence[str], *, part: RestartPart = "all", reason: str = "") -> None:
@@ -183,6 +194,7 @@ class TensorEditor:
         owned = [name for name in names if name in self.owners]
         if not owned:
             return
+        self._refuse_between("restart the state of", owned)
         if not self.dry_run:
             with torch.no_grad():
                 for name in owned if part != "step" else ():  # before anything is written: what is not known is refused
@@ -272,6 +284,20 @@ class TensorEditor:
         return init
 
     # ---- internals ----
+    def _averages_of(self, name: str) -> list[Moment]:
+        """What copies of the model that average over training hold of a tensor: new weights have no past there."""
+        return [Moment(average[name], "weights") for average in self.averages if name in average]
+
+    def _refuse_between(self, verb: str, names: Sequence[str]) -> None:
+        """Weights that lie between two points can be given a new life; to move them, both points would have to move."""
+        for name in names:
+            if is_schedule_free(self.owners.get(name)):
+                raise NotYetSupported(
+                    f"{self.events.intervention} would {verb} {name!r}, which {type(self.owners[name]).__name__} keeps "
+                    "at two points (an average and the iterate behind it): the edit would reach one, and fade. Of "
+                    "schedule-free optimizers Pliant supports methods that reset units or single weights."
+                )
+
     def _normal(self, name: str) -> Init:
         """A standard normal distribution that leaves the padding row of an embedding alone."""
         init = self.inits.get(name)

@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"reminders", "schedule", "wiring"},
     {"rounds"},
     {"handle"},
-    {"attach", "monitor"},
+    {"attach", "averages", "monitor"},
     {"probe"},
     {"bench", "report"},
     {"diagnosis"},
