@@ -150,7 +150,7 @@ class Protect(Protection, TrainerCallback):  # type: ignore[misc]
             model,
             _wrapped(trainer),
             [kwargs["optimizer"]],
-            inputs=lambda: _example(trainer, model, kwargs["train_dataloader"]),
+            inputs=lambda: self._inputs(trainer, model, kwargs["train_dataloader"]),
             around=partial(_plain_forward, model),
             state=resumed,
         )
@@ -179,6 +179,9 @@ class Protect(Protection, TrainerCallback):  # type: ignore[misc]
         self._end()
 
     # ---- internals ----
+    def _inputs(self, trainer: Any, model: nn.Module, loader: Any) -> Any:
+        return _example(trainer, model, loader) if self._example_inputs is None else self._example_inputs
+
     def _read(self, checkpoint: str | None, scheduler: Any) -> dict[str, Any] | None:
         """The state in the checkpoint that training was resumed from."""
         if checkpoint is None:

@@ -100,7 +100,7 @@ class Protection:
         self._monitor: Monitor | None = None
         self._kept: dict[str, Any] | None = None
         self._model: weakref.ref[nn.Module] | None = None
-        self._last_logged = 0
+        self._last_logged = self._logged_at = 0
 
     # ---- for the user ----
     @property
@@ -154,7 +154,7 @@ class Protection:
         self._end()
         given = None
         if self._units is None:
-            given = inputs() if self._example_inputs is None else self._example_inputs
+            given = inputs()
         units = self._units
         if units is None:
             with around(), preserved_randomness(model):
