@@ -17,8 +17,14 @@ def _as_launched(rank: int) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29512", "LOCAL_WORLD_SIZE": "2"}
 
 
-def huggingface(rank: int, folder: Path) -> dict[str, Any]:
+def everything(rank: int, folder: Path) -> dict[str, Any]:
+    """One after the other: imports cost more than training."""
     _as_launched(rank)
+    jobs = (huggingface, lightning, lightning_sharded)
+    return {job.__name__: job(rank, folder) for job in jobs}
+
+
+def huggingface(rank: int, folder: Path) -> dict[str, Any]:
     protect = pliant.huggingface.Protect(frameworks.REPLACE, monitor={"every": 2, "budget": None})
     trainer = frameworks.trainer(folder / "hf", protect)
     trainer.train()
@@ -36,7 +42,6 @@ def huggingface(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def lightning(rank: int, folder: Path) -> dict[str, Any]:
-    _as_launched(rank)
     _, regression, _ = frameworks.lightning_modules()
     protect, module = pliant.lightning.Protect(frameworks.REPLACE), regression()
     trainer = frameworks.fit(folder, module, protect, devices=2, strategy="ddp")
@@ -52,7 +57,6 @@ def lightning_sharded(rank: int, folder: Path) -> dict[str, Any]:
     from lightning.pytorch.strategies import ModelParallelStrategy
     from torch.distributed.fsdp import fully_shard
 
-    _as_launched(rank)
     _, regression, _ = frameworks.lightning_modules()
 
     class Sharded(regression):  # type: ignore[misc, valid-type]

@@ -163,6 +163,7 @@ class Compiled(Regression):
         self.net.compile(backend="eager")
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_networks_that_are_compiled_when_training_starts(tmp_path):
     protect, module = pliant.lightning.Protect(REPLACE), Compiled()
     fit(tmp_path / "a", module, protect)
