@@ -18,16 +18,16 @@ __all__ = ["follow_resets"]
 def follow_resets(handle: Handle, average: Models) -> Callable[[], None]:
     r"""Let an average of the model follow its resets: ``torch.optim.swa_utils.AveragedModel``, or an EMA of your own.
 
-    An average over training, :math:`\bar w = \frac{1}{n}\sum_i w_i`, means something where all :math:`w_i` are values of
-    the same weight. A unit that is reset is another unit from then on: mixed into what is left of the old one, its
-    average would be a feature that neither network has, behind outgoing weights that belong to the old unit. So whatever
-    an edit gives a new life in the model (units that are reset, single weights, whole tensors that are drawn anew)
+    An average over training, :math:`\bar w = \frac{1}{n}\sum_i w_i`, means something where all :math:`w_i` are values
+    of the same weight. A unit that is reset is another unit from then on: mixed into what is left of the old one, its
+    average would be a feature that neither network has, behind outgoing weights of the old unit. So whatever an edit
+    gives a new life in the model (units that are reset, single weights, whole tensors that are drawn anew)
     gets the same new values in the average, at the same moment; everything else in the average stays. From there it
     goes on by the average's own rule: an exponential average forgets the birth within its own horizon, an equal one
     weighs it like the :math:`n` values before, because there is one counter for all weights.
 
-    Edits that are no new life (shrinking, noise, clipping) are left to the average's own rule. After one that changes the
-    whole network at once, begin a new average. Averages of batch-norm statistics are worth nothing after a reset:
+    Edits that are no new life (shrinking, noise, clipping) are left to the average's own rule. After one that changes
+    the whole network at once, begin a new average. Averages of batch-norm statistics are worth nothing after a reset:
     call ``torch.optim.swa_utils.update_bn`` before you use the average, as always.
 
     Args:

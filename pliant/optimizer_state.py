@@ -8,9 +8,9 @@ few entries, so Adam's bias correction is not repeated for a unit that is reset:
 
 Schedule-free optimizers keep two points per weight: the base iterate ``z`` and, inside the parameter, either
 :math:`y = (1-\beta)z + \beta x` (training) or the average :math:`x` (evaluation). A weight that has just been born has
-no past, so :math:`x = y = z`: ``z`` starts as a copy of the weight, and then :math:`x` is one, in both modes. The weight
-that the average gives to the next iterate, :math:`c_{k+1}`, counts the steps of the whole parameter group and goes on.
-Edits that are no new life (shrinking, noise, clipping) would have to move both points; they are refused.
+no past, so :math:`x = y = z`: ``z`` starts as a copy of the weight, and then :math:`x` is one, in both modes. The
+weight that the average gives to the next iterate, :math:`c_{k+1}`, counts the steps of the whole parameter group and
+goes on. Edits that are no new life (shrinking, noise, clipping) would have to move both points; they are refused.
 """
 
 from __future__ import annotations

@@ -42,12 +42,13 @@ class ProtectedCheckpoint:
     """
 
     def __new__(cls) -> ProtectedCheckpoint:
+        """Refuse to be loaded by a Trainer without the callback."""
         trainer, checkpoint = _caller()
         if trainer is not None and not any(isinstance(item, Protect) for item in trainer.callback_handler.callbacks):
             raise IllegalConfiguration(
                 f"{checkpoint} was written by a training that Pliant protected, and this Trainer has no Protect: the "
-                "protection would be lost without a word. Pass callbacks=[pliant.huggingface.Protect(methods)] with the "
-                "same methods, or end it on purpose with pliant.huggingface.unprotect(checkpoint)."
+                "protection would be lost without a word. Pass callbacks=[pliant.huggingface.Protect(methods)] with "
+                "the same methods, or end it on purpose with pliant.huggingface.unprotect(checkpoint)."
             )
         return super().__new__(cls)
 
@@ -71,7 +72,7 @@ def unprotect(checkpoint: str | Path) -> None:
     (Path(checkpoint) / STATE_FILE).unlink(missing_ok=True)
 
 
-class Protect(Protection, TrainerCallback):  # type: ignore[misc]
+class Protect(Protection, TrainerCallback):
     """Protects the model of a Hugging Face ``Trainer``: ``Trainer(..., callbacks=[Protect(methods)])``.
 
     The optimizer exists only inside ``train()``, so methods and monitor are attached when training begins: after the
@@ -249,9 +250,9 @@ def _refuse(trainer: Any, model: nn.Module) -> None:
     kind = str(getattr(trainer.accelerator.distributed_type, "value", "NO"))
     if kind != "NO" and not kind.startswith("MULTI_"):
         raise NotYetSupported(
-            f"the Trainer runs with {kind}, where the weights that Pliant would edit are not the model's own. What works "
-            "through it: one process, or DistributedDataParallel. For FSDP2, find the units, call fully_shard, make the "
-            "optimizer and attach in a loop of your own (docs/integrations.md)."
+            f"the Trainer runs with {kind}, where the weights that Pliant would edit are not the model's own. What "
+            "works through it: one process, or DistributedDataParallel. For FSDP2, find the units, call fully_shard, "
+            "make the optimizer and attach in a loop of your own (docs/integrations.md)."
         )
     try:
         refuse_wrapped(model)
@@ -262,8 +263,8 @@ def _refuse(trainer: Any, model: nn.Module) -> None:
         ) from None
     if isinstance(trainer.model_wrapped, nn.DataParallel):
         raise IllegalConfiguration(
-            "the Trainer sees several GPUs and uses DataParallel, whose replicas no hook sees: start it with torchrun or "
-            "`accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
+            "the Trainer sees several GPUs and uses DataParallel, whose replicas no hook sees: start it with torchrun "
+            "or `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one."
         )
 
 
@@ -288,4 +289,3 @@ def _example(trainer: Any, model: nn.Module, loader: Any) -> dict[str, Any]:
     if labels and (trainer.label_smoother is not None or trainer.compute_loss_func is not None):
         return {name: value for name, value in batch.items() if name not in labels}
     return batch
-

@@ -23,12 +23,13 @@ __all__ = ["Protect"]
 require_version("lightning", lightning.__version__, "2.5", "lightning")
 
 
-class Protect(Protection, Callback):  # type: ignore[misc]
+class Protect(Protection, Callback):
     """Protects a ``LightningModule``: ``Trainer(..., callbacks=[Protect(methods, example_inputs=x)])``.
 
     Methods and monitor are attached when training begins, with all of the trainer's optimizers, and detached when it
-    ends. They act once for each real step of an optimizer, under automatic and manual optimisation, however many batches
-    are accumulated. Lightning steps with closures, so methods that change gradients before the step are refused.
+    ends. They act once for each real step of an optimizer, under automatic and manual optimisation, however many
+    batches are accumulated. Lightning steps with closures, so methods that change gradients before the step are
+    refused.
 
     The state is in Lightning's own checkpoints. Lightning warns where a checkpoint's callback is missing; a checkpoint
     that was written without protection is refused. What the methods report and the monitor's readings go to the
@@ -98,8 +99,8 @@ class Protect(Protection, Callback):  # type: ignore[misc]
         for method in self._methods:
             if method.changes_gradients:
                 raise NotYetSupported(
-                    f"{type(method).__name__} changes gradients before the optimizer's step, and Lightning always steps "
-                    "with a closure, in which they are computed. Use the method's decoupled form, if it has one, or a "
+                    f"{type(method).__name__} changes gradients before the optimizer's step, and Lightning always "
+                    "steps with a closure, in which they are computed. Use the method's decoupled form, if it has one, or a "
                     "loop of your own."
                 )
         self._modules = [modules] if isinstance(modules, str) else modules

@@ -1,4 +1,4 @@
-"""What the callbacks of all frameworks share: they attach when training begins, keep their state, and let go at its end."""
+"""What the callbacks of all frameworks share: attaching when training begins, keeping state, letting go at its end."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class Protection:
                 raise IllegalConfiguration(f"{method!r} is no intervention; pass instances such as pliant.ReDo().")
             if method.changes_model:
                 raise IllegalConfiguration(
-                    f"{type(method).__name__} changes the model, and a checkpoint of it can only be loaded into a model "
-                    "that was changed before. Change the model before you give it to the trainer, in every process: "
+                    f"{type(method).__name__} changes the model, and a checkpoint of it can only be loaded into a "
+                    "model that was changed before. Change the model before you give it to the trainer, in every process: "
                     "pliant.attach(model, torch.optim.SGD(model.parameters()), "
                     f"{type(method).__name__}(...), example_inputs=x).detach(); what it has put in stays."
                 )
@@ -215,8 +215,8 @@ class Protection:
         version = state.get("version")
         if version != STATE_VERSION or "handle" not in state:
             raise IllegalConfiguration(
-                f"this is no state of Protect in version {STATE_VERSION} (it says {version!r}): it was written by another "
-                'version of Pliant. Resume with that one, or begin anew with on_missing_state="start" and without it.'
+                f"this is no state of Protect in version {STATE_VERSION} (it says {version!r}): it was written by "
+                "another version of Pliant. Resume with that one, or from a checkpoint that this version has written."
             )
         self.handle.load_state_dict(state["handle"])
         if self._monitor is not None and state["monitor"] is not None:

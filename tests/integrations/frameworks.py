@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,15 @@ def resets(protect: Any) -> dict[str, int]:
 
 def events(protect: Any) -> list[list[Any]]:
     return [[item.step, item.group, item.action, list(item.units)] for item in protect.handle.events]
+
+
+def run_recipes(heading: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Execute the code blocks of one section of ``docs/integrations.md`` with what a user has already."""
+    text = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert blocks, heading
+    names = {"pliant": pliant, "torch": torch, **names}
+    for block in blocks:
+        exec(compile(block, f"docs/integrations.md, {heading}", "exec"), names)
+    return names

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import frameworks
-import torch
 
 import pliant
 

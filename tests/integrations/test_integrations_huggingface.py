@@ -92,7 +92,10 @@ def test_resuming_continues_bit_by_bit(protected):
 
 
 def test_finding_units_and_monitoring_change_nothing(tmp_path):
-    plain, watched = trainer(tmp_path / "a", None), trainer(tmp_path / "b", pliant.huggingface.Protect([], monitor=True))
+    plain, watched = (
+        trainer(tmp_path / "a", None),
+        trainer(tmp_path / "b", pliant.huggingface.Protect([], monitor=True)),
+    )
     for made in (plain, watched):
         made.train()
     assert equal(tensors(plain.model), tensors(watched.model)), "the order of the data and all random states are kept"
@@ -111,7 +114,7 @@ def test_a_resume_that_would_lose_the_protection_is_refused(protected, tmp_path)
     trainer(tmp_path, None).train(resume_from_checkpoint=str(checkpoint))
     with pytest.raises(pliant.IllegalConfiguration, match="there is nothing to end"):
         pliant.huggingface.unprotect(checkpoint)
-    with pytest.raises(pliant.IllegalConfiguration, match="written without Protect.*on_missing_state"):
+    with pytest.raises(pliant.IllegalConfiguration, match=r"written without Protect.*on_missing_state"):
         trainer(tmp_path, protection()).train(resume_from_checkpoint=str(checkpoint))
     late = protection(on_missing_state="start")
     trainer(tmp_path, late).train(resume_from_checkpoint=str(checkpoint))
@@ -124,8 +127,8 @@ def test_checkpoints_of_something_else_are_refused(protected, tmp_path):
     state = torch.load(checkpoint / "pliant.pt", weights_only=True)
 
     def message(methods=REPLACE, model=None):
+        made = trainer(tmp_path, protection(methods), model=model)
         with pytest.raises(pliant.IllegalConfiguration) as caught:
-            made = trainer(tmp_path, protection(methods), model=model)
             made.train(resume_from_checkpoint=str(checkpoint))
         assert not any(module._forward_pre_hooks for module in made.model.modules()), "nothing is left behind"
         return str(caught.value)
@@ -201,13 +204,13 @@ def test_what_is_given_wrongly_says_what_to_do(tmp_path):
         pliant.monitor(made, made.optimizer)
     with pytest.raises(pliant.IllegalConfiguration, match=r"no optimizer yet \(None\).*pliant\.huggingface\.Protect"):
         pliant.attach(made.model, made.optimizer, REPLACE, example_inputs=frameworks.sentences(2))
-    with pytest.raises(pliant.IllegalConfiguration, match="InsertNormalization changes the model.*before you give it"):
+    with pytest.raises(pliant.IllegalConfiguration, match=r"InsertNormalization changes the model.*before you give it"):
         pliant.huggingface.Protect(pliant.InsertNormalization())
     with pytest.raises(pliant.IllegalConfiguration, match="attached when training begins"):
         _ = pliant.huggingface.Protect(REPLACE).handle
     with pytest.raises(pliant.IllegalConfiguration, match=r"no monitor was asked for: pass monitor=True"):
         _ = pliant.huggingface.Protect(REPLACE).monitor
-    with pytest.raises(pliant.IllegalConfiguration, match="works inside transformers.Trainer only"):
+    with pytest.raises(pliant.IllegalConfiguration, match=r"works inside transformers\.Trainer only"):
         pliant.huggingface.Protect(REPLACE).on_train_begin(None, None, None)
     compiled = gpt2()
     compiled.compile()
@@ -217,27 +220,31 @@ def test_what_is_given_wrongly_says_what_to_do(tmp_path):
         require_version("transformers", "4.57.1", "5.0", "huggingface")
 
 
-class Regularised(transformers.Trainer):
-    """A penalty belongs where the loss is computed."""
-
-    protect: pliant.Handle
-
-    def compute_loss(self, model, inputs, return_outputs=False, **given):
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **given)
-        if model.training:
-            loss = loss + self.protect.handle.penalty() / self.current_gradient_accumulation_steps
-        return (loss, outputs) if return_outputs else loss
-
-
 def test_a_penalty_needs_one_line_and_says_so(tmp_path):
     penalised = pliant.L2Init(0.5, apply="loss")
     with pytest.warns(pliant.NoEffectWarning, match=r"L2Init: handle\.penalty\(\) was not called in 2 steps"):
         trainer(tmp_path, protection(penalised), max_steps=2, save_strategy="no").train()
-    protect = protection(penalised)
-    made = trainer(tmp_path, protect, max_steps=2, save_strategy="no", kind=Regularised)
-    made.protect = protect
+
+
+def test_the_recipes_of_the_documentation(tmp_path):
+    args = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    given = {"Trainer": transformers.Trainer, "model": gpt2(), "args": args, "train_dataset": frameworks.sentences()}
+    found = frameworks.run_recipes("Hugging Face Trainer", given)
+    assert found["protect"].handle.num_steps == 2
+    found["protect"] = protect = protection(pliant.L2Init(0.5, apply="loss"))  # what the class of the recipe asks
+    made = trainer(tmp_path, protect, max_steps=2, save_strategy="no", kind=found["Penalised"])
     made.train()
     assert protect.handle.waiting_for("penalty") == ()
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model, data = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)), frameworks.points()
+    given = {"accelerator": Accelerator(cpu=True), "model": model, "x": torch.randn(2, 4), "loader": data}
+    found = frameworks.run_recipes(
+        "Accelerate in your own loop", {**given, "optimizer": torch.optim.Adam(model.parameters())}
+    )
+    assert found["accelerator"]._custom_objects == [found["handle"]]
 
 
 # ---- Accelerate in a loop of one's own ----

@@ -10,9 +10,10 @@ from frameworks import REPLACE, events, fit, resets, tensors
 import pliant
 
 pytest.importorskip("lightning")
-lightning, Regression, Adversaries = frameworks.lightning_modules()
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
+
+lightning, Regression, Adversaries = frameworks.lightning_modules()
 
 pytestmark = [pytest.mark.filterwarnings(rule) for rule in frameworks.IGNORED]
 
@@ -143,7 +144,7 @@ def test_a_penalty_is_part_of_the_loss(tmp_path):
 
 
 def test_what_is_given_wrongly_says_what_to_do(tmp_path):
-    with pytest.raises(pliant.NotYetSupported, match="GradientNoise changes gradients.*Lightning always steps with a"):
+    with pytest.raises(pliant.NotYetSupported, match=r"GradientNoise changes gradients.*Lightning always steps with a"):
         pliant.lightning.Protect(pliant.GradientNoise(0.1))
     with pytest.raises(pliant.IllegalConfiguration, match=r"is a trainer.*pliant\.lightning\.Protect"):
         pliant.attach(lightning.Trainer(logger=False, accelerator="cpu"), None, REPLACE)
@@ -170,3 +171,15 @@ def test_networks_that_are_compiled_when_training_starts(tmp_path):
     plain, expected = protected(tmp_path / "b")
     assert events(protect) == events(plain)
     assert equal(tensors(module), tensors(expected))
+
+
+def test_the_recipes_of_the_documentation(tmp_path):
+    options = {"max_steps": 2, "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    options |= {"enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": str(tmp_path)}
+    given = {"lightning": lightning, "module": Regression(), "x": torch.zeros(2, 4), "loader": frameworks.points()}
+    found = frameworks.run_recipes(
+        "Lightning", {**given, "options": options, "noise": torch.zeros(2, 2), "image": torch.zeros(2, 4)}
+    )
+    assert found["module"].global_step == 2
+    fit(tmp_path, Adversaries(), found["protect"])
+    assert resets(found["protect"]).keys() <= {"generator.0", "critic.0"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import frameworks
 import pytest
 import torch
 from torch import nn
@@ -152,7 +153,9 @@ def test_a_reset_reaches_the_average_in_both_modes(kind):
     ids=lambda method: type(method).__name__,
 )
 def test_edits_that_are_no_new_life_are_refused_by_name(method):
-    kept_at_two = rf"{type(method).__name__} would .* SGDScheduleFree keeps at two points.*reset units or single weights"
+    kept_at_two = (
+        rf"{type(method).__name__} would .* SGDScheduleFree keeps at two points.*reset units or single weights"
+    )
     with pytest.raises(pliant.NotYetSupported, match=kept_at_two):
         train_schedule_free("sgd", method)
 
@@ -198,7 +201,7 @@ def test_muon_beside_adamw_is_training_with_resets_by_hand(muon_first):
     handle = pliant.attach(model, [muon, adamw], REPLACE, example_inputs=batch(0)[:2])
     renewed = []
     handle.events.subscribe(renewed.append)
-    tensors, count = dict(model.named_parameters()), 0
+    tensors, count, fresh = dict(model.named_parameters()), 0, {}
     owner = {id(p): o for o in (its_muon, its_adamw) for p in o.param_groups[0]["params"]}
     for step in range(STEPS):
         for net, optimizers in ((model, (muon, adamw)), (by_hand, (its_muon, its_adamw))):
@@ -214,15 +217,14 @@ def test_muon_beside_adamw_is_training_with_resets_by_hand(muon_first):
                     for name, dim in OF_UNITS[event.group].items():
                         parameter = by_hand.get_parameter(name)
                         where = at(parameter, dim, event.units)
-                        fresh = handle_values[name, event.step, event.group]
                         with torch.no_grad():
-                            parameter[where] = fresh
+                            parameter[where] = fresh[name, event.step, event.group]
                             parameter.grad[where] = 0
                             for value in owner[id(parameter)].state.get(parameter, {}).values():
                                 if value.shape == parameter.shape:
                                     value[where] = 0
             if net is model:
-                handle_values = {
+                fresh = {
                     (name, event.step, event.group): tensors[name].detach()[at(tensors[name], dim, event.units)].clone()
                     for event in renewed
                     for name, dim in OF_UNITS[event.group].items()
@@ -274,7 +276,7 @@ def averaged(make, *, follow=True, check=None, average_at_all=True):
 
 @pytest.mark.parametrize("kind", AVERAGES)
 def test_an_average_begins_the_unit_anew_and_stays_elsewhere(kind):
-    """Right after a reset the averaged network is itself with those units' outgoing weights zeroed, and nothing else."""
+    """Right after a reset the averaged network is itself with those units' outgoing weights zeroed: no more."""
     seen = []
 
     def check(model, average, before, renewed):
@@ -328,7 +330,9 @@ def test_statistics_of_norms_are_recomputed_for_the_average():
 
 def test_an_average_of_something_else_is_refused_and_following_can_end():
     model, average, handle = averaged(AVERAGES["swa"])
-    with pytest.raises(pliant.IllegalConfiguration, match=r"'0.weight' is \(8, 4\) in the attached model.*does not have"):
+    with pytest.raises(
+        pliant.IllegalConfiguration, match=r"'0.weight' is \(8, 4\) in the attached model.*does not have"
+    ):
         pliant.follow_resets(handle, AveragedModel(nn.ReLU()))
     with pytest.raises(pliant.IllegalConfiguration, match=r"the average has it as \(5, 4\)"):
         pliant.follow_resets(handle, nn.Sequential(nn.Linear(4, 5)))
@@ -338,3 +342,20 @@ def test_an_average_of_something_else_is_refused_and_following_can_end():
     assert len(handle._editor.averages) == 2
     stop()
     assert len(handle._editor.averages) == 1
+
+
+@pytest.mark.parametrize("heading", ["Averages of weights: SWA and EMA", "Schedule-free optimizers", "Muon"])
+def test_the_recipes_of_the_documentation(heading):
+    if heading == "Muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this PyTorch has no Muon")
+    model = network()
+    given = {"model": model, "x": batch(0)[:2], "schedulefree": schedulefree}
+    if heading.startswith("Averages"):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        given["handle"] = pliant.attach(model, optimizer, REPLACE, example_inputs=batch(0)[:2])
+    found = frameworks.run_recipes(heading, given)
+    for item in found.get("optimizers", [found["optimizer"]] if "optimizer" in found else []):
+        getattr(item, "train", lambda: None)()
+        loss_of(model, 0).backward()
+        item.step()
+    assert found["handle"].num_steps == (0 if heading.startswith("Averages") else 1)
