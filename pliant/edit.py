@@ -284,7 +284,7 @@ class Editor(TensorEditor):
 
         The points of a schedule-free optimizer are weights, so that they are never kept.
         """
-        kept = moments == "keep" and not is_schedule_free(self.owners.get(name))
+        kept = moments == "keep" and not (self._has_two_points and is_schedule_free(self.owners.get(name)))
         return ([] if kept else self._moments(name)) + self._averages_of(name)
 
     def _shares(self, share: Tensor) -> Tensor:

@@ -100,8 +100,8 @@ class Protect(Protection, Callback):
             if method.changes_gradients:
                 raise NotYetSupported(
                     f"{type(method).__name__} changes gradients before the optimizer's step, and Lightning always "
-                    "steps with a closure, in which they are computed. Use the method's decoupled form, if it has one, or a "
-                    "loop of your own."
+                    "steps with a closure, in which they are computed. Use the method's decoupled form, if it has one, "
+                    "or a loop of your own."
                 )
         self._modules = [modules] if isinstance(modules, str) else modules
         self._name = name

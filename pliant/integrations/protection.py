@@ -87,7 +87,7 @@ class Protection:
             if method.changes_model:
                 raise IllegalConfiguration(
                     f"{type(method).__name__} changes the model, and a checkpoint of it can only be loaded into a "
-                    "model that was changed before. Change the model before you give it to the trainer, in every process: "
+                    "model that was changed before. Change the model before the trainer gets it, in every process: "
                     "pliant.attach(model, torch.optim.SGD(model.parameters()), "
                     f"{type(method).__name__}(...), example_inputs=x).detach(); what it has put in stays."
                 )

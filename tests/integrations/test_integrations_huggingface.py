@@ -204,7 +204,7 @@ def test_what_is_given_wrongly_says_what_to_do(tmp_path):
         pliant.monitor(made, made.optimizer)
     with pytest.raises(pliant.IllegalConfiguration, match=r"no optimizer yet \(None\).*pliant\.huggingface\.Protect"):
         pliant.attach(made.model, made.optimizer, REPLACE, example_inputs=frameworks.sentences(2))
-    with pytest.raises(pliant.IllegalConfiguration, match=r"InsertNormalization changes the model.*before you give it"):
+    with pytest.raises(pliant.IllegalConfiguration, match=r"InsertNormalization changes.*before the trainer"):
         pliant.huggingface.Protect(pliant.InsertNormalization())
     with pytest.raises(pliant.IllegalConfiguration, match="attached when training begins"):
         _ = pliant.huggingface.Protect(REPLACE).handle
