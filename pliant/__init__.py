@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from pliant.fresh import fresh_twin
     from pliant.handle import Handle
+    from pliant.integrations import sb3 as sb3
     from pliant.interventions import (
         FIRE,
         L2,

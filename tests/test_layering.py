@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"edit_tensors", "forward"},
     {"edit", "fresh", "observation", "spectrum"},
     {"interventions", "manifolds"},
-    {"reminders", "schedule", "wiring"},
+    {"agents", "reminders", "schedule", "wiring"},
     {"rounds"},
     {"handle"},
     {"attach", "averages", "monitor"},

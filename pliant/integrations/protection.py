@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from pliant.attach import attach
-from pliant.errors import IllegalConfiguration, NoEffectWarning, NotYetSupported
+from pliant.errors import IllegalConfiguration, NoEffect, NoEffectWarning, NotYetSupported
 from pliant.handle import Handle
 from pliant.interventions.base import Intervention
 from pliant.isolation import preserved_randomness
@@ -110,22 +110,15 @@ class Protection:
         After training it can still be read; it is detached then.
 
         Raises:
-            IllegalConfiguration: Before the first training has begun.
+            NoEffect: Before the first training has begun.
         """
         if self._handle is None:
-            raise IllegalConfiguration("there is no handle yet: it is attached when training begins.")
+            raise NoEffect("nothing is attached yet: it is when training begins.")
         return self._handle
 
     @property
-    def monitor(self) -> Monitor:
-        """The monitor.
-
-        Raises:
-            IllegalConfiguration: Before the first training has begun, or if none was asked for.
-        """
-        if self._monitor is None:
-            why = "was asked for: pass monitor=True" if self._watching is None else "exists before training begins"
-            raise IllegalConfiguration(f"no monitor {why}.")
+    def monitor(self) -> Monitor | None:
+        """The monitor; ``None`` before the first training has begun, and where none was asked for."""
         return self._monitor
 
     # ---- for the adapters ----

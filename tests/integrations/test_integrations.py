@@ -20,6 +20,11 @@ def test_a_missing_framework_is_named_with_the_extra_that_brings_it(name, monkey
         getattr(pliant, name)
 
 
+def test_the_names_that_people_may_rely_on():
+    pytest.importorskip("stable_baselines3", reason="pliant.sb3 needs it")
+    assert set(pliant.sb3.__all__) == {"LOGGED", "AgentDiagnosis", "Protect", "diagnose", "forget", "probe"}
+
+
 def test_importing_pliant_imports_no_framework():
     code = "import pliant, sys; pliant.attach; dir(pliant); assert not {names} & set(sys.modules)"
     frameworks = {package for package, _ in EXTRAS.values()}
