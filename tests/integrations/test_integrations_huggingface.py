@@ -6,6 +6,7 @@ import functools
 import shutil
 import subprocess
 import sys
+import warnings
 
 import frameworks
 import pytest
@@ -225,6 +226,11 @@ def test_a_penalty_needs_one_line_and_says_so(tmp_path):
         trainer(tmp_path, protection(penalised), max_steps=2, save_strategy="no").train()
 
 
+class Gradients(transformers.TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.found = model.transformer.h[0].mlp.c_fc.weight.grad.clone()
+
+
 def test_the_recipes_of_the_documentation(tmp_path):
     args = transformers.TrainingArguments(
         str(tmp_path), max_steps=2, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True
@@ -232,10 +238,21 @@ def test_the_recipes_of_the_documentation(tmp_path):
     given = {"Trainer": transformers.Trainer, "model": gpt2(), "args": args, "train_dataset": frameworks.sentences()}
     found = frameworks.run_recipes("Hugging Face Trainer", given)
     assert found["protect"].handle.num_steps == 2
-    found["protect"] = protect = protection(pliant.L2Init(0.5, apply="loss"))  # what the class of the recipe asks
-    made = trainer(tmp_path, protect, max_steps=2, save_strategy="no", kind=found["Penalised"])
-    made.train()
-    assert protect.handle.waiting_for("penalty") == ()
+
+    def gradient(kind, **given):  # of the first step, with or without the penalty
+        look, options = Gradients(), {"max_steps": 1, "save_strategy": "no", "max_grad_norm": 0, "logging_steps": 5}
+        found["protect"] = protection(pliant.L2(0.5, apply="loss"))  # what the class of the recipe asks
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if kind is transformers.Trainer else "error", pliant.NoEffectWarning)
+            trainer(tmp_path, found["protect"], more=[look], kind=kind, **options, **given).train()
+        return look.found
+
+    added = [
+        gradient(found["Penalised"], **given) - gradient(transformers.Trainer, **given)
+        for given in ({}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2})
+    ]
+    assert added[0].abs().max() > 0
+    torch.testing.assert_close(added[0], added[1], atol=1e-6, rtol=1e-4)  # once, however many batches are accumulated
 
     AcceleratorState._reset_state(reset_partial_state=True)
     model, data = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)), frameworks.points()

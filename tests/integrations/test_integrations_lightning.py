@@ -10,6 +10,7 @@ from frameworks import REPLACE, events, fit, resets, tensors
 import pliant
 
 pytest.importorskip("lightning")
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
@@ -157,6 +158,16 @@ def test_what_is_given_wrongly_says_what_to_do(tmp_path):
     compiled = torch.compile(Regression(), backend="eager")
     with pytest.raises(pliant.IllegalConfiguration, match=r"was compiled before training.*on_train_start"):
         fit(tmp_path, compiled, pliant.lightning.Protect(REPLACE))
+
+
+def test_a_wrapped_optimizer_is_the_one_inside():
+    module = Regression()
+    optimizer = module.configure_optimizers()
+    handle = pliant.attach(module, [LightningOptimizer(optimizer)], REPLACE, example_inputs=torch.zeros(2, 4))
+    module.training_step(next(iter(frameworks.points())), 0).backward()
+    optimizer.step()
+    assert handle.num_steps == 1
+    handle.detach()
 
 
 class Compiled(Regression):
