@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pliant.attach import attach
+    from pliant.averages import follow_resets
     from pliant.diagnosis import Diagnosis, diagnose
     from pliant.edit_log import EditLog, LoggedEvent, read_edits
     from pliant.errors import (
@@ -99,6 +100,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "EditLog",
     "LoggedEvent",
     "read_edits",
+    "follow_resets",
     "AdaptiveNormalization",
     "ContinualBackprop",
     "FIRE",
@@ -149,6 +151,7 @@ _SOURCES = {
     "LoggedEvent": "pliant.edit_log",
     "read_edits": "pliant.edit_log",
     "attach": "pliant.attach",
+    "follow_resets": "pliant.averages",
     "IllegalConfiguration": "pliant.errors",
     "NoEffect": "pliant.errors",
     "NoEffectWarning": "pliant.errors",

@@ -28,6 +28,7 @@ from pliant.wiring import (
     check_conflicts,
     is_within,
     parts_of,
+    refuse_trainer,
     units_of,
     unwrapped,
     wrappers_of,
@@ -137,6 +138,7 @@ def attach(
         ['actor.0', 'critic.0']
         >>> handle.detach()
     """
+    refuse_trainer(model)
     if is_agent(model):
         if methods is not None and optimizer is not None:
             raise IllegalConfiguration("the optimizers of an agent are found by themselves: attach(agent, methods).")

@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"resume"},
     {"lasting"},
     {"handle"},
-    {"attach", "monitor"},
+    {"attach", "averages", "monitor"},
     {"probe"},
     {"bench", "report"},
     {"diagnosis"},

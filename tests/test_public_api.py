@@ -17,7 +17,7 @@ PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor Alarm CSVWriter JSONLWriter MLflowWriter TensorBoardWriter WandbWriter",
     "fresh_twin probe ProbeResult live_twin LiveTwin diagnose Diagnosis",
-    "attach Handle LoadReport EditLog LoggedEvent read_edits",
+    "attach Handle LoadReport EditLog LoggedEvent read_edits follow_resets",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
     "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2EffectiveRank L2Init LayerReset",
     "NormalizeAndProject OptimizerReset Parseval PlasticityInjection ReDo ReGraMa",
