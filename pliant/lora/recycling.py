@@ -136,7 +136,9 @@ where='*lora_*')
             raise NotYetSupported("RankRecycling: a stack of members has no adapters of peft; attach to one model.")
         found = self._components(ctx)
         if not found:
-            raise NoEffect(f"RankRecycling: this optimizer trains no active LoRA component that matches {self.where!r}.")
+            raise NoEffect(
+                f"RankRecycling: this optimizer trains no active LoRA component that matches {self.where!r}."
+            )
         for group, pair in found:
             slices = {(piece.name, piece.role) for piece in group.slices}
             if slices != {(pair.a, "incoming"), (pair.b, "outgoing")}:

@@ -58,7 +58,9 @@ def adapter_fills(model: nn.Module) -> dict[str, Fill | None]:
                     result.update({f"{name}.{first}": fills[0], f"{name}.{second}": fills[1]})
             if f"lora_B.{adapter}.bias" in parts and way is not False:
                 result[f"{name}.lora_B.{adapter}.bias"] = Fill("constant", 0.0)
-    return {name.lstrip("."): fill for name, fill in result.items() if canonical.get(name.lstrip(".")) == name.lstrip(".")}
+    return {
+        name.lstrip("."): fill for name, fill in result.items() if canonical.get(name.lstrip(".")) == name.lstrip(".")
+    }
 
 
 def _ways(model: nn.Module) -> dict[str, Any]:
