@@ -51,6 +51,7 @@ class Preset:
         adapter_steps: Steps per task with adapters.
         num_adapter_tasks: Tasks with adapters.
         num_adapter_tuning_tasks: The same for choosing a setting.
+        adapter_window: As ``window``, of the tasks with adapters.
         data_dir: A folder with texts instead of generated ones; empty: generated.
         data_digest: Of the texts in it.
     """
@@ -61,15 +62,16 @@ class Preset:
     context: int = 32
     batch: int = 8
     steps: int = 100
-    num_tasks: int = 40
-    num_tuning_tasks: int = 16
+    num_tasks: int = 30
+    num_tuning_tasks: int = 12
     window: int = 10
     characters: int = 60_000
     rank: int = 4
     base_steps: int = 1500
     adapter_steps: int = 60
-    num_adapter_tasks: int = 24
-    num_adapter_tuning_tasks: int = 12
+    num_adapter_tasks: int = 16
+    num_adapter_tuning_tasks: int = 8
+    adapter_window: int = 5
     data_dir: str = ""
     data_digest: str = ""
 

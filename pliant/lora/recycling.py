@@ -248,8 +248,8 @@ where='*lora_*')
         now = fingerprint(ctx.whole(pair.base))
         if not torch.equal(before.to(now.device), now):
             raise IllegalConfiguration(
-                f"RankRecycling: {pair.base!r} is not the base weight that components were folded into: the adapter was "
-                "loaded onto another base. Call pliant.lora.load_folded(model, directory), or load the whole "
+                f"RankRecycling: {pair.base!r} is not the base weight that components were folded into: the adapter "
+                "was loaded onto another base. Call pliant.lora.load_folded(model, directory), or load the whole "
                 "state_dict of the model; if the base was changed on purpose, attach anew without loading this state."
             )
 

@@ -93,9 +93,10 @@ def initialisers(
         model: The model.
         init: ``None``: what PyTorch's own ``reset_parameters`` draws for the module that owns the tensor, and in a
             Hugging Face model what its ``_init_weights`` draws (``initializer_range``, scaled residual projections,
-            T5's factors), see :mod:`pliant.units.recorded_init`, and in LoRA adapters what ``peft`` does. A name of :data:`NAMED`: that distribution for every
-            matrix and kernel, zero for their biases. A mapping from patterns of tensor names to names: the first that
-            matches; ``"zeros"`` and ``"ones"`` also serve bare vectors, such as a learned scale.
+            T5's factors), see :mod:`pliant.units.recorded_init`, and in LoRA adapters what ``peft`` does. A name of
+            :data:`NAMED`: that distribution for every matrix and kernel, zero for their biases. A mapping from patterns
+            of tensor names to names: the first that matches; ``"zeros"`` and ``"ones"`` also serve bare vectors, such
+            as a learned scale.
         members: The tensors carry a leading dimension of ensemble members, which no fan counts.
         inputs_first: Matrices stored as inputs x outputs (``x @ W``), whose fans are exchanged.
 
