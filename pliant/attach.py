@@ -22,7 +22,7 @@ from pliant.units.init import InitSpec
 from pliant.units.several import Models, as_module
 from pliant.wiring import as_optimizers, check_batch, check_conflicts, parts_of, units_of, unwrapped, wrappers_of
 
-__all__ = ["attach"]
+__all__ = ["attach", "handles_of"]
 
 _HANDLES: WeakKeyDictionary[nn.Module, WeakSet[Handle]] = WeakKeyDictionary()
 """What is attached to which module."""
@@ -164,6 +164,16 @@ def attach(
         handle.events.intervention = name
         handle.events.add_tensors("surgery", tensors)
     return handle
+
+
+def handles_of(model: nn.Module) -> list[Handle]:
+    """The handles that are attached to a model; those that only report (``dry_run``) too.
+
+    Args:
+        model: The module that was given to :func:`attach`, or one that contains it.
+    """
+    found = {handle for module in model.modules() for handle in _HANDLES.get(module, ())}
+    return [handle for handle in found if handle.is_attached]
 
 
 def _check_others(modules: Iterable[nn.Module], methods: Sequence[Intervention]) -> None:

@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"rounds"},
     {"handle"},
     {"attach", "monitor"},
-    {"probe"},
+    {"probe", "lora", "tokens"},
     {"bench", "report"},
     {"diagnosis"},
     {"commands"},

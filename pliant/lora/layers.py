@@ -107,7 +107,7 @@ def pairs(model: nn.Module) -> tuple[Pair, ...]:
     names = {id(tensor): canonical[name] for name, tensor in model.named_parameters(remove_duplicate=False)}
     found = []
     for layer, module in layers.items():
-        for adapter in module.r:  # type: ignore[union-attr]
+        for adapter in module.r:
             factors = _factors(module, str(adapter))
             if factors is None:
                 raise NotYetSupported(
@@ -148,7 +148,9 @@ def contributions(a: Tensor, b: Tensor, scaling: float) -> Tensor:
         >>> contributions(torch.eye(2), torch.tensor([[3.0, 0.0], [4.0, 0.0]]), 2.0)
         tensor([10.,  0.])
     """
-    return a.flatten(1).norm(dim=1) * b.transpose(0, 1).flatten(1).norm(dim=1) * abs(scaling)
+    size_a: Tensor = torch.linalg.vector_norm(a.flatten(1), dim=1)
+    size_b: Tensor = torch.linalg.vector_norm(b.transpose(0, 1).flatten(1), dim=1)
+    return size_a * size_b * abs(scaling)
 
 
 def folded_delta(layer: Any, pair: Pair, a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
@@ -163,7 +165,7 @@ def folded_delta(layer: Any, pair: Pair, a: Tensor, b: Tensor, mask: Tensor) -> 
     """
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     chosen = b.flatten(1).to(wide) * mask.to(wide)
-    product = (chosen @ a.flatten(1).to(wide)) * layer.scaling[pair.adapter]
+    product: Tensor = (chosen @ a.flatten(1).to(wide)) * layer.scaling[pair.adapter]
     if pair.kind == "embedding" or getattr(layer, "fan_in_fan_out", False):
         product = product.T
     return product.reshape(_base(layer).weight.shape)

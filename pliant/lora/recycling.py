@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
@@ -244,7 +244,7 @@ where='*lora_*')
         before = ctx.tensors("base").get(pair.base)
         if before is None:
             return
-        mark(cast(nn.Module, ctx.modules[pair.layer]))
+        mark(ctx.modules[pair.layer])
         now = fingerprint(ctx.whole(pair.base))
         if not torch.equal(before.to(now.device), now):
             raise IllegalConfiguration(

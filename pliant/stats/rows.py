@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant import quiet
+from pliant.errors import IllegalConfiguration
 
 __all__ = ["RowCounter"]
 
@@ -29,13 +30,19 @@ class RowCounter:
         self._into, self._key = into, key
         self._hook = module.register_forward_pre_hook(self._hear, with_kwargs=True)
 
-    def _hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _hear(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not module.training or not torch.is_grad_enabled() or quiet.depth:
             return
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return
         indices = (args[0] if args else kwargs["input"]).detach().reshape(-1).long()
         counts = self._into[self._key]
+        if len(counts) != module.weight.shape[0]:
+            raise IllegalConfiguration(
+                f"{self._key!r} had {len(counts)} rows when pliant was attached and has {module.weight.shape[0]} now: "
+                "state = handle.state_dict(), handle.detach(), pliant.tokens.grow_vocabulary(model, optimizer, "
+                "num_tokens), attach again, and load the state."
+            )
         counts.index_add_(0, indices, torch.ones_like(indices))
 
     def remove(self) -> None:
