@@ -159,10 +159,9 @@ def grow_vocabulary(
     grown = {
         name: _grown_state(owners[name], before[name], name, num_tokens, moments) for name in names if name in owners
     }
-    _resize(model, table, [before[name] for name in names], num_tokens)
+    _resize(model, table, names, num_tokens)
     after = dict(model.named_parameters())
     for name in names:
-        after[name].grad = None  # of the old size
         if name in owners:
             _follow(owners[name], before[name], after[name], grown[name])
     new = token_tables(model, where, head)[0]
@@ -190,24 +189,27 @@ def _editor(
     )
 
 
-def _resize(model: nn.Module, table: TokenTable, old: list[nn.Parameter], num_tokens: int) -> None:
+def _resize(model: nn.Module, table: TokenTable, names: Sequence[str], num_tokens: int) -> None:
     """Longer tensors in the old ones' places; what the new rows hold is decided later."""
     for root in model.modules():
         is_model = callable(getattr(type(root), "resize_token_embeddings", None))
         if is_model and root.get_input_embeddings() is model.get_submodule(table.module):  # type: ignore[operator]
             with torch.random.fork_rng():
                 root.resize_token_embeddings(num_tokens, mean_resizing=False)  # type: ignore[operator]
-            return
-    for parameter in old:
-        longer = parameter.detach().new_zeros(num_tokens, *parameter.shape[1:])
-        longer[: len(parameter)] = parameter.detach()
-        new = nn.Parameter(longer, parameter.requires_grad)
+            break
+    for name in names:
+        old = model.get_parameter(name)
+        values = old.detach()
+        if len(values) < num_tokens:
+            values = torch.cat([values, values.new_zeros(num_tokens - len(values), *values.shape[1:])])
+        # a new parameter in any case: one whose size was changed in place keeps an old graph's idea of its gradient
+        new = nn.Parameter(values.clone(), old.requires_grad)
         for module in model.modules():
             for key, own in module._parameters.items():
-                if own is parameter:
+                if own is old:
                     module._parameters[key] = new
                     for size in ("num_embeddings", "out_features"):
-                        if getattr(module, size, None) == len(parameter):
+                        if getattr(module, size, None) == table.num_tokens:
                             setattr(module, size, num_tokens)
 
 
