@@ -38,7 +38,8 @@ __all__ = ["PARTS", "RESULTS", "SEEDS", "TUNING", "Cell", "chosen", "main", "rec
 
 RESULTS = ROOT / "benchmarks" / "results" / "language"
 PARTS = {"text": TEXT, "adapters": ADAPTERS}
-TUNING, SEEDS = (100, 101), range(5)
+TUNING: dict[str, tuple[int, ...]] = {"text": (100, 101), "adapters": (100,)}
+SEEDS = range(5)
 Cell = dict[str, Any]
 
 
@@ -53,7 +54,7 @@ def cell_of(part: str, way: str, setting: float | str, step_size: float, num_tas
 
 
 def _file(part: str, seed: int) -> str:
-    return f"{part}-{'tuning' if seed in TUNING else 'reported'}"
+    return f"{part}-{'tuning' if seed in TUNING[part] else 'reported'}"
 
 
 def candidates(records: Records, preset: Preset, part: str, way: str) -> list[Cell] | None:
@@ -76,11 +77,11 @@ def chosen(records: Records, preset: Preset, part: str, way: str) -> Cell | None
     cells = candidates(records, preset, part, way)
     if cells is None:
         return None
-    found = records.read(_file(part, TUNING[0]))
+    found = records.read(_file(part, TUNING[part][0]))
     scores = []
     for cell in cells:
         runs = [record for record in found if record["cell"] == cell]
-        if {record["seed"] for record in runs} != set(TUNING):
+        if {record["seed"] for record in runs} != set(TUNING[part]):
             return None
         scores.append(sum(_score(record) for record in runs) / len(runs))
     best = cells[scores.index(min(scores))]
@@ -98,7 +99,7 @@ def missing(records: Records, preset: Preset) -> Iterator[tuple[Cell, int]]:
         for way in ways:
             cells = candidates(records, preset, part, way)
             for cell in cells or []:
-                for seed in TUNING:
+                for seed in TUNING[part]:
                     if not _has(records, part, cell, seed):
                         yield cell, seed
     for seed in SEEDS:

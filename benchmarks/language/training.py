@@ -62,14 +62,14 @@ class Preset:
     context: int = 32
     batch: int = 8
     steps: int = 100
-    num_tasks: int = 30
+    num_tasks: int = 20
     num_tuning_tasks: int = 12
     window: int = 10
     characters: int = 60_000
     rank: int = 4
     base_steps: int = 1500
     adapter_steps: int = 60
-    num_adapter_tasks: int = 16
+    num_adapter_tasks: int = 12
     num_adapter_tuning_tasks: int = 8
     adapter_window: int = 5
     data_dir: str = ""

@@ -74,11 +74,11 @@ def _ways(model: nn.Module) -> dict[str, Any]:
 
 
 def _linear(way: Any, a: Tensor, b: Tensor) -> tuple[Fill | None, Fill | None]:
-    bound = 1 / math.sqrt(math.prod(a.shape[1:]))
+    bound = math.prod(a.shape[1:]) ** -0.5
     if way is True:
         return Fill("uniform", bound), Fill("constant", 0.0)
     if way is False:
-        return Fill("uniform", bound), Fill("uniform", 1 / math.sqrt(math.prod(b.shape[1:])))
+        return Fill("uniform", bound), Fill("uniform", math.prod(b.shape[1:]) ** -0.5)
     if way == "gaussian":
         return Fill("normal", 1 / a.shape[0]), Fill("constant", 0.0)
     return _NO_FILLS
