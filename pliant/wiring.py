@@ -224,7 +224,7 @@ def editable_groups(
     try:
         groups = units.require(pattern)
     except NoEffect as error:
-        raise NoEffect(f"{type(method).__name__}: {error}") from None
+        raise NoEffect(" ".join(filter(None, [f"{type(method).__name__}: {error}", method.hint]))) from None
     for group in groups:
         fixed = [n for n in group.tensors if isinstance(tensors[n], nn.Parameter) and not tensors[n].requires_grad]
         if fixed:

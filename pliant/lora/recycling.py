@@ -91,6 +91,10 @@ where='*lora_*')
     where: str = "*lora_*"
 
     redraws: ClassVar[bool] = True
+    hint: ClassVar[str] = (
+        "It acts on the components of LoRA adapters, which a model has after peft.get_peft_model(model, "
+        "peft.LoraConfig(...)), while they are active and not merged (unmerge_adapter())."
+    )
     state: ClassVar[Mapping[str, StateKind]] = {"born": PerUnit(dtype="int64"), "base": Tensors()}
     source: ClassVar[str] = "Lialin et al. 2023, and this library"
     search: ClassVar[Mapping[str, Domain]] = {"fraction": Range(0.05, 1.0, log=True)}
