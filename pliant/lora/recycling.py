@@ -37,8 +37,8 @@ class RankRecycling(Intervention):
     adapter no longer reaches what is in the base.) ``RankRecycling(fraction=1.0)`` merges whole adapters and
     starts them anew, as ReLoRA does.
 
-    Only active adapters that the optimizer trains are touched. From the first fold on, the adapter alone is not the
-    model any more: see :func:`pliant.lora.save_folded`.
+    Only active adapters that the optimizer trains are touched. From the first fold on, also after ``detach()``, the
+    adapter alone is not the model any more, and ``save_pretrained`` says so: see :func:`pliant.lora.save_folded`.
 
     Args:
         fraction: Which share of each adapter's components, the weakest ones, rounded, at least one; ``0``: none (a
@@ -90,7 +90,6 @@ where='*lora_*')
     saving: Literal["refuse", "beside"] = "refuse"
     where: str = "*lora_*"
 
-    redraws: ClassVar[bool] = True
     hint: ClassVar[str] = (
         "It acts on the components of LoRA adapters, which a model has after peft.get_peft_model(model, "
         "peft.LoraConfig(...)), while they are active and not merged (unmerge_adapter())."
@@ -150,6 +149,8 @@ where='*lora_*')
                     f"RankRecycling: the components of {pair.layer!r} (adapter {pair.adapter!r}) are tied to other "
                     f"tensors ({', '.join(group.tensors)}). Leave them out with where=..."
                 )
+            for name in (pair.a, pair.b):
+                ctx.edit.init_of(name)
             if self.fold:
                 self._check_fold(ctx, pair)
 
@@ -216,7 +217,7 @@ where='*lora_*')
                 ctx.edit.reset_weights(pair.b, mask.expand(ctx.whole(pair.b).shape), reason=reason)
             else:
                 ctx.edit.reset(group, mask, reason=reason)
-            alive = mask if ctx.live is None else mask & (ctx.live > 0)
+            alive = mask if ctx.edit.live is None else mask & (ctx.edit.live > 0)
             born = ctx.state(group)["born"]
             born.copy_(torch.where(alive, _now(ctx, born), born))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -355,6 +356,20 @@ def test_versions_of_peft_out_of_range_are_refused():
     for version in ("0.18.0", "0.21.2", "0.99"):
         check_peft(version)
     check_peft()
+
+
+def test_without_peft_there_is_nothing_to_act_on_and_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
+    with pytest.raises(NoEffect, match=r"peft is not installed.*pip install 'pliant\[lora\]'"):
+        pairs(nn.Linear(2, 2))
+
+
+def test_units_that_would_stay_dead_are_refused():
+    """A of an embedding starts at zero, and so would B after a reset."""
+    model = adapted(llama(), ["embed_tokens", "q_proj"])
+    with pytest.raises(IllegalConfiguration, match=r"lora_embedding_A.*start at zero.*RankRecycling knows how"):
+        protected(model, pliant.ReDo())
+    protected(model, pliant.ReDo(where="*q_proj.lora_A"))
 
 
 class Quantised(peft.tuners.lora.layer.Linear):

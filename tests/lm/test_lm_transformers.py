@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ pytest.importorskip("transformers")
 from lm_tools import VOCABULARY, gpt2, ids, llama, logits, train
 
 import pliant
+from benchmarks.language import study, training
 from pliant import IllegalConfiguration, NoEffect, NotYetSupported
 from pliant.tokens import (
     TokenReset,
@@ -424,8 +423,34 @@ def test_the_snippets_of_the_page_run_one_after_the_other(tmp_path, monkeypatch,
 
 
 def test_the_page_of_the_study_is_what_its_records_say():
-    done = subprocess.run(
-        [sys.executable, "benchmarks/language/study.py", "page", "--check"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert study.main(["page", "--check"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_the_study_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    small = {
+        "width": 8, "context": 8, "batch": 2, "steps": 2, "num_tasks": 2, "num_tuning_tasks": 2, "characters": 500,
+        "rank": 2, "base_steps": 2, "adapter_steps": 2, "num_adapter_tasks": 2, "num_adapter_tuning_tasks": 2,
+    }  # fmt: skip
+    preset = training.Preset(**small)
+    monkeypatch.setattr(study, "SEEDS", range(1))
+    for part in study.PARTS:
+        ways = {
+            name: study.PARTS[part][name]
+            for name in ("plain", "l2", "continued", "recycled")
+            if name in study.PARTS[part]
+        }
+        monkeypatch.setitem(study.PARTS, part, ways)
+        monkeypatch.setitem(study.TUNING, part, (100,))
+    records = study.records_of(preset, tmp_path)
+    assert study.run(records, preset, tmp_path / "bases", 0.0) == 3, "out of time at once"
+    assert study.run(records, preset, tmp_path / "bases", 10.0) == 0
+    assert len(records.all()) == 4 * 3 + 4
+    assert not list(study.missing(records, preset))
+    plain = study.chosen(records, preset, "text", "plain")
+    l2 = [record for record in records.all() if record["cell"]["way"] == "l2"]
+    assert {record["cell"]["step_size"] for record in l2} == {plain["step_size"]}
+    assert all(len(record["online"]) == record["cell"]["tasks"] for record in records.all())
+    recycled = [r for r in records.read("adapters-reported") if r["cell"]["way"] == "recycled"]
+    assert recycled[0]["resets"] == 2 * 4 * 1  # two layers, four matrices, one of two components, at one boundary
