@@ -77,9 +77,8 @@ class RankRecycling(Intervention):
         NoEffect: At ``attach``, if the model has no LoRA layer that is trained.
 
     Example:
-        >>> RankRecycling(every=500).null()
-        RankRecycling(fraction=0.0, every=500, maturity_threshold=100, fold=True, shared_base=False, saving='refuse', \
-where='*lora_*')
+        >>> RankRecycling(every=500).null().fraction
+        0.0
     """
 
     fraction: float = 0.25
