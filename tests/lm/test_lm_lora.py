@@ -28,7 +28,10 @@ from pliant.lora import (  # noqa: E402
 )
 from pliant.units.init import Init, initialisers  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning"),  # peft 0.18
+]
 
 GPT2_TARGETS = ["c_attn", "c_fc", "c_proj"]
 LLAMA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -426,6 +426,7 @@ def test_the_page_of_the_study_is_what_its_records_say():
     assert study.main(["page", "--check"]) == 0
 
 
+@pytest.mark.wide
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_the_study_runs_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     pytest.importorskip("peft")
