@@ -35,6 +35,11 @@ class Pair:
         base: Name of the base weight; empty if it is no plain tensor (quantised).
         kind: ``"linear"``, ``"conv"`` or ``"embedding"``.
         rank: The number of components.
+
+    Example:
+        >>> pair = Pair("fc", "default", "fc.lora_A.weight", "fc.lora_B.weight", "fc.base_layer.weight", "linear", 8)
+        >>> pair.rank
+        8
     """
 
     layer: str
@@ -162,6 +167,14 @@ def folded_delta(layer: Any, pair: Pair, a: Tensor, b: Tensor, mask: Tensor) -> 
         a: Its first factor.
         b: Its second factor.
         mask: Which components, bool ``[rank]``.
+
+    Example:
+        >>> import peft
+        >>> model = peft.get_peft_model(nn.Sequential(nn.Linear(3, 2)), peft.LoraConfig(r=2, target_modules=["0"]))
+        >>> pair = pairs(model)[0]
+        >>> a, b = model.get_parameter(pair.a).detach(), torch.ones(2, 2)
+        >>> folded_delta(model.get_submodule(pair.layer), pair, a, b, torch.tensor([True, False])).shape
+        torch.Size([2, 3])
     """
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     chosen = b.flatten(1).to(wide) * mask.to(wide)

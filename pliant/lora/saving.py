@@ -43,6 +43,10 @@ def folded_weights(model: nn.Module) -> dict[str, Tensor]:
 
     Args:
         model: The model with its adapters. After ``merge_and_unload()`` it has none, and nothing is missing.
+
+    Example:
+        >>> folded_weights(nn.Linear(2, 2))
+        {}
     """
     names = {id(tensor): name for name, tensor in model.named_parameters()}
     layers = [module for module in model.modules() if is_adapter(module) and module.__dict__.get(_MARK, False)]
@@ -88,12 +92,20 @@ def save_folded(model: nn.Module, directory: str | Path, **kwargs: Any) -> None:
 
     Args:
         model: The ``PeftModel``.
-        directory: Where ``save_pretrained`` writes the adapters' files; :data:`BASE_FILE` comes beside them. It holds
+        directory: Where ``save_pretrained`` writes the adapters' files; ``BASE_FILE`` comes beside them. It holds
             the folded layers' whole base weights, not the difference, so that loading it twice does no harm.
         **kwargs: For ``save_pretrained``.
 
     Raises:
         IllegalConfiguration: If the model has no ``save_pretrained``.
+
+    Example:
+        >>> import tempfile, peft
+        >>> model = peft.get_peft_model(nn.Sequential(nn.Linear(3, 2)), peft.LoraConfig(r=2, target_modules=["0"]))
+        >>> folder = tempfile.mkdtemp()
+        >>> save_folded(model, folder)
+        >>> load_folded(model, folder)  # nothing has been folded yet
+        ()
     """
     if not hasattr(type(model), "save_pretrained"):
         raise IllegalConfiguration(f"{type(model).__name__} has no save_pretrained: pass the PeftModel itself.")
@@ -113,6 +125,11 @@ def load_folded(model: nn.Module, directory: str | Path) -> tuple[str, ...]:
 
     Raises:
         IllegalConfiguration: If there is no such file, or it is of another model; nothing has been changed then.
+
+    Example:
+        >>> load_folded(nn.Linear(2, 2), "no such folder")
+        Traceback (most recent call last):
+        pliant.errors.IllegalConfiguration: ...pliant_base.pt does not exist: write it with pliant.lora.save_folded...
     """
     path = Path(directory) / BASE_FILE
     if not path.exists():

@@ -444,7 +444,7 @@ class Collector:
         return [item.reader.matrix(act) for act in item.features]
 
     def count_rows(self, module: str, into: MutableMapping[str, Tensor], key: str) -> None:
-        """From now on, count which rows of an embedding training looks up, see :class:`~pliant.stats.rows.RowCounter`.
+        """From now on, count which rows of an embedding training looks up, see ``pliant.stats.rows``.
 
         Args:
             module: The embedding's name.

@@ -27,6 +27,10 @@ class TokenTable:
         num_tokens: The number of rows.
         is_tied: Whether the output layer's weight is the embedding's.
         padding: The row of the padding token, which is never trained; ``None`` if there is none.
+
+    Example:
+        >>> token_tables(nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8)))[0].weight
+        '0.weight'
     """
 
     module: str
