@@ -94,7 +94,7 @@ def _score(record: Cell) -> float:
 
 
 def missing(records: Records, preset: Preset) -> Iterator[tuple[Cell, int]]:
-    """What is to be run: first what the settings are chosen by, then seed by seed what is reported."""
+    """What is to be run: first what the settings are chosen by, then what is reported, part by part, seed by seed."""
     for part, ways in PARTS.items():
         for way in ways:
             cells = candidates(records, preset, part, way)
@@ -102,8 +102,8 @@ def missing(records: Records, preset: Preset) -> Iterator[tuple[Cell, int]]:
                 for seed in TUNING[part]:
                     if not _has(records, part, cell, seed):
                         yield cell, seed
-    for seed in SEEDS:
-        for part, ways in PARTS.items():
+    for part, ways in PARTS.items():
+        for seed in SEEDS:
             for way in ways:
                 cell = chosen(records, preset, part, way)
                 if cell is not None and not _has(records, part, cell, seed):
