@@ -23,7 +23,7 @@ from pliant.bench.streams.base import generator
 from pliant.interventions.base import Intervention
 from pliant.lora import RankRecycling
 
-__all__ = ["ADAPTERS", "ALPHABET", "TEXT", "Preset", "Way", "run_adapters", "run_text"]
+__all__ = ["ADAPTERS", "ALPHABET", "STEP_SIZES", "TEXT", "Preset", "Way", "run_adapters", "run_text"]
 
 ALPHABET = "\n ." + "".join(map(chr, range(ord("a"), ord("z") + 1)))
 """What a text is reduced to: capitals become small, everything else is left out."""
