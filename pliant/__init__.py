@@ -141,8 +141,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
-    *("checkpoint", "errors", "insertion", "interventions", "manifolds", "metrics", "nn", "observation", "optim"),
-    *("records", "report", "spectrum", "statistics", "stats", "surgery", "units"),
+    *("checkpoint", "errors", "insertion", "interventions", "lora", "manifolds", "metrics", "nn", "observation"),
+    *("optim", "records", "report", "spectrum", "statistics", "stats", "surgery", "tokens", "units"),
 )
 _SOURCES = {
     "EditLog": "pliant.edit_log",

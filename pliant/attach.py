@@ -34,7 +34,7 @@ from pliant.wiring import (
     wrappers_of,
 )
 
-__all__ = ["attach"]
+__all__ = ["attach", "handles_of"]
 
 _HANDLES: WeakKeyDictionary[nn.Module, WeakSet[Handle]] = WeakKeyDictionary()
 """What is attached to which module."""
@@ -278,6 +278,16 @@ def _check_where(model: nn.Module, units: UnitGraph, where: str) -> None:
             f"attach(where={where!r}) matches nothing in the model, so nothing would be protected. Its modules are: "
             f"{names}; its unit groups: {', '.join(group.name for group in units) or 'none'}."
         )
+
+
+def handles_of(model: nn.Module) -> list[Handle]:
+    """The handles that are attached to a model; those that only report (``dry_run``) too.
+
+    Args:
+        model: The module that was given to :func:`attach`, or one that contains it.
+    """
+    found = {handle for module in model.modules() for handle in _HANDLES.get(module, ())}
+    return [handle for handle in found if handle.is_attached]
 
 
 def _check_others(modules: Iterable[nn.Module], methods: Sequence[Intervention], where: str) -> None:

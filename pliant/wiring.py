@@ -249,7 +249,7 @@ def editable_groups(
     try:
         groups = units.require(pattern)
     except NoEffect as error:
-        raise NoEffect(f"{type(method).__name__}: {error}") from None
+        raise NoEffect(" ".join(filter(None, [f"{type(method).__name__}: {error}", method.hint]))) from None
     groups = tuple(group for group in groups if is_within(group.name, where))
     if not groups:
         raise NoEffect(
@@ -298,9 +298,10 @@ def check_method(
 
     Raises:
         IllegalConfiguration: If nobody owns a parameter, activations cannot be seen, or an initial distribution is
-            unknown.
+            unknown or zero.
         NotYetSupported: If an optimizer's state cannot be reset unit by unit.
     """
+    stacked = edit.num_members is not None
     for group in groups:
         for name in group.tensors:
             if not isinstance(tensors[name], nn.Parameter):
@@ -318,8 +319,15 @@ def check_method(
                 "hook. Leave the group out with where=..."
             )
         if method.redraws:
-            for piece in group.role("incoming"):
-                edit.init_of(piece.name)
+            drawn = [(edit.init_of(piece.name), piece) for piece in group.role("incoming")]
+            matrices = [init for init, piece in drawn if piece.rank(tensors[piece.name], is_stack=stacked) > 1]
+            if matrices and all(init.kind == "constant" and init.scale == 0 for init in matrices):
+                raise IllegalConfiguration(
+                    f"{type(method).__name__} would draw units of {group.name!r} anew, whose incoming weights all "
+                    "start at zero: with outgoing zeros they would stay dead (a LoRA adapter of an embedding; "
+                    "pliant.lora.RankRecycling knows how). Leave the group out with where=..., or say how it is drawn "
+                    "with init=..."
+                )
 
 
 def needed_statistics(methods: Sequence[Intervention], usable: Sequence[frozenset[str]]) -> dict[str, frozenset[str]]:

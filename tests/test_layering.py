@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     {"lasting"},
     {"handle"},
     {"attach", "averages", "monitor"},
-    {"probe"},
+    {"probe", "lora", "tokens"},
     {"bench", "report"},
     {"diagnosis"},
     {"integrations"},

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pliant
-from pliant import interventions, manifolds, metrics, report, spectrum, statistics
+from pliant import interventions, lora, manifolds, metrics, report, spectrum, statistics, tokens
 from pliant.bench.experiment import method_table
 from pliant.bench.streams import STREAMS
 from pliant.commands import COMMANDS
@@ -162,6 +162,20 @@ STATISTICS = """
     probability_of_improvement rank_agreement recent_transfer time_to_loss time_to_threshold times
 """
 
+LORA = """
+    BASE_FILE Pair RankRecycling check_peft contributions folded_delta folded_weights load_folded pairs save_folded
+"""
+
+TOKENS = """
+    TokenReset TokenTable count_tokens grow_vocabulary occurrences rare_tokens renew_tokens token_tables
+"""
+
+OF_MODULES = {
+    lora.RankRecycling: "fraction every maturity_threshold fold shared_base saving where",
+    tokens.TokenReset: "unseen_for every init noise_scale where head",
+}
+"""Methods for one kind of model, which are named by their module: ``pliant.lora:RankRecycling``."""
+
 
 def test_the_public_names():
     assert sorted(pliant.__all__) == sorted(" ".join(PUBLIC).split())
@@ -238,3 +252,8 @@ def test_metrics_and_reports():
     assert sorted(statistics.__all__) == STATISTICS.split()
     assert sorted(spectrum.__all__) == SPECTRUM.split()
     assert sorted(manifolds.__all__) == MANIFOLDS.split()
+    assert sorted(lora.__all__) == LORA.split()
+    assert sorted(tokens.__all__) == TOKENS.split()
+    for cls, options in OF_MODULES.items():
+        assert [field.name for field in dataclasses.fields(cls)] == options.split()
+        assert list(cls.defaults) == options.split()
