@@ -25,6 +25,15 @@ def _adam(lr: float) -> dict[str, Any]:
     return {"name": "adam", "lr": lr}
 
 
+def _ppo(num_tasks: int, **options: Any) -> dict[str, Any]:
+    return {
+        "stream": {},
+        "optimizer": {**_adam(1e-4), **options},
+        "model": {"name": "actor_critic", "hidden": [256, 256]},
+        "num_tasks": num_tasks,
+    }
+
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "random_label_digits": {
         # Small tasks that are learnt to the end, many steps each, so that the collapse shows within 40 tasks at every
@@ -407,5 +416,18 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "num_tasks": 500,
         },
     },
+    "changing_control": {
+        "mini": {
+            "stream": {},
+            "optimizer": {"name": "adam", "lr": 0.003, "fused": True},
+            "model": {"name": "actor_critic", "hidden": [32, 32]},
+            "num_tasks": 1000,
+        },
+    },
+    # Dohare et al. (2024): one instance, 160 updates for each 2048 steps, networks of 256-256.
+    "slippery_ant": {"paper": _ppo(10), "equal_betas": _ppo(10, betas=[0.99, 0.99])},
+    "ant": {"paper": _ppo(50), "equal_betas": _ppo(50, betas=[0.99, 0.99])},
+    "hopper": {"paper": _ppo(50), "equal_betas": _ppo(50, betas=[0.99, 0.99])},
+    "walker": {"paper": _ppo(50), "equal_betas": _ppo(50, betas=[0.99, 0.99])},
 }
 """Stream name to preset name to settings: stream options, optimizer, model, num_tasks, and maybe a schedule."""

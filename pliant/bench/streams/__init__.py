@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pliant.bench.rl.changing_control import ChangingControl
+from pliant.bench.rl.locomotion import Ant, Hopper, SlipperyAnt, Walker
 from pliant.bench.streams.base import Stream, Task, Traits, traits
 from pliant.bench.streams.character_drift import CharacterDrift
 from pliant.bench.streams.class_incremental import ClassIncremental
@@ -28,6 +30,8 @@ from pliant.bench.streams.stationary_digits import StationaryDigits
 
 __all__ = [
     "STREAMS",
+    "Ant",
+    "ChangingControl",
     "CharacterDrift",
     "ClassIncremental",
     "ClickThrough",
@@ -37,6 +41,7 @@ __all__ = [
     "DayAndWeather",
     "FivePlusOne",
     "FolderStream",
+    "Hopper",
     "InputPermuted",
     "IterableStream",
     "LabelNoise",
@@ -47,12 +52,14 @@ __all__ = [
     "RandomLabelImages",
     "Recurring",
     "RegimeSwitching",
+    "SlipperyAnt",
     "SlowlyChangingRegression",
     "SmoothDrift",
     "StationaryDigits",
     "Stream",
     "Task",
     "Traits",
+    "Walker",
     "traits",
     "write_folder",
 ]
@@ -80,6 +87,11 @@ STREAMS: dict[str, type] = {
         RegimeSwitching,
         ClickThrough,
         CharacterDrift,
+        ChangingControl,
+        SlipperyAnt,
+        Ant,
+        Hopper,
+        Walker,
         FolderStream,
         IterableStream,
     )
