@@ -184,7 +184,7 @@ class ShiftingReach(ChangingVector):
 
     def _distance(self) -> NDArray[np.float64]:
         offset = self._goal - self._position
-        return np.abs(offset).sum(1) if self.discrete else np.sqrt(np.square(offset).sum(1))
+        return np.asarray(np.abs(offset).sum(1) if self.discrete else np.sqrt(np.square(offset).sum(1)))
 
     def _arrived(self) -> NDArray[np.bool_]:
         return self._distance() <= (0.0 if self.discrete else 0.5)
@@ -221,7 +221,7 @@ class ShiftingReach(ChangingVector):
             return np.asarray(gains.argmax(1))
         length = np.sqrt(np.square(offset).sum(1, keepdims=True))
         towards = offset / np.maximum(length, 1.0)
-        return (self._directions() * towards[:, None, :]).sum(2).astype(np.float32)
+        return np.asarray((self._directions() * towards[:, None, :]).sum(2), dtype=np.float32)
 
     def _inside(self) -> dict[str, Any]:
         return {"position": self._position.tolist()}

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import VecEnv
 
+from pliant.bench.rl.environments.presets import make
 from pliant.bench.rl.environments.vector import ChangingVector
+from pliant.errors import IllegalConfiguration
 
-__all__ = ["SB3Vector"]
+__all__ = ["SB3Vector", "make_vector"]
+
+try:
+    from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+except ImportError as error:
+    raise IllegalConfiguration(
+        f"vectors of environments need stable-baselines3, which cannot be imported ({error}): pip install 'pliant[rl]'."
+    ) from error
 
 
 class SB3Vector(VecEnv):
@@ -94,3 +103,31 @@ class SB3Vector(VecEnv):
     def get_images(self) -> Sequence[NDArray[Any] | None]:
         """There is nothing to see."""
         return [None for _ in range(self.num_envs)]
+
+
+def make_vector(name: str, seed: int = 0, num_envs: int = 1, *, processes: bool = False, **options: Any) -> VecEnv:
+    """Make several changing environments that step together, as a ``VecEnv`` of Stable-Baselines3.
+
+    All change alike: the same values, at the same time (each at its own end of an episode where the schedule waits for
+    that). The steps of the schedule are those of all environments together. Episodes begin differently in each.
+
+    Args:
+        name: As of :func:`make`.
+        seed: As of :func:`make`.
+        num_envs: How many.
+        processes: Each environment in a process of its own (``SubprocVecEnv``), or one after the other
+            (``DummyVecEnv``).
+        **options: As of :func:`make`.
+
+    >>> vector = make_vector("changing_cart_pole", seed=0, num_envs=2, every=100, total_steps=1000)
+    >>> vector.reset().shape, vector.get_attr("shift")
+    ((2, 4), [0, 0])
+    """
+    if num_envs < 1:
+        raise IllegalConfiguration(f"make_vector: num_envs={num_envs!r} must be 1 or more")
+
+    def maker(index: int) -> Callable[[], Monitor]:
+        return lambda: Monitor(make(name, seed, index=index, num_envs=num_envs, **options))
+
+    makers = [maker(index) for index in range(num_envs)]
+    return SubprocVecEnv(makers) if processes else DummyVecEnv(makers)  # type: ignore[arg-type]

@@ -49,6 +49,11 @@ class Values(ABC):
         """Whether nothing comes behind the last value."""
         return False
 
+    @property
+    def listed(self) -> tuple[Any, ...]:
+        """All values that can occur, if they were given one by one; else none."""
+        return ()
+
 
 def _check_range(values: Values, low: float, high: float) -> None:
     require(math.isfinite(low) and math.isfinite(high), values, f"low={low!r} and high={high!r} must be finite")
@@ -166,6 +171,11 @@ class Choice(Values):
         """Of the values, if they are numbers."""
         return _number_bounds(self.values)
 
+    @property
+    def listed(self) -> tuple[Any, ...]:
+        """All of them."""
+        return self.values
+
 
 @final
 @dataclass(frozen=True)
@@ -193,6 +203,11 @@ class Cycle(Values):
     def bounds(self) -> tuple[float, float] | None:
         """Of the values, if they are numbers."""
         return _number_bounds(self.values)
+
+    @property
+    def listed(self) -> tuple[Any, ...]:
+        """All of them."""
+        return self.values
 
     @property
     def num_values(self) -> int:
@@ -226,6 +241,11 @@ class Listed(Values):
     def bounds(self) -> tuple[float, float] | None:
         """Of the values, if they are numbers."""
         return _number_bounds(self.values)
+
+    @property
+    def listed(self) -> tuple[Any, ...]:
+        """All of them."""
+        return self.values
 
     @property
     def num_values(self) -> int:

@@ -35,7 +35,7 @@ class ChangingVector(VectorEnv[Any, Any, Any]):
     """
 
     purpose: ClassVar[str]
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012 (as the base)
 
     def __init__(
         self,
