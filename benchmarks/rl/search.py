@@ -125,7 +125,9 @@ def show(table: Mapping[str, Any]) -> None:
 def main() -> int:
     """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="results folder of the trials, outside of the repository")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="results folder of the trials, outside of the repository"
+    )
     parser.add_argument("--only", choices=["screen", "confirm", "table"], help="one stage; table runs nothing")
     options = parser.parse_args()
     for stage in ("screen", "confirm"):

@@ -12,7 +12,17 @@ from pliant.bench.models.resnet import ResNet
 from pliant.bench.models.sequence import CharGRU, CharTransformer
 from pliant.bench.models.tabular import EmbeddingMLP
 
-__all__ = ["MLP", "MODELS", "ActorCritic", "CharGRU", "CharTransformer", "ConvNet", "EmbeddingMLP", "Forecaster", "ResNet"]
+__all__ = [
+    "MLP",
+    "MODELS",
+    "ActorCritic",
+    "CharGRU",
+    "CharTransformer",
+    "ConvNet",
+    "EmbeddingMLP",
+    "Forecaster",
+    "ResNet",
+]
 
 MODELS: dict[str, type[nn.Module]] = {
     "mlp": MLP,

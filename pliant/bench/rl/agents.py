@@ -209,7 +209,7 @@ class Agent(Trainer):
                 if self._is_finite():
                     raise
             if not self._is_finite():
-                message = f"diverged: weights are not finite in task {index} (the first is 0); try a smaller step size"
+                message = f"diverged: weights or outputs are not finite in task {index} (the first is 0); try a smaller step size"
                 self.failures.setdefault(0, Failure(index, message))
                 return
             self._add_row({name: torch.tensor([value]) for name, value in self._measure(watch).items()})
@@ -220,7 +220,12 @@ class Agent(Trainer):
         return int(self.learner.num_timesteps + phase.num_env_steps)  # a task that was cut short
 
     def _is_finite(self) -> bool:
-        return all(bool(parameter.isfinite().all()) for parameter in self.learner.policy.parameters())
+        """Whether weights are, and what the networks make of the present observations."""
+        policy: Any = self.learner.policy
+        seen: Any = self.learner._last_obs
+        with torch.no_grad():
+            outputs = [] if seen is None else policy.network(torch.as_tensor(seen, dtype=torch.float32))
+        return all(bool(tensor.isfinite().all()) for tensor in (*policy.parameters(), *outputs))
 
     # -- measuring ---------------------------------------------------------------------------------------------
 

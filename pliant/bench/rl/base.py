@@ -86,7 +86,9 @@ class AgentStream(ABC):
             require(getattr(self, option) >= 1, self, f"{option} must be at least 1")
         size = self.rollout_steps
         fits = self.batch_size >= 2 and size % self.batch_size == 0
-        require(fits, self, f"batch_size={self.batch_size} must be at least 2, and divide the {size} steps of a rollout")
+        require(
+            fits, self, f"batch_size={self.batch_size} must be at least 2, and divide the {size} steps of a rollout"
+        )
         require(
             self.phase_steps >= size,
             self,

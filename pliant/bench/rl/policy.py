@@ -21,18 +21,27 @@ class Policy(ActorCriticPolicy):
     """An actor and critic whose hidden layers, heads and optimizer are given; all else is Stable-Baselines3's.
 
     Args:
-        *args: as of the base.
+        observation_space: as of the base.
+        action_space: as of the base.
+        lr_schedule: as of the base.
         network: has ``policy_net``, ``value_net``, ``policy_head``, ``value_head`` and ``hidden``, as
             :class:`~pliant.bench.models.ActorCritic`.
         make_optimizer: makes the optimizer of this policy.
-        **kwargs: as of the base.
+        use_sde: False; the base is told so by the algorithm.
 
     Raises:
         IllegalConfiguration: the network has no such parts.
     """
 
     def __init__(
-        self, *args: Any, network: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer], **kwargs: Any
+        self,
+        observation_space: Any,
+        action_space: Any,
+        lr_schedule: Any,
+        *,
+        network: Any,
+        make_optimizer: Callable[[nn.Module], Optimizer],
+        use_sde: bool = False,
     ) -> None:
         if not all(isinstance(getattr(network, part, None), nn.Module) for part in _PARTS):
             raise IllegalConfiguration(
@@ -40,7 +49,14 @@ class Policy(ActorCriticPolicy):
                 "none: give --set model.name=actor_critic"
             )
         self._given: Any = (network, make_optimizer)
-        super().__init__(*args, net_arch=list(network.hidden), ortho_init=False, **kwargs)
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=list(network.hidden),
+            ortho_init=False,
+            use_sde=use_sde,
+        )
 
     @property
     def network(self) -> Any:

@@ -95,7 +95,7 @@ class ReachWorld(World):
     def places(self, observations: NDArray[Any]) -> NDArray[np.int64]:
         """From the positions; the observations are these seen by sensors whose order changes."""
         cells = np.minimum((self.environment.position * self._SIDE).astype(np.int64), self._SIDE - 1)
-        return (cells[:, :1] * self._SIDE + cells[:, 1:]).reshape(-1, 1)
+        return np.asarray(cells[:, :1] * self._SIDE + cells[:, 1:])
 
     def state(self) -> str:
         """JSON."""
@@ -131,7 +131,7 @@ class GymnasiumWorld(World):
     def places(self, observations: NDArray[Any]) -> NDArray[np.int64]:
         """Of the observations."""
         shares = (np.tanh(observations) + 1) / 2
-        return np.minimum((shares * self.num_cells).astype(np.int64), self.num_cells - 1)
+        return np.asarray(np.minimum((shares * self.num_cells).astype(np.int64), self.num_cells - 1))
 
     def state(self) -> str:
         """JSON, of every instance."""
