@@ -44,6 +44,16 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "all 5 fast": {"size": 5, "entropy_weight": 0.05, "lr": 1e-2},
     "sensors 5": {"changes": ["sensors"], "size": 5, "entropy_weight": 0.02, "lr": 3e-3},
     "actions 5": {"changes": ["actions"], "size": 5, "entropy_weight": 0.05, "lr": 3e-3},
+    "sensors 5 fast": {"changes": ["sensors"], "size": 5, "entropy_weight": 0.05, "lr": 1e-2},
+    "sensors 5 big": {
+        "changes": ["sensors"],
+        "size": 5,
+        "entropy_weight": 0.05,
+        "batch_size": 256,
+        "num_epochs": 6,
+        "lr": 1e-2,
+    },
+    "sensors 5 mid": {"changes": ["sensors"], "size": 5, "entropy_weight": 0.02, "lr": 5e-3},
     "goal 5 fast": {"changes": ["goal"], "size": 5, "entropy_weight": 0.05, "lr": 1e-2},
     "goal 5 narrow": {"changes": ["goal"], "size": 5, "width": 0.15, "entropy_weight": 0.05, "lr": 3e-3},
 }

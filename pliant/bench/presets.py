@@ -35,9 +35,8 @@ def _ppo(num_tasks: int) -> dict[str, Any]:
         # A few minutes of the same robot: too short for it to walk.
         "mini": {"stream": {"phase_steps": 10240}, "optimizer": _adam(3e-4), "model": small},
     }
-    return {
-        preset: {**settings, "num_tasks": 10 if preset == "mini" else num_tasks} for preset, settings in found.items()
-    }
+    lengths = {"mini": 10}
+    return {name: {**settings, "num_tasks": lengths.get(name, num_tasks)} for name, settings in found.items()}
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration
@@ -87,7 +87,7 @@ class ActorCritic(nn.Module):
 
 def _body(widths: Sequence[int], activation: type[nn.Module], layer_norm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for num_inputs, num_outputs in zip(widths, widths[1:], strict=False):
+    for num_inputs, num_outputs in itertools.pairwise(widths):
         layers.append(nn.Linear(num_inputs, num_outputs))
         if layer_norm:
             layers.append(nn.LayerNorm(num_outputs))

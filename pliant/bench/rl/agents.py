@@ -209,7 +209,8 @@ class Agent(Trainer):
                 if self._is_finite():
                     raise
             if not self._is_finite():
-                message = f"diverged: weights or outputs are not finite in task {index} (the first is 0); try a smaller step size"
+                where = f"task {index} (the first is 0)"
+                message = f"diverged: weights or outputs are not finite in {where}; try a smaller step size"
                 self.failures.setdefault(0, Failure(index, message))
                 return
             self._add_row({name: torch.tensor([value]) for name, value in self._measure(watch).items()})
