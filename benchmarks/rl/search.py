@@ -57,7 +57,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "goal 5 fast": {"changes": ["goal"], "size": 5, "entropy_weight": 0.05, "lr": 1e-2},
     "goal 5 narrow": {"changes": ["goal"], "size": 5, "width": 0.15, "entropy_weight": 0.05, "lr": 3e-3},
 }
-CONFIRMED: tuple[str, ...] = ()
+CONFIRMED: tuple[str, ...] = ("sensors 5 big",)
 
 
 def experiment(candidate: str, method: str, num_tasks: int) -> Experiment:
@@ -66,14 +66,13 @@ def experiment(candidate: str, method: str, num_tasks: int) -> Experiment:
     lr = options.pop("lr")
     methods = [] if method == "none" else [method]
     label = f"{candidate}, {method}"
-    return Experiment.from_preset(
-        "changing_control",
-        "mini",
+    return Experiment(
+        ("changing_control", options),
         methods,
+        ("adam", {"lr": lr, "fused": True}),
+        ("actor_critic", {"hidden": [32, 32]}),
+        num_tasks,
         label,
-        stream_options=options,
-        optimizer={"lr": lr},
-        num_tasks=num_tasks,
     )
 
 
