@@ -33,7 +33,7 @@ def _ppo(num_tasks: int) -> dict[str, Any]:
         "paper": {"stream": {}, "optimizer": _adam(1e-4), "model": net},
         "equal_betas": {"stream": {}, "optimizer": {**_adam(1e-4), "betas": [0.99, 0.99]}, "model": net},
         # A few minutes of the same robot: too short for it to walk.
-        "mini": {"stream": {"phase_steps": 10240}, "optimizer": _adam(3e-4), "model": small},
+        "mini": {"stream": {"phase_steps": 10240, "parts": 1}, "optimizer": _adam(3e-4), "model": small},
     }
     lengths = {"mini": 10}
     return {name: {**settings, "num_tasks": lengths.get(name, num_tasks)} for name, settings in found.items()}
@@ -440,9 +440,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "num_tasks": 1000,
         },
     },
-    "slippery_ant": _ppo(10),
-    "ant": _ppo(50),
-    "hopper": _ppo(50),
-    "walker": _ppo(50),
+    "slippery_ant": _ppo(100),
+    "ant": _ppo(500),
+    "hopper": _ppo(500),
+    "walker": _ppo(500),
 }
 """Stream name to preset name to settings: stream options, optimizer, model, num_tasks, and maybe a schedule."""

@@ -18,6 +18,7 @@ import torch
 
 pytest.importorskip("stable_baselines3", reason="agents are those of Stable-Baselines3")
 
+from benchmarks.rl import page, ways
 from pliant import records
 from pliant.bench import calibrate, tune
 from pliant.bench.checkpoint import find_checkpoints
@@ -46,7 +47,7 @@ TINY: dict[str, Any] = {
     "episode_steps": 5,
 }
 EAGER = ("continual_backprop", {"replacement_rate": 0.2, "maturity_threshold": 1, "sample_every": 1, "decide_every": 1})
-SLIPPERY = {"rollout_length": 16, "batch_size": 8, "num_epochs": 1, "phase_steps": 40}
+SLIPPERY = {"rollout_length": 16, "batch_size": 8, "num_epochs": 1, "phase_steps": 40, "parts": 2}
 
 
 def tiny(methods: Any = (), num_tasks: int = 4, **changes: Any) -> Experiment:
@@ -293,11 +294,12 @@ def test_the_presets_are_as_published():
         assert (stream.entropy_weight, stream.value_weight) == (0.0, 1.0)
         assert experiment.build_model(0).hidden == (256, 256)
         assert experiment.to_dict()["optimizer"] == {"name": "adam", "lr": 1e-4}
-        assert experiment.num_tasks * stream.phase_steps == (2e7 if name == "slippery_ant" else 5e7)
+        assert experiment.num_tasks * stream.task_steps == (2e7 if name == "slippery_ant" else 5e7)
         betas = Experiment.from_preset(name, "equal_betas").optimizer.options["betas"]
         assert betas == (0.99, 0.99)
         assert traits(stream).score == "return"
         assert {"paper", "equal_betas", "mini"} == set(PRESETS[name])
+        assert stream.phase_steps == (2_000_000 if name == "slippery_ant" else 1_000_000)
         assert (stream.friction == (0.02, 2.0)) == (name == "slippery_ant")
         assert getattr(STREAMS[name], "control", False) == (name != "slippery_ant")
 
@@ -309,16 +311,18 @@ def test_the_presets_are_as_published():
 def test_a_robot_goes_on_to_the_bit(tmp_path):
     pytest.importorskip("mujoco")
     experiment = Experiment.from_preset(
-        "slippery_ant", "paper", [EAGER], stream_options=SLIPPERY, model={"hidden": [8]}, num_tasks=3
+        "slippery_ant", "paper", [EAGER], stream_options=SLIPPERY, model={"hidden": [8]}, num_tasks=6
     )
     whole = run(experiment)
-    asked = iter([False, True])
+    asked = iter([False, False, False, True])
     part = Agent(experiment, [3], tmp_path, stacked=False, should_stop=lambda: next(asked))
     with pytest.raises(Stopped):
         part.run()
     part.close()
     same(whole, run(experiment, folder=tmp_path))
     assert whole.learner.num_timesteps == 128  # the first end of a rollout at or after 120 steps
+    environment = whole.world.vector.envs[0]
+    assert [shift for _, shift in environment.env.changes] == list(range(1, environment.env.shift + 1))
 
 
 @pytest.mark.wide
@@ -388,3 +392,72 @@ def test_the_method_that_is_attached_is_the_one_that_was_asked_for():
     assert agent.handle.methods[0] == ContinualBackprop(replacement_rate=0.5)
     assert {group.name.split(".")[1] for group in agent.handle.units} == {"policy_net", "value_net"}
     agent.close()
+
+
+# ---- the study ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ways.WAYS)
+def test_every_way_of_the_study_runs_through_a_change(name):
+    small = tiny().stream
+    for setting in ways.GRID[name][:1]:
+        experiment = ways.mini(name, setting, num_tasks=2).replace(stream=small)
+        agent = run(experiment)
+        series = agent.series_of(0)
+        assert len(series["online_return"]) == 2
+        assert all(math.isfinite(value) for values in series.values() for value in values)
+        layers = [type(layer).__name__ for layer in agent.learner.policy.network.policy_net]
+        assert ("LayerNorm" in layers) == (name == "layer_norm")
+        assert (experiment.optimizer.options.get("betas") == (0.99, 0.99)) == (name != "ppo")
+
+
+def test_settings_are_equally_many_and_the_published_ones_are_those_of_the_authors():
+    assert set(ways.GRID) == set(ways.WAYS)
+    for name, settings in ways.GRID.items():
+        found = {ways.mini(name, setting).id for setting in settings}
+        assert len(found) == len(settings) == ways.NUM_SETTINGS, name
+    published = {name: ways.paper("slippery_ant", name).to_dict() for name, way in ways.WAYS.items() if way.published}
+    assert {name: config["methods"][-1]["strength"] for name, config in published.items()} == {
+        "l2": 1e-3,
+        "continual_backprop": 1e-4,
+        "redo": 1e-4,
+    }
+    cbp = published["continual_backprop"]["methods"][0]
+    assert (cbp["replacement_rate"], cbp["maturity_threshold"], cbp["decay_rate"]) == (1e-4, 10_000, 0.99)
+    redo = published["redo"]["methods"][0]
+    assert (redo["tau"], redo["every"]) == (0.1, 100)
+    with pytest.raises(ValueError, match="no published run of L2 Init"):
+        ways.paper("ant", "l2_init")
+
+
+def test_the_page_of_the_study_is_what_its_records_say(capsys):
+    assert page.main(["--check"]) == 0, capsys.readouterr().out
+    study = page.Study()
+    assert {claim["claim"] for claim in study.expected["expectations"]} == set(page.CLAIMS)
+    assert not {row["seed"] for row in study.search["rows"]} & set(tune.REPORTED_SEEDS)
+
+
+def test_what_the_page_says_follows_from_the_numbers(tmp_path, monkeypatch):
+    """Invented records of two seeds: plain PPO falls, everything else stays."""
+    series = {key: [0.5] * 50 for key in (*page.PANELS, "policy_dormant_fraction", "value_dormant_fraction")}
+    series |= {"end_return": [0.5] * 50, "approx_kl": [0.01] * 50, "num_resets": [1.0] * 50}
+    for index, name in enumerate(ways.WAYS):
+        runs = []
+        for seed in range(2):
+            level = 0.4 + 0.01 * index + 0.001 * seed
+            falling = [level * (1 - 0.8 * k / 49) if name == "ppo" else level for k in range(50)]
+            mine = {**series, "online_return": falling}
+            runs.append({"seed": seed, "status": "complete", "series": mine, "seconds": 60.0, "commit": "abc"})
+        data = {"bin": 20, "experiment": {"num_tasks": 1000}, "seeds": runs}
+        (tmp_path / f"{name}.json").write_text(json.dumps(data))
+    (tmp_path / "search.json").write_text(json.dumps({"rows": []}))
+    study = page.Study(tmp_path)
+    assert page.CLAIMS["lost"](study) is True
+    assert page.CLAIMS["below_fresh"](study) is True
+    assert page.CLAIMS["equal_betas"](study) is False
+    assert page.CLAIMS["dormant"](study) is False
+    text = page.page(study)
+    assert "16 of 80 runs" in text
+    assert "PPO has lost 7" in text
+    assert "worse: L2 Init" not in text.split("Better than an agent that starts anew")[0]
+    assert page.picture(study).count("<polyline") >= 8 * 6

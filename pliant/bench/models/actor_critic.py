@@ -42,6 +42,7 @@ class ActorCritic(nn.Module):
 
     Source: the networks of PPO in Dohare et al. (2024), Nature 632, 768-774: 256-256, ReLU, LeCun's initialisation.
 
+    >>> import torch
     >>> model = ActorCritic(4, 2, hidden=(8, 8))
     >>> outputs, values = model(torch.rand(5, 4))
     >>> outputs.shape, values.shape, bool((model.policy_net[0].weight.abs() <= (3 / 4) ** 0.5).all())

@@ -20,9 +20,9 @@ from pliant import metrics, stats
 from pliant.bench import measure
 from pliant.bench.cohorts import find_units_of
 from pliant.bench.experiment import Experiment
-from pliant.bench.rl.base import AgentStream
 from pliant.bench.rl.policy import Policy
 from pliant.bench.rl.worlds import World, entropy_of_counts
+from pliant.bench.streams.agents import AgentStream
 from pliant.bench.streams.base import generator
 from pliant.bench.trainer import Failure, Trainer
 from pliant.errors import IllegalConfiguration, UnsupportedError
@@ -199,7 +199,7 @@ class Agent(Trainer):
         self._begin_task(index)
         watch = _Watch(self, phase)
         with self._randomness("training", index):
-            if index > 0 and self.handle is not None:
+            if index > 0 and index % self.options.num_parts == 0 and self.handle is not None:
                 self.handle.task_boundary()
             try:
                 # Phases follow the environment's own clock, so a rollout that went beyond the last one is not repeated.
@@ -216,7 +216,7 @@ class Agent(Trainer):
             self._add_row({name: torch.tensor([value]) for name, value in self._measure(watch).items()})
 
     def _end_of(self, index: int, phase: Any) -> int:
-        if phase.num_env_steps == self.options.phase_steps:
+        if phase.num_env_steps == self.options.task_steps:
             return int((index + 1) * phase.num_env_steps)
         return int(self.learner.num_timesteps + phase.num_env_steps)  # a task that was cut short
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pliant.bench.rl.changing_control import ChangingControl
-from pliant.bench.rl.locomotion import Ant, Hopper, SlipperyAnt, Walker
 from pliant.bench.streams.base import Stream, Task, Traits, traits
+from pliant.bench.streams.changing_control import ChangingControl
 from pliant.bench.streams.character_drift import CharacterDrift
 from pliant.bench.streams.class_incremental import ClassIncremental
 from pliant.bench.streams.click_through import ClickThrough
@@ -18,6 +17,7 @@ from pliant.bench.streams.input_permuted import InputPermuted
 from pliant.bench.streams.iterable import IterableStream
 from pliant.bench.streams.label_noise import LabelNoise
 from pliant.bench.streams.label_permuted import LabelPermuted
+from pliant.bench.streams.locomotion import Ant, Hopper, SlipperyAnt, Walker
 from pliant.bench.streams.permuted_digits import PermutedDigits
 from pliant.bench.streams.permuted_mnist import PermutedMNIST
 from pliant.bench.streams.random_label_digits import RandomLabelDigits

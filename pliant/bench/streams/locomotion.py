@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from pliant.bench.rl.base import AgentStream
+from pliant.bench.streams.agents import AgentStream
 from pliant.bench.streams.base import require
 
 if TYPE_CHECKING:
@@ -24,6 +24,12 @@ class _Locomotion(AgentStream):
     num_classes: ClassVar[int]
 
     friction: tuple[float, float] = (0.0, 0.0)
+    parts: int = 10
+
+    @property
+    def num_parts(self) -> int:
+        """As the option says."""
+        return self.parts
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
@@ -67,17 +73,18 @@ class _Locomotion(AgentStream):
 @final
 @dataclass(frozen=True)
 class SlipperyAnt(_Locomotion):
-    """Slippery Ant: a four-legged robot walks on ground whose friction changes; each task has one of its own.
+    """Slippery Ant: a four-legged robot walks on ground whose friction changes.
 
-    The agent is PPO of Stable-Baselines3. The friction of everything is drawn log-uniformly when a task has lasted its
-    steps, and takes effect at the beginning of the next episode. Needs the extra ``rl``.
+    The agent is PPO of Stable-Baselines3. The friction of everything is drawn log-uniformly when a phase has lasted its
+    steps, and takes effect at the beginning of the next episode. A phase is cut into tasks, after each of which is
+    measured, and where a run can stop and go on. Needs the extra ``rl``.
 
     Attributes:
         num_envs: instances that step together; published: one.
         rollout_length: steps of each instance between two rounds of updates.
         num_epochs: passes over a rollout.
         batch_size: transitions per update.
-        phase_steps: environment steps of a task, summed over the instances.
+        phase_steps: environment steps between two changes, summed over the instances.
         gamma: discount.
         gae_lambda: of generalised advantage estimation.
         clip_range: of the ratio of probabilities.
@@ -85,6 +92,7 @@ class SlipperyAnt(_Locomotion):
         value_weight: of the value's squared error in the loss.
         max_grad_norm: gradients longer than this are shortened; published: none is.
         friction: the lowest and the highest; (0, 0): it stays as it is.
+        parts: tasks between two changes.
 
     Source: Dohare et al. (2024), Loss of plasticity in deep continual learning, Nature 632, 768-774. Deviations: Ant-v5
         of Gymnasium for Ant-v3 of Gym 0.23 (other observations of contacts, a mended simulator); an episode that was
@@ -112,7 +120,7 @@ class Ant(_Locomotion):
         rollout_length: steps between two rounds of updates.
         num_epochs: passes over a rollout.
         batch_size: transitions per update.
-        phase_steps: environment steps of a task.
+        phase_steps: environment steps of ``parts`` tasks.
         gamma: discount.
         gae_lambda: of generalised advantage estimation.
         clip_range: of the ratio of probabilities.
@@ -120,6 +128,7 @@ class Ant(_Locomotion):
         value_weight: of the value's squared error in the loss.
         max_grad_norm: gradients longer than this are shortened.
         friction: the lowest and the highest; (0, 0): it stays as it is.
+        parts: tasks between two changes.
 
     Source: as ``slippery_ant``, with its deviations.
     """
@@ -145,7 +154,7 @@ class Hopper(_Locomotion):
         rollout_length: steps between two rounds of updates.
         num_epochs: passes over a rollout.
         batch_size: transitions per update.
-        phase_steps: environment steps of a task.
+        phase_steps: environment steps of ``parts`` tasks.
         gamma: discount.
         gae_lambda: of generalised advantage estimation.
         clip_range: of the ratio of probabilities.
@@ -153,6 +162,7 @@ class Hopper(_Locomotion):
         value_weight: of the value's squared error in the loss.
         max_grad_norm: gradients longer than this are shortened.
         friction: the lowest and the highest; (0, 0): it stays as it is.
+        parts: tasks between two changes.
 
     Source: as ``slippery_ant``, with Hopper-v5 for Hopper-v3.
     """
@@ -178,7 +188,7 @@ class Walker(_Locomotion):
         rollout_length: steps between two rounds of updates.
         num_epochs: passes over a rollout.
         batch_size: transitions per update.
-        phase_steps: environment steps of a task.
+        phase_steps: environment steps of ``parts`` tasks.
         gamma: discount.
         gae_lambda: of generalised advantage estimation.
         clip_range: of the ratio of probabilities.
@@ -186,6 +196,7 @@ class Walker(_Locomotion):
         value_weight: of the value's squared error in the loss.
         max_grad_norm: gradients longer than this are shortened.
         friction: the lowest and the highest; (0, 0): it stays as it is.
+        parts: tasks between two changes.
 
     Source: as ``slippery_ant``, with Walker2d-v5 for Walker2d-v3.
     """

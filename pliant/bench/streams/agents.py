@@ -19,7 +19,7 @@ __all__ = ["AgentStream", "Phase"]
 @final
 @dataclass(frozen=True)
 class Phase:
-    """One task of an agent: the steps until the next change of its environment.
+    """One task of an agent: the steps until the next change of its environment, or an equal part of them.
 
     Attributes:
         num_env_steps: environment steps, summed over the instances: whole rollouts.
@@ -53,8 +53,8 @@ class AgentStream(ABC):
         rollout_length: steps of each instance between two rounds of updates.
         num_epochs: passes over a rollout.
         batch_size: transitions per update; must divide a rollout.
-        phase_steps: environment steps of a task, summed over the instances. PPO takes whole rollouts: a task ends with
-            the first that ends at or after its last step.
+        phase_steps: environment steps between two changes, summed over the instances. PPO takes whole rollouts: a task
+            ends with the first that ends at or after its last step.
         gamma: discount.
         gae_lambda: of generalised advantage estimation.
         clip_range: of the ratio of probabilities.
@@ -89,12 +89,11 @@ class AgentStream(ABC):
         require(
             fits, self, f"batch_size={self.batch_size} must be at least 2, and divide the {size} steps of a rollout"
         )
-        require(
-            self.phase_steps >= size,
-            self,
-            f"phase_steps={self.phase_steps} is less than one rollout of {size} steps: nothing would be learnt between "
-            "two changes",
-        )
+        parts = self.num_parts
+        require(parts >= 1 and self.phase_steps % parts == 0, self, f"parts={parts} must divide phase_steps")
+        cut = f"phase_steps={self.phase_steps}" + (f" in parts={parts}" if parts > 1 else "")
+        enough = self.phase_steps // parts >= size
+        require(enough, self, f"{cut} is less than one rollout of {size} steps: a task would have nothing to learn")
         for option in ("gamma", "gae_lambda"):
             require(0 <= getattr(self, option) <= 1, self, f"{option} must be in [0, 1]")
         for option in ("clip_range", "max_grad_norm"):
@@ -115,6 +114,16 @@ class AgentStream(ABC):
     @abstractmethod
     def make_world(self, seed: int, num_tasks: int) -> World:
         """Return the environment that belongs to a seed, for a run of so many tasks."""
+
+    @property
+    def num_parts(self) -> int:
+        """Tasks between two changes; methods hear of a task boundary only where something changes."""
+        return 1
+
+    @property
+    def task_steps(self) -> int:
+        """Environment steps of a task."""
+        return self.phase_steps // self.num_parts
 
     @property
     def rollout_steps(self) -> int:
@@ -146,4 +155,4 @@ class AgentStream(ABC):
         """Return task ``index``: how long it is; what has changed is known by the environment alone."""
         require(index >= 0, self, f"there is no task {index}")
         steps = self.num_epochs * (self.rollout_steps // self.batch_size)
-        return Phase(self.phase_steps, self.rollout_steps, steps, self.task_bytes)
+        return Phase(self.task_steps, self.rollout_steps, steps, self.task_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
-from pliant.bench.rl.base import AgentStream
+from pliant.bench.streams.agents import AgentStream
 from pliant.bench.streams.base import require
 
 if TYPE_CHECKING:
