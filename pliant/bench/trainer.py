@@ -16,12 +16,16 @@ from torch import Tensor
 from pliant import records
 from pliant.bench import checkpoint
 from pliant.bench.experiment import Experiment
+from pliant.bench.memory import return_freed
 from pliant.bench.names import resolve
 from pliant.bench.streams import STREAMS
 from pliant.bench.streams.base import Stream, traits
 from pliant.errors import RecordError
 
 __all__ = ["Failure", "Stopped", "Trainer", "trainer_of"]
+
+_TRIM_EVERY = 2.0
+"""Seconds between two times of giving freed memory back, which takes some milliseconds."""
 
 
 class Stopped(Exception):
@@ -165,7 +169,7 @@ class Trainer(ABC):
         Raises:
             Stopped: ``should_stop`` said so; the state of the last task boundary is saved.
         """
-        last_saved = time.monotonic()
+        last_saved = last_trimmed = time.monotonic()
         while self.next_task < self.experiment.num_tasks and len(self.failures) < len(self.seeds):
             if self.should_stop():
                 if self.next_task > 0:
@@ -174,6 +178,9 @@ class Trainer(ABC):
             started = time.monotonic()
             self._run_task(self.next_task)
             self.next_task += 1
+            if time.monotonic() - last_trimmed >= _TRIM_EVERY:
+                return_freed()
+                last_trimmed = time.monotonic()
             self.seconds += time.monotonic() - started
             on_task(self)
             finished = self.next_task == self.experiment.num_tasks

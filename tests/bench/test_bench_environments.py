@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -440,6 +442,8 @@ def test_a_memory_that_is_not_known_is_not_forgotten():
     averaged.reset(seed=0)
     with pytest.raises(NotYetSupported, match="NormalizeObservation has a memory"):
         environment_state(averaged)
+    with pytest.raises(NotYetSupported, match="StickyAction has a memory"):
+        environment_state(gymnasium.wrappers.StickyAction(gymnasium.make("CartPole-v1"), 0.5))
     with pytest.raises(NotYetSupported, match="Counting has a memory"):
         environment_state(sensors())
     with pytest.raises(IllegalConfiguration, match="has a PermutedSensors in its place"):
@@ -454,6 +458,12 @@ def test_a_specification_makes_the_same_again(name: str):
     assert (again.schedule, again.seed, again.value) == (environment.schedule, 5, environment.value)
 
 
+def test_wrappers_that_only_transform_are_known():
+    clipped = gymnasium.wrappers.ClipAction(gymnasium.wrappers.ClipReward(make("changing_pendulum"), -1.0, 1.0))
+    clipped.reset()
+    environment_state(clipped)
+
+
 def test_slippery_ant_as_published():
     environment = make("slippery_ant", seed=1, setting="paper")
     schedule = environment.schedule
@@ -465,3 +475,35 @@ def test_slippery_ant_as_published():
     _, reward, _, _, info = environment.step(np.full(8, 0.5, dtype=np.float32))
     assert reward == pytest.approx(info["x_velocity"] + 1.0 - 0.5 * 8 * 0.25)
     assert make("slippery_ant").observation_space.shape == (27,)
+    other = make("slippery_ant", seed=1, setting="paper")
+    load_environment_state(other, environment_state(environment))
+    one, same = (each.step(np.full(8, -0.5, dtype=np.float32)) for each in (environment, other))
+    assert one[0].tolist() == same[0].tolist()
+    assert one[1] == same[1]
+
+
+def test_a_picture_is_permuted_as_a_whole():
+    class Picture(Counting):
+        observation_space = spaces.Box(0, 255, (2, 3), np.uint8)
+
+        def _seen(self):
+            return np.arange(6, dtype=np.uint8).reshape(2, 3)
+
+    order = (5, 3, 1, 4, 2, 0)
+    seen, _ = PermutedSensors(Picture(), ShiftSchedule(Listed((order,)), 9)).reset()
+    assert (seen.tolist(), seen.dtype) == ([[5, 3, 1], [4, 2, 0]], np.uint8)
+
+
+def test_the_snippets_of_the_page_run_one_after_the_other(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    snippets = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 6
+    for snippet in snippets:
+        exec(compile(snippet, "environments.md", "exec"), names)
+    printed = capsys.readouterr().out
+    for shown in re.findall(r"^```text\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
+        assert shown in printed
+    assert "[0, 0, 0, 0]" in printed
+    table = page.partition("## Presets")[2].partition("###")[0]
+    assert set(re.findall(r"`([a-z_]+)`", table)) - {"every", "schedule"} == set(ENVIRONMENTS)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pliant.bench.rl.environments.reach import ShiftingReach
 
-__all__ = ["GymnasiumWorld", "ReachWorld", "World", "entropy_of_counts"]
+__all__ = ["GymnasiumWorld", "ReachWorld", "World", "entropy_of_counts", "robots"]
 
 
 class World(ABC):
@@ -145,3 +145,34 @@ class GymnasiumWorld(World):
 
         for environment, saved in zip(self._plain.envs, json.loads(state), strict=True):
             load_environment_state(environment, saved)
+
+
+def robots(
+    environment: str, num_envs: int, seed: int, friction: tuple[float, float] | None, phase_steps: int
+) -> GymnasiumWorld:
+    """Instances of one of MuJoCo's robots, on ground whose friction may change.
+
+    Args:
+        environment: Its name in Gymnasium.
+        num_envs: How many, all with the same friction.
+        seed: Of the frictions, and of where episodes begin.
+        friction: The lowest and the highest; None: as it is.
+        phase_steps: Steps between two changes, summed over the instances.
+    """
+    import gymnasium
+
+    from pliant.bench.rl.environments import LogUniform, ShiftSchedule
+    from pliant.bench.rl.environments.friction import ChangingFriction
+
+    def maker(rank: int) -> Callable[[], Any]:
+        def make() -> Any:
+            made: Any = gymnasium.make(environment)
+            if friction is not None:
+                schedule = ShiftSchedule(LogUniform(*friction), phase_steps)
+                made = ChangingFriction(made, schedule, seed=seed, num_envs=num_envs)
+            made.reset(seed=seed * num_envs + rank)
+            return made
+
+        return make
+
+    return GymnasiumWorld([maker(rank) for rank in range(num_envs)])

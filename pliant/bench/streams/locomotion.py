@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 from pliant.bench.streams.agents import AgentStream
 from pliant.bench.streams.base import require
@@ -46,28 +45,10 @@ class _Locomotion(AgentStream):
     def make_world(self, seed: int, num_tasks: int) -> World:
         """The robots of a seed."""
         self.prepare()
-        import gymnasium
+        from pliant.bench.rl.worlds import robots
 
-        from pliant.bench.rl.worlds import GymnasiumWorld
-
-        def maker(rank: int) -> Callable[[], Any]:
-            def make() -> Any:
-                made = gymnasium.make(self.environment)
-                if self.friction != (0.0, 0.0):
-                    made = self._slippery(made, seed, num_tasks)
-                made.reset(seed=seed * self.num_envs + rank)
-                return made
-
-            return make
-
-        return GymnasiumWorld([maker(rank) for rank in range(self.num_envs)])
-
-    def _slippery(self, environment: Any, seed: int, num_tasks: int) -> Any:
-        from pliant.bench.rl.environments import LogUniform, ShiftSchedule
-        from pliant.bench.rl.environments.friction import ChangingFriction
-
-        schedule = ShiftSchedule(LogUniform(*self.friction), self.phase_steps)
-        return ChangingFriction(environment, schedule, seed=seed, num_envs=self.num_envs)
+        friction = None if self.friction == (0.0, 0.0) else self.friction
+        return robots(self.environment, self.num_envs, seed, friction, self.phase_steps)
 
 
 @final

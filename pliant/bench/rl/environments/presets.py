@@ -93,7 +93,7 @@ ENVIRONMENTS: dict[str, Preset] = {
     "slippery_walker": _mujoco("Walker2d-v5", "ChangingFriction", _SLIPPERY, paper=_PUBLISHED),
     "changing_gravity": _mujoco("Hopper-v5", "ChangingGravity", Uniform(5.0, 15.0)),
     "changing_wind": _mujoco("Hopper-v5", "ChangingWind", Uniform(-20.0, 20.0)),
-    "changing_gain": _mujoco("HalfCheetah-v5", "ChangingGain", Each(Uniform(0.3, 1.7), 6), starts_unchanged=True),
+    "changing_gain": _mujoco("Walker2d-v5", "ChangingGain", Each(Uniform(0.3, 1.7), 6), starts_unchanged=True),
     "changing_mass": _mujoco("Hopper-v5", "ChangingMass", LogUniform(0.5, 2.0), starts_unchanged=True),
     "permuted_sensors": Preset(("Pendulum-v1",), "PermutedSensors", ShiftSchedule(Permutations(3), 20_000), 200_000),
     "permuted_hopper": _mujoco("Hopper-v5", "PermutedSensors", Permutations(11)),

@@ -84,7 +84,8 @@ class ShiftingReach(ChangingVector):
     the progress :math:`d(p) - d(p')` towards the goal, in [-1, 1], with :math:`d` the distance that moves have to cover
     (the sum of the coordinates for discrete actions, else the Euclidean). So the best policy earns 1 in every step
     (discrete; a little less with continuous actions, whose last step is shorter), and a random one about 0: the mean
-    reward per step is the share of what can be had. An episode ends at the goal (continuous: within 0.5 of it).
+    reward per step is the share of what can be had. An episode ends at the goal (continuous: within 0.5 of it); where a
+    shift puts the goal under a point, it must leave and come back.
 
     A shift draws a goal, an order of the sensors, and a meaning of the actions; the policy and the values that were
     learnt are then wrong everywhere, and nothing tells the agent. By default it takes effect at once, while episodes go
@@ -211,7 +212,7 @@ class ShiftingReach(ChangingVector):
     def _observe(self) -> NDArray[np.float32]:
         offset = self._position[:, None, :] - self._centres
         readings = np.exp(np.square(offset).sum(2) / (-2.0 * self._width**2)).astype(np.float32)
-        return np.take_along_axis(readings, self._order, axis=1)
+        return np.asarray(readings[self._rows[:, None], self._order])
 
     def best_actions(self) -> NDArray[Any]:
         """Actions of a policy that knows everything, ``[N]`` or ``[N, 2]``: what can be had."""

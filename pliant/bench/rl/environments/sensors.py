@@ -38,26 +38,27 @@ class PermutedSensors(Changing):
             raise NoEffect(
                 f"PermutedSensors: observations of {self.env} are {space}: there must be a Box of two numbers or more."
             )
-        self._order = self._identity = np.arange(int(np.prod(space.shape)))
+        self._identity = np.arange(int(np.prod(space.shape))).reshape(space.shape)
+        self._order = self._identity
         self.observation_space = spaces.Box(
             space.low.min(), space.high.max(), space.shape, space.dtype.type if space.dtype is not None else np.float32
         )
 
     def _check_value(self, value: Any) -> None:
         order = np.asarray(value)
-        size = len(self._identity)
-        fits = order.shape == (size,) and np.array_equal(np.sort(order), self._identity)
+        size = self._identity.size
+        fits = order.shape == (size,) and np.array_equal(np.sort(order), np.arange(size))
         require(fits, self, f"a value is no permutation of the {size} entries of the observation: Permutations({size})")
 
     def _write(self, value: Any) -> None:
         self._check_value(value)
-        self._order = np.asarray(value, dtype=np.int64)
+        self._order = np.asarray(value, dtype=np.int64).reshape(self._identity.shape)
 
     def _put_back(self, original: None) -> None:
         self._order = self._identity
 
     def _permuted(self, observation: Any) -> Any:
-        return observation.reshape(-1)[self._order].reshape(observation.shape)
+        return observation.take(self._order)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """One step, seen in the present order."""

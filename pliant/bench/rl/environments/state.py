@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import wrappers
 
 from pliant.bench.rl.environments.changing import Changing, layers
+from pliant.bench.rl.environments.presets import ZeroPadded
 from pliant.bench.rl.environments.tasks import SwitchingTasks
 from pliant.errors import IllegalConfiguration, NotYetSupported
 
 __all__ = ["environment_state", "load_environment_state"]
 
 _STATELESS = (
-    *(gymnasium.ActionWrapper, wrappers.TransformObservation, wrappers.TransformReward, wrappers.TransformAction),
-    wrappers.PassiveEnvChecker,
+    *(wrappers.TransformObservation, wrappers.TransformReward, wrappers.TransformAction),
+    *(wrappers.PassiveEnvChecker, ZeroPadded),
 )
 _COUNTS: dict[str, tuple[str, ...]] = {
     "TimeLimit": ("_elapsed_steps",),
