@@ -80,6 +80,10 @@ METHODS = {
     "weight_noise": "noise_scale relative_to every where",
 }
 
+PPO = (
+    "num_envs rollout_length num_epochs batch_size phase_steps gamma gae_lambda clip_range entropy_weight value_weight "
+    "max_grad_norm"
+)
 STREAM_OPTIONS = {
     "permuted_digits": "num_examples num_test num_epochs batch_size",
     "permuted_mnist": "data_dir num_examples num_epochs batch_size",
@@ -120,6 +124,11 @@ STREAM_OPTIONS = {
         "num_fields vocabulary growth capacity zipf period bias num_examples num_epochs batch_size num_test"
     ),
     "character_drift": "text data_dir change context num_examples num_epochs batch_size num_test num_characters",
+    "changing_control": (f"{PPO} changes actions num_sensors size width episode_steps"),
+    "slippery_ant": f"{PPO} friction parts",
+    "ant": f"{PPO} friction parts",
+    "hopper": f"{PPO} friction parts",
+    "walker": f"{PPO} friction parts",
     "folder": "data_dir digest shuffle_tasks num_epochs batch_size",
     "iterable": "source num_classes loss score num_epochs batch_size",
 }

@@ -15,10 +15,10 @@ import torch
 
 from pliant import records
 from pliant.bench import checkpoint
-from pliant.bench.engine import Members, Stopped
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import Experiment
 from pliant.bench.jobs import DIVERGED, Job, make_jobs, pending_seeds, plan_jobs, survey
+from pliant.bench.trainer import Stopped, Trainer, trainer_of
 from pliant.errors import IllegalConfiguration, PliantError, RecordError
 from pliant.records import Record, StorageError
 
@@ -116,7 +116,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _progress(members: Members) -> Progress:
+def _progress(members: Trainer) -> Progress:
     alive = [k for k in range(len(members.seeds)) if k not in members.failures]
     rows = [row[alive].mean() for row in members.series[members.online_series]] if alive else []
     experiment = members.experiment
@@ -160,7 +160,7 @@ def write_missing(job: Job, found: Sequence[Record]) -> None:
     checkpoint.remove_checkpoint(Path(job.results) / job.experiment.id, job.seeds)
 
 
-def _records_of(job: Job, members: Members, started: str) -> list[Record]:
+def _records_of(job: Job, members: Trainer, started: str) -> list[Record]:
     found = []
     for position, seed in enumerate(job.seeds):
         failure = members.failures.get(position)
@@ -237,15 +237,15 @@ def _one_thread() -> Iterator[None]:
 def _run_job(job: Job, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
     folder = records.prepare_folder(job.results, job.experiment.to_dict(), job.experiment.id)
     meta = run_meta()
-    members: Members | None = None
+    members: Trainer | None = None
     watch = _Watch(job.deadline, should_stop)
 
-    def report(state: Members) -> None:
+    def report(state: Trainer) -> None:
         watch.task_done()
         on_progress(_progress(state))
 
     try:
-        members = Members(
+        members = trainer_of(job.experiment)(
             job.experiment,
             job.seeds,
             folder,
