@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +14,6 @@ from typing import IO, Any
 import torch
 
 from pliant import records
-from pliant.bench import checkpoint
 from pliant.bench.engine import Members, Stopped
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import Experiment

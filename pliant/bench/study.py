@@ -4,7 +4,8 @@ A study is one file, ``FOLDER/<stream>-<method>-<hash>.json``, beside the record
 holds the search space, the budget, the seeds, and for every trial its values, its experiment and its score by the rule
 of :mod:`pliant.bench.tune`. Trial 0 is the setting that the search started from; the others are asked of Optuna, a
 round of them at a time, or all at once where they are drawn at random; those that can train in one stack do. What is
-asked depends on the seed of the study, the number of the trial and the rounds before alone, so that an interrupted study goes on with the same trials, on any number of processes.
+asked depends on the seed of the study, the number of the trial and the rounds before alone, so that an interrupted
+study goes on with the same trials, on any number of processes.
 
 The studies of one folder that are about the same stream are held to one budget: the number of trials, the seeds, the
 tasks and the rule must be the same, or the comparison that they serve would not be fair.

@@ -194,6 +194,7 @@ def grid(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     checkpoint_every: float = 30.0,
     max_settings: int | None = None,
+    max_seconds: float | None = None,
 ) -> Tuning | None:
     """Run every setting of every method on the tuning seeds and choose the best of each method by :data:`RULE`.
 
@@ -210,9 +211,10 @@ def grid(
         on_progress: called after every task of every trial.
         checkpoint_every: seconds between checkpoints.
         max_settings: at most so many settings of a method share a stack; None: :func:`settings_per_stack`.
+        max_seconds: stop after so long, at a task boundary.
 
     Returns:
-        The trials and choices, or None after Ctrl-C.
+        The trials and choices, or None after Ctrl-C or at the end of the time.
 
     Raises:
         IllegalConfiguration: methods with different numbers of settings, a setting that occurs twice, or tuning
@@ -243,8 +245,9 @@ def grid(
         max_settings=settings_per_stack(len(everything) // len(settings), len(tuning_seeds))
         if max_settings is None
         else max_settings,
+        max_seconds=max_seconds,
     )
-    if report.interrupted:
+    if report.interrupted or report.out_of_time:
         return None
     root = Path(results)
     trials = {
