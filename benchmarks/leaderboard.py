@@ -1,6 +1,6 @@
 """The mini leaderboard: six streams, eighteen ways of training, tuned at equal budgets, ten reported seeds.
 
-    python benchmarks/leaderboard.py                        # tune, run and page, way by way; it goes on where it stopped
+    python benchmarks/leaderboard.py                        # tune, run and page; it goes on where it stopped
     python benchmarks/leaderboard.py tune run --only l2     # some ways of training; likewise --stream
     python benchmarks/leaderboard.py --dry-run              # how long it will take; runs nothing
     python benchmarks/leaderboard.py --max-time 3h          # stop at a task boundary after so long
@@ -124,7 +124,7 @@ def forecast(part: str, only: Sequence[str], some_streams: Sequence[str], out: P
 
     Every way is begun with the members that it will have, on tasks that are cut short.
     """
-    from pliant.bench.calibrate import calibrate_together
+    from pliant.bench.calibrate import calibrate
     from pliant.bench.engine import can_stack, can_stack_together
     from pliant.commands.progress import duration
 
@@ -135,8 +135,8 @@ def forecast(part: str, only: Sequence[str], some_streams: Sequence[str], out: P
             together = can_stack_together(trials)
             stacked = together or can_stack(trials[0])
             seeds = TUNING if stacked else TUNING[:1]
-            tuning = calibrate_together(trials if together else trials[:1], seeds, stacked=stacked)
-            reported = calibrate_together(trials[:1], REPORTED if stacked else REPORTED[:1], stacked=stacked)
+            tuning = calibrate(trials if together else trials[0], seeds, stacked=stacked)
+            reported = calibrate(trials[0], REPORTED if stacked else REPORTED[:1], stacked=stacked)
             num_tasks = trials[0].num_tasks
             first = num_tasks * tuning.task_seconds * (1 if together else len(trials))
             first *= 1 if stacked else len(TUNING)

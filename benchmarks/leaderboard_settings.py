@@ -1,11 +1,11 @@
 """What the leaderboard runs: streams, ways of training, and how their settings are drawn; fixed before it was run.
 
 Every way of training has the same number of settings on each stream: a step size and values of what the method declares
-in its class variable ``search``. They are drawn at random in layers (a Latin hypercube): every range is cut into as many
-parts as there are settings, and each part is drawn from once, in an order that is random for every option. Independent
-draws, of which half a dozen often miss most of a range, would reward luck. The k-th setting of all ways that use SGD has
-the same step size, and the k-th of those with Adam lies at the same place of their range. Options that are not searched
-have the method's own defaults.
+in its class variable ``search``. They are drawn at random in layers (a Latin hypercube): every range is cut into as
+many parts as there are settings, and each part is drawn from once, in an order that is random for every option.
+Independent draws, of which half a dozen often miss most of a range, would reward luck. The k-th setting of all ways
+that use SGD has the same step size, and the k-th of those with Adam lies at the same place of their range. Options that
+are not searched have the method's own defaults.
 """
 
 from __future__ import annotations

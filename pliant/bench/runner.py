@@ -17,7 +17,8 @@ from pliant import records
 from pliant.bench.engine import Members, Stopped
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import Experiment
-from pliant.bench.jobs import DIVERGED, Job, make_jobs, make_stack, pending_seeds, plan_jobs, survey_all, tidy_stacks
+from pliant.bench.jobs import DIVERGED, Job, make_jobs, pending_seeds, plan_jobs
+from pliant.bench.stacks import make_stack, survey_all, tidy_stacks
 from pliant.errors import IllegalConfiguration, PliantError, RecordError
 from pliant.records import Record, StorageError
 
