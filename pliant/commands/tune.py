@@ -204,6 +204,7 @@ class Tune(Command):
 
         for key, domain in space.items():
             console.print(f"{key}: {domain}", highlight=False, soft_wrap=True)
+        console.print("every trial by itself; those that share a stack take less:")
         return show_forecast([experiment], seeds, self.out / "trials", limits, times=self.trials)
 
 
