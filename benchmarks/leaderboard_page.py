@@ -274,7 +274,8 @@ def overall(runs: Runs, num_seeds: int = 10) -> str:
         "price where nothing changes, points",
         "time, of plain",
     ]
-    missing = [WAYS[name].label for name in WAYS if name not in names]
+    part = _part_of(next(iter(changing)))
+    missing = [WAYS[name].label for name in ways(part) if name not in names]
     note = f"\n\nNot on all streams yet: {', '.join(missing)}." if missing else ""
     return "### Leaderboard\n\n" + _table(heads, rows) + note
 
