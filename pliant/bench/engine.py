@@ -18,6 +18,7 @@ from pliant.bench.cohorts import check_together, find_units_of, is_elementwise, 
 from pliant.bench.ensemble import needs_device, stack
 from pliant.bench.experiment import Experiment
 from pliant.bench.heads import renew_head
+from pliant.bench.memory import return_freed
 from pliant.bench.objective import Meter, Objective
 from pliant.bench.selection import BestWeights
 from pliant.bench.streams.base import generator, traits
@@ -41,6 +42,9 @@ class Failure:
 
 _FIRST = 256
 """Examples of the first task that methods which change the model look at."""
+
+_TRIM_EVERY = 2.0
+"""Seconds between two times of giving freed memory back, which takes some milliseconds."""
 
 _VERSION = "2"
 """Of the checkpoints: another one's are not read."""
@@ -235,7 +239,7 @@ class Members:
         Raises:
             Stopped: ``should_stop`` said so; the state of the last task boundary is saved.
         """
-        last_saved = time.monotonic()
+        last_saved = last_trimmed = time.monotonic()
         while self.next_task < self.experiment.num_tasks and len(self.failures) < len(self.seeds):
             if self.should_stop():
                 if self.next_task > 0:
@@ -244,6 +248,9 @@ class Members:
             started = time.monotonic()
             self._run_task(self.next_task)
             self.next_task += 1
+            if time.monotonic() - last_trimmed >= _TRIM_EVERY:
+                return_freed()
+                last_trimmed = time.monotonic()
             self.seconds += time.monotonic() - started
             on_task(self)
             finished = self.next_task == self.experiment.num_tasks

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from pliant.bench.experiment import Experiment
 from pliant.bench.streams.base import Task, traits
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["check_memory", "fitting_members", "gigabytes", "num_parameters", "total_memory"]
+__all__ = ["check_memory", "fitting_members", "gigabytes", "num_parameters", "return_freed", "total_memory"]
 
 _CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -44,6 +46,23 @@ def total_memory() -> int | None:
         sizes += [limit] if limit != resource.RLIM_INFINITY else []
     found = [size for size in sizes if size > 0]
     return min(found) if found else None
+
+
+def return_freed() -> bool:
+    """Give memory that is free back to the system, where the C library can do that; whether it did.
+
+    glibc keeps what has been freed between blocks that are in use, and a run whose tasks come and go then grows by
+    about the data of a task every twenty tasks, for ever.
+
+    >>> isinstance(return_freed(), bool)
+    True
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):  # another C library: it has its own ways
+        return False
 
 
 def num_parameters(experiment: Experiment) -> int | None:
