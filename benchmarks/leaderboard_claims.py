@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ANY_CHANGE", "CLAIMS", "INPUTS", "LABELS", "Claim"]
+__all__ = ["ANY_CHANGE", "CLAIMS", "CURVES", "INPUTS", "LABELS", "Claim", "Curve"]
 
 INPUTS = ("permuted_digits", "input_permuted")
 """Streams whose inputs are permuted."""
@@ -118,3 +118,39 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("shrink and perturb helps", "Ash & Adams 2020", "shrink_and_perturb", "beats", "none"),
     Claim("hare and tortoise helps", "Lee et al. 2024", "hare_and_tortoise", "beats", "none"),
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A published curve, to be shown beside ours.
+
+    Attributes:
+        published: What was run, and where it is shown.
+        shape: Its first value, its best and its last.
+        way: The way of training.
+        streams: Our streams of the same kind.
+    """
+
+    published: str
+    shape: str
+    way: str
+    streams: tuple[str, ...]
+
+
+_MNIST = "online permuted MNIST, 3x2000, 800 tasks, step size 0.003, online accuracy (Dohare et al. 2024)"
+_BITS = "slowly changing regression with all bits drawn anew, step size 0.003, squared error (Dohare et al. 2024, code)"
+_IMAGENET = "Continual ImageNet, 2,000 tasks, step size 0.01, test accuracy (Dohare et al. 2024)"
+
+CURVES: tuple[Curve, ...] = (
+    Curve(_MNIST, "94.1, 95.2, 93.7", "none", INPUTS),
+    Curve(_MNIST, "–, –, about 95, flat", "continual_backprop", INPUTS),
+    Curve(_MNIST, "–, –, about 95, flat", "shrink_and_perturb", INPUTS),
+    Curve(_MNIST, "–, –, about 94", "l2", INPUTS),
+    Curve(_MNIST, "–, –, about 91.3", "adam", INPUTS),
+    Curve(_BITS, "0.71, 0.655, 1.07", "none", ("slowly_changing_regression",)),
+    Curve(_IMAGENET, "84.3, 85.2, 74.0", "none", ("continual_imagenet",)),
+    Curve(_IMAGENET, "84.5, 88.9, 88.8", "continual_backprop", ("continual_imagenet",)),
+    Curve(_IMAGENET, "85.2, 88.1, 88.1", "l2", ("continual_imagenet",)),
+    Curve(_IMAGENET, "84.3, 88.0, 88.0", "shrink_and_perturb", ("continual_imagenet",)),
+)
+"""Read from the authors' figures, or as the paper says it."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.leaderboard_claims import ANY_CHANGE, CLAIMS, Claim
+from benchmarks.leaderboard_claims import CLAIMS, CURVES, Claim
 from benchmarks.leaderboard_settings import PARTS, WAYS, base, streams, ways
 from benchmarks.speed.methods import between_markers
 from pliant.intervals import Estimate, estimate, first_last, paired_difference
@@ -44,6 +44,7 @@ class Run:
         whole: Mean score over all tasks.
         first: Over the first tasks.
         last: Over the last tasks.
+        best: The best mean over so many tasks in a row, of the mean over seeds.
         held_out: Held-out score over the last tasks; empty if the stream has none.
         dormant: Share of dormant units over the last tasks.
         past: Score on earlier tasks at the last boundaries; empty where they mean nothing any more.
@@ -58,6 +59,7 @@ class Run:
     whole: Mapping[int, float]
     first: Mapping[int, float]
     last: Mapping[int, float]
+    best: float
     held_out: Mapping[int, float]
     dormant: Mapping[int, float]
     past: Mapping[int, float]
@@ -122,6 +124,7 @@ def _run(stream: str, way: str, entry: Mapping[str, Any], records: Sequence[Reco
         whole={seed: sum(record.series[score]) / len(record.series[score]) for seed, record in complete.items()},
         first=ends(score, lambda found: found.first),
         last=ends(score, lambda found: found.last),
+        best=_best([record.series[score] for record in complete.values()], metric_info(score)),
         held_out=ends(f"test_{kind}", lambda found: found.last),
         dormant=ends("dormant_fraction", lambda found: found.last),
         past=ends(f"past_{kind}", lambda found: found.last),
@@ -129,6 +132,16 @@ def _run(stream: str, way: str, entry: Mapping[str, Any], records: Sequence[Reco
         num_diverged=sum(failure == DIVERGED for failure in failures),
         num_failed=len(failures),
     )
+
+
+def _best(curves: Sequence[Sequence[float]], metric: Metric) -> float:
+    """Of the mean curve, the best mean over a window."""
+    if not curves:
+        return math.nan
+    mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+    size = min(WINDOW, len(mean) // 2) or 1
+    windows = [sum(mean[start : start + size]) / size for start in range(len(mean) - size + 1)]
+    return max(windows, key=lambda value: metric.sign * value)
 
 
 def _setting(stream: str, way: str, experiment: Mapping[str, Any]) -> str:
@@ -422,6 +435,30 @@ def claims_table(runs: Runs) -> str:
     return f"### Published claims\n\n{table_text}\n\nOf {len(rows)} claims: {total}."
 
 
+def curves_table(runs: Runs) -> str:
+    """Published curves and ours, by first, best and last."""
+    rows = []
+    for item in CURVES:
+        for stream in item.streams:
+            run = runs.get(stream, {}).get(item.way)
+            if run is None:
+                continue
+            factor, digits = (100, 1) if run.metric.percent else (1, 2)
+            ours = [estimate(run.first.values()).mean, run.best, estimate(run.last.values()).mean]
+            shown = ", ".join(f"{factor * value:.{digits}f}" for value in ours)
+            rows.append([WAYS[item.way].label, item.published, item.shape, _title(stream), shown])
+    if not rows:
+        return ""
+    heads = [
+        "training",
+        "published",
+        "first, best, last",
+        "here",
+        f"first {WINDOW}, best {WINDOW}, last {WINDOW} tasks",
+    ]
+    return "### Published curves beside ours\n\n" + _table(heads, rows, left=5)
+
+
 def _short(stream: str) -> str:
     return stream.replace("slowly_changing_", "").replace("_", " ")
 
@@ -431,8 +468,9 @@ def text(runs: Runs, num_seeds: int = 10) -> str:
     """All tables."""
     parts = [overall(runs, num_seeds)]
     parts += [table(stream, there) for stream, there in runs.items()]
-    if any(stream in runs for stream in ANY_CHANGE):
+    if any(outcome(claim, runs) for claim in CLAIMS):
         parts.append(claims_table(runs))
+    parts.append(curves_table(runs))
     return "\n\n".join(part for part in [*parts, best_table(runs)] if part)
 
 

@@ -87,6 +87,9 @@ def test_the_page_says_what_the_records_say(results, tmp_path):
     assert "strength " in line
     assert "Not run yet: fresh network per task" in text
     assert f"| [L2](../methods/l2.md) | {50 * sum(run.trials):.1f} | {100 * max(run.trials):.1f} |" in text
+    means = [100 * sum(values) / 2 for values in (run.first.values(), run.last.values())]
+    assert run.best == pytest.approx(max(means) / 100)  # of two tasks, one is the first and one the last
+    assert f"| Permuted digits | {means[0]:.1f}, {max(means):.1f}, {means[1]:.1f} |" in text
     ElementTree.parse(tmp_path / "figure.svg")
 
 
@@ -94,18 +97,19 @@ def run_of(*last, metric="online_accuracy", first=0.5, dormant=0.0, diverged=0):
     values = dict(enumerate(last))
     same = dict.fromkeys(values, first)
     return Run(
-        metric_info(metric),
-        "",
-        (),
-        values,
-        same,
-        values,
-        {},
-        dict.fromkeys(values, dormant),
-        {},
-        1.0,
-        diverged,
-        diverged,
+        metric=metric_info(metric),
+        setting="",
+        trials=(),
+        whole=values,
+        first=same,
+        last=values,
+        best=0.0,
+        held_out={},
+        dormant=dict.fromkeys(values, dormant),
+        past={},
+        seconds=1.0,
+        num_diverged=diverged,
+        num_failed=diverged,
     )
 
 
@@ -127,7 +131,6 @@ def test_claims_are_held_against_the_intervals():
     assert one("holds", run_of(0.495, 0.494, 0.496)) == "yes"  # half a point
     assert one("holds", run_of(0.2, 0.21, 0.22)) == "opposite"
     many, few = (run_of(0.5, 0.51, 0.52, dormant=share) for share in (0.3, 0.1))
-    many = run_of(0.5, 0.51, 0.52, dormant=0.3)
     assert one("fewer dormant", few, many) == "yes"
     assert one("fewer dormant", many, few) == "opposite"
     assert outcome(Claim("", "", "redo", "beats", "none"), {"permuted_digits": {"none": few}}) == {}
