@@ -17,7 +17,7 @@ SOURCES := pyproject.toml constraints.txt
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test lint types tests test-wide test-matrix test-lower test-ray readme-picture clean
+.PHONY: help demo test lint types tests test-wide test-matrix test-lower test-ray docs readme-picture clean
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "                     SHARD=3/40: the third of forty parts, for several nights"
 	@echo "make test-lower      the tests with the oldest PyTorch that is supported ($(LOWEST)), in its own venv"
 	@echo "make test-ray        runs on a Ray cluster of two nodes on this machine; Ray is in its own venv"
+	@echo "make docs            the documentation as a site: build/site/index.html"
 	@echo "make readme-picture  docs/images/demo.svg from the records of the last demo"
 	@echo "make clean           remove the venvs and all caches (never results)"
 
@@ -59,6 +60,10 @@ test-lower: $(VENV)-lower/.installed
 
 test-ray: $(VENV)-ray/.installed
 	$(VENV)-ray/bin/python -m pytest -p no:cacheprovider tests/cluster
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -q -n -W --keep-going -b html docs build/site
+	@echo "open build/site/index.html"
 
 readme-picture: $(VENV)/.installed
 	$(BIN)/pliant report demo/results --figure docs/images/demo.svg --stream random_label_digits

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from pliant.fresh import fresh_twin
     from pliant.handle import Handle
+    from pliant.integrations import sb3 as sb3
     from pliant.interventions import (
         FIRE,
         L2,
@@ -196,9 +197,14 @@ _SOURCES = {
 }
 
 
+_INTEGRATIONS = ("sb3", "huggingface", "lightning")  # each needs its framework, so dir() does not name them
+
+
 def _public(name: str) -> Any:
     if name in _SOURCES:
         return getattr(import_module(_SOURCES[name]), name)
+    if name in _INTEGRATIONS:
+        return import_module("pliant.integrations").integration(name)
     if name in _MODULES:
         return import_module(f"pliant.{name}")
     raise AttributeError(f"module 'pliant' has no attribute {name!r}")

@@ -42,7 +42,7 @@ OPTIONS = {
     "show": "debug name",
     "report": "csv debug figure folder markdown metric out stream threshold",
     "units": "debug input model verify",
-    "diagnose": "batch checkpoint debug html json loss mode model seed twins units",
+    "diagnose": "batch checkpoint debug html json loss mode model optimizer seed twins units",
 }
 
 METHODS = {
@@ -88,7 +88,7 @@ STREAM_OPTIONS = {
     "input_permuted": "dataset data_dir subset scaling flat num_examples same_images num_epochs batch_size num_test",
     "slowly_changing_regression": "num_bits num_slow change task_length num_target_units beta batch_size threshold",
     "continual_imagenet": (
-        "dataset data_dir num_all num_train num_test image_size scaling flat classes_per_task num_epochs "
+        "dataset data_dir subset num_all num_train num_test image_size scaling flat classes_per_task num_epochs "
         "batch_size reshuffle reset_head"
     ),
     "class_incremental": (
@@ -102,7 +102,7 @@ STREAM_OPTIONS = {
     ),
     "data_growth": "dataset data_dir subset scaling flat fractions access num_epochs batch_size num_test",
     "continual_tiny_imagenet": (
-        "dataset data_dir num_all num_train num_test image_size scaling flat classes_per_task access "
+        "dataset data_dir subset num_all num_train num_test image_size scaling flat classes_per_task access "
         "num_epochs batch_size"
     ),
     "label_noise": "dataset data_dir subset scaling flat noise access num_epochs batch_size num_test augment",

@@ -8,6 +8,7 @@ prediction.
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,9 +55,21 @@ class Stability:
     gradient_norm: float
     direction: Mapping[str, Tensor] = field(repr=False)
 
-    def growth(self, lr: float) -> float:
-        r"""Growth of a small departure along ``direction`` in one step of gradient descent: :math:`1-\eta\lambda`."""
-        return 1 - lr * self.smallest
+    def growth(self, lr: float, momentum: float = 0.0) -> float:
+        r"""Growth of a small departure along ``direction`` in one step of gradient descent, at a stationary point.
+
+        :math:`1-\eta\lambda`; with heavy-ball momentum :math:`\mu` the root of largest absolute value of
+        :math:`z^2 - (1+\mu-\eta\lambda)z + \mu = 0`, which departures approach after some :math:`1/(1-\mu)` steps.
+
+        Args:
+            lr: Step size :math:`\eta`.
+            momentum: :math:`\mu`, without dampening and Nesterov's correction.
+        """
+        if not momentum:
+            return 1 - lr * self.smallest
+        half = (1 + momentum - lr * self.smallest) / 2
+        root = cmath.sqrt(half**2 - momentum)
+        return max(abs(half + root), abs(half - root))
 
 
 def stability(

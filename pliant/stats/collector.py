@@ -44,6 +44,15 @@ class GroupStats:
             the loss scale where mixed precision uses one.
         step: The step that they belong to; 0 before the first.
         center: What ``mean_abs_deviation`` is measured about, see :meth:`measure_about`.
+
+    Example:
+        >>> from pliant.errors import NoEffect
+        >>> from pliant.stats import GroupStats
+        >>> try:
+        ...     GroupStats().mean_abs_activation
+        ... except NoEffect as error:
+        ...     print(error)
+        statistic 'mean_abs_activation' was not collected; list it in the intervention's `needs`.
     """
 
     def __init__(self) -> None:
@@ -117,6 +126,16 @@ class Accumulator:
     sample is lost, and from then on they are looked at where they are heard.
     Non-finite batches are left out there, since a step that mixed precision skips cannot be told from others
     inside a graph.
+
+    Example:
+        >>> import torch, pliant
+        >>> from pliant.stats import Collector
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> units = pliant.find_units(model, torch.randn(3, 4))
+        >>> needs = {"0": frozenset({"mean_abs_activation"})}
+        >>> collector = Collector(model, units, needs, dict(model.named_parameters()))
+        >>> type(collector.accumulators["0"]).__name__
+        'Accumulator'
     """
 
     def __init__(self, reader: TapReader, needs: frozenset[str], shape: tuple[int, ...], like: Tensor) -> None:
@@ -336,6 +355,19 @@ class Collector:
     Attributes:
         accumulators: What is kept, by group name.
         listener: Its hooks: ``listener.listen()`` before a sampled step, ``listener.rest()`` after it.
+
+    Example:
+        >>> import torch, pliant
+        >>> from pliant.stats import Collector
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> units = pliant.find_units(model, torch.randn(3, 4))
+        >>> needs = {"0": frozenset({"mean_abs_activation"})}
+        >>> collector = Collector(model, units, needs, dict(model.named_parameters()))
+        >>> collector.listener.listen()
+        >>> _ = model(torch.randn(16, 4))
+        >>> collector.listener.rest()
+        >>> sorted(collector.accumulators)
+        ['0']
     """
 
     def __init__(

@@ -18,8 +18,6 @@ from pliant.units.recorded_init import recorded_fills
 
 __all__ = ["NAMED", "Init", "InitSpec", "directions", "initialisers"]
 
-InitSpec = str | Mapping[str, str] | None
-
 
 @dataclass(frozen=True)
 class Init:
@@ -59,6 +57,9 @@ class Init:
         return torch.randn(shape, generator=generator, device=generator.device).mul_(self.scale)
 
 
+InitSpec = str | Mapping[str, str | Init] | None
+
+
 def _fans(tensor: Tensor) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight in PyTorch's layout, as ``torch.nn.init`` counts them."""
     receptive = math.prod(tensor.shape[2:])
@@ -94,7 +95,8 @@ def initialisers(
             Hugging Face model what its ``_init_weights`` draws (``initializer_range``, scaled residual projections,
             T5's factors), see :mod:`pliant.units.recorded_init`. A name of :data:`NAMED`: that distribution for every
             matrix and kernel, zero for their biases. A mapping from patterns of tensor names to names: the first that
-            matches; ``"zeros"`` and ``"ones"`` also serve bare vectors, such as a learned scale.
+            matches; ``"zeros"`` and ``"ones"`` also serve bare vectors, such as a learned scale. Instead of a name,
+            an :class:`Init` holds for every entry of the tensors that match.
         members: The tensors carry a leading dimension of ensemble members, which no fan counts.
         inputs_first: Matrices stored as inputs x outputs (``x @ W``), whose fans are exchanged.
 
@@ -157,7 +159,7 @@ def _set_padding(model: nn.Module, canonical: Mapping[str, str], result: dict[st
 
 
 def _apply(
-    init: str | Mapping[str, str],
+    init: str | Mapping[str, str | Init],
     model: nn.Module,
     tensors: Mapping[str, Tensor],
     result: dict[str, Init | None],
@@ -165,9 +167,9 @@ def _apply(
     inputs_first: Collection[str],
 ) -> None:
     """Overwrite what the user's ``init`` names."""
-    rules = {"*": init} if isinstance(init, str) else dict(init)
+    rules: dict[str, str | Init] = {"*": init} if isinstance(init, str) else dict(init)
     for pattern, choice in rules.items():
-        if choice not in NAMED:
+        if not isinstance(choice, Init) and choice not in NAMED:
             raise IllegalConfiguration(f"there is no initialisation {choice!r}; known are: {', '.join(NAMED)}.")
         if not any(fnmatch.fnmatchcase(name, pattern) for name in result):
             raise IllegalConfiguration(f"init={{{pattern!r}: ...}} matches no parameter of the model.")
@@ -176,6 +178,9 @@ def _apply(
         path, _, leaf = _PARAMETRIZED.sub(r"\1", name).rpartition(".")
         module = model.get_submodule(path)
         if chosen is None or isinstance(module, _NORMS):
+            continue
+        if isinstance(chosen, Init):
+            result[name] = chosen
             continue
         tensor = tensors[name][0] if members else tensors[name]
         if chosen in _CONSTANTS:  # of any shape: scales and offsets that are bare parameters
