@@ -1,6 +1,6 @@
 """PPO for continuous actions in one file, protected by two lines: look for ``pliant``.
 
-    python examples/ppo_continuous.py                                   # a pendulum, a minute or two
+    python examples/ppo_continuous.py                                   # a pendulum
     python examples/ppo_continuous.py --env Ant-v5 --steps 1000000
     python examples/ppo_continuous.py --method none                     # the same without protection
     python examples/ppo_continuous.py --checkpoint agent.pt             # saves there, and goes on from there

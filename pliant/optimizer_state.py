@@ -33,6 +33,7 @@ __all__ = [
     "check_declared",
     "check_optimizer",
     "check_units",
+    "fresh_entries",
     "is_schedule_free",
     "moments",
     "restart",
@@ -177,6 +178,31 @@ def moments(optimizer: Optimizer, parameter: Tensor, name: str, declared: Moment
             )
         found.append(Moment(value, fresh))
     return found
+
+
+def fresh_entries(optimizer: Optimizer, parameter: Tensor, key: str, declared: MomentSpec = None) -> Tensor | None:
+    """A state of a whole parameter as it is for weights that have just been born, of the parameter's shape.
+
+    Args:
+        optimizer: The optimizer that owns the parameter.
+        parameter: The parameter, with its new values.
+        key: The name of the state.
+        declared: Further names, as the user has declared them.
+
+    Returns:
+        The entries, or ``None`` if they are not known.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> fresh_entries(torch.optim.Adam([weight]), weight, "exp_avg")
+        tensor([0., 0.])
+    """
+    fresh = _fresh(optimizer, parameter, key, declared)
+    if fresh is None or fresh == "keep":
+        return None
+    if isinstance(fresh, str):
+        return parameter.detach().clone()
+    return torch.full_like(parameter.detach(), fresh)
 
 
 def restartable(optimizer: Optimizer, parameter: Tensor, name: str, declared: MomentSpec = None) -> list[Moment]:

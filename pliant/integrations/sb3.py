@@ -98,8 +98,8 @@ class Protect(BaseCallback):
         self.methods: list[Any] = list(methods) if isinstance(methods, (list, tuple)) else [methods]
         if unexpected or not all(isinstance(method, Intervention) for method in self.methods):
             raise IllegalConfiguration(
-                "Protect takes interventions: callback=pliant.sb3.Protect(pliant.ContinualBackprop()), an instance of "
-                "Protect with instances of methods."
+                "Protect takes an intervention or a list of them: callback=pliant.sb3.Protect(method), which is an "
+                "instance of Protect, with instances of methods such as pliant.ContinualBackprop()."
             )
         if targets not in get_args(Targets):
             raise IllegalConfiguration(f"Protect: targets is one of {get_args(Targets)}, not {targets!r}.")
@@ -177,7 +177,8 @@ class Protect(BaseCallback):
                     init=parts.init if self.init is None else self.init,
                     on_alarm=[self._tell, *self.on_alarm],
                 )
-                self._wants_twin = not guard_of(agent).watch(handle, self._monitor) if self.methods else True
+                resumed = bool(self.methods) and not self.dry_run and guard_of(agent).watch(handle, self._monitor)
+                self._wants_twin = not resumed or bool(self._monitor.why_no_twin)
         except PliantError:
             handle.detach()
             raise
