@@ -35,12 +35,12 @@ def huggingface(rank: int, folder: Path) -> dict[str, Any]:
     except RuntimeError as error:  # the oldest supported Transformers cannot load its own optimizer's state here
         if "(tagged with cpu:0)" not in str(error):
             raise
-        resumed.model.load_state_dict(trainer.model.state_dict())
+        resumed = None
     return {
         "wrapped": wrapped,
         "tensors": frameworks.tensors(trainer.model),
         "events": frameworks.events(protect),
-        "resumed": frameworks.tensors(resumed.model),
+        "resumed": None if resumed is None else frameworks.tensors(resumed.model),
         "readings": {key: value for key, value in trainer.state.log_history[0].items() if key.startswith("pliant/")},
     }
 
