@@ -422,9 +422,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "changing_control": {
-        # Found on tuning seeds by benchmarks/rl/search.py: plain PPO learns the first order of sensors as well as a fresh
-        # agent, and has lost more than half of that within a hundred changes. As published, nothing rewards entropy. One
-        # seed takes 24,000 updates and a million steps.
+        # Found on tuning seeds by benchmarks/rl/search.py: plain PPO learns the first order of sensors as well as a
+        # fresh agent, and has lost more than half of that within a hundred changes. As published, nothing rewards
+        # entropy. One seed takes 24,000 updates and a million steps.
         "mini": {
             "stream": {
                 "changes": ["sensors"],
