@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 from torch.optim import Optimizer
 
-from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
+from pliant.agents import Agent, guard_of, is_agent, parts_of_agent, refuse_methods
+from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported, PliantError
 from pliant.handle import Handle
 from pliant.interventions.base import Intervention
 from pliant.optimizer_state import MomentSpec, check_optimizer
@@ -19,19 +20,30 @@ from pliant.surgery import operate
 from pliant.units import UnitGraph
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
+from pliant.units.patterns import matches
 from pliant.units.several import Models, as_module
-from pliant.wiring import as_optimizers, check_batch, check_conflicts, parts_of, units_of, unwrapped, wrappers_of
+from pliant.wiring import (
+    as_optimizers,
+    check_batch,
+    check_conflicts,
+    is_within,
+    parts_of,
+    refuse_trainer,
+    units_of,
+    unwrapped,
+    wrappers_of,
+)
 
-__all__ = ["attach"]
+__all__ = ["attach", "handles_of"]
 
 _HANDLES: WeakKeyDictionary[nn.Module, WeakSet[Handle]] = WeakKeyDictionary()
 """What is attached to which module."""
 
 
 def attach(
-    model: Models,
-    optimizer: Optimizer | Sequence[Optimizer],
-    methods: Intervention | Sequence[Intervention],
+    model: Models | Agent,
+    optimizer: Optimizer | Sequence[Optimizer] | Intervention | Sequence[Intervention] | None = None,
+    methods: Intervention | Sequence[Intervention] | None = None,
     *,
     example_inputs: Any = None,
     units: UnitGraph | None = None,
@@ -40,6 +52,8 @@ def attach(
     dry_run: bool = False,
     moments: MomentSpec = None,
     measure_change: Inputs | None = None,
+    max_change: float | None = None,
+    where: str = "*",
 ) -> Handle:
     """Protect a model: the interventions act after every step of its optimizer, in a loop that stays as it is.
 
@@ -47,9 +61,12 @@ def attach(
         model: The model that is trained, before ``torch.compile``. A model wrapped in DistributedDataParallel, or
             sharded by ``fully_shard``, is accepted when ``units`` were found on the plain model. Or several modules by
             name, ``{"actor": actor, "critic": critic}``: unit groups get the names as prefixes. Leave out what no
-            optimizer trains, such as target networks.
+            optimizer trains, such as target networks. Or an agent of Stable-Baselines3, ``attach(agent, methods)``:
+            its networks, optimizers, inputs and initial distributions are found by themselves, see
+            ``docs/reinforcement_learning.md``.
         optimizer: The optimizer (or several) that updates it. Each unit group follows the clock of the optimizer that
-            owns its incoming weights. Optimizers may own other parameters too, such as a temperature.
+            owns its incoming weights. Optimizers may own other parameters too, such as a temperature. Left out for an
+            agent.
         methods: One intervention or an ordered list; they act in this order. One that is listed twice acts twice, and
             an empty list changes nothing (training without protection, with the same clock and checkpoints). What
             another handle does to the same units is refused, and so is what would undo it: detach that handle first.
@@ -69,6 +86,14 @@ def attach(
             model's outputs on it (two forward passes for each edit, in evaluation mode). A reset of a unit that was
             in use is a change, also where it "preserves the function": that says that the new weights add nothing to
             the loss of the old ones.
+        max_change: With ``measure_change``, the largest such change that one edit may make. An edit that makes a larger
+            one is taken back at once: weights, buffers, moments and random states get the bits that they had, and the
+            event says ``"undone"``. Of a reset of several units as many stay as are within the limit together (they
+            are tried in halves, 16 times at most). The method is not told: to its books the units are new, so that it
+            comes back to them in its own time. Each edit then waits for an accelerator.
+        where: The part of the model in which methods act, besides their own ``where``: a pattern of names, or several
+            with commas between; a module's name stands for all that is in it. Modules that a method puts into the
+            model follow its own options.
 
     While it is attached, save ``state_dict()``s as usual; pickling the whole module (``torch.save(model)``) needs
     ``handle.detach()`` first, because hooks cannot be pickled. ``torch.distributed.checkpoint`` takes the handle
@@ -113,8 +138,30 @@ def attach(
         ['actor.0', 'critic.0']
         >>> handle.detach()
     """
-    given = model
-    plain, process_group = unwrapped(model, units)
+    refuse_trainer(model)
+    if is_agent(model):
+        if methods is not None and optimizer is not None:
+            raise IllegalConfiguration("the optimizers of an agent are found by themselves: attach(agent, methods).")
+        return _attach_agent(
+            model,
+            optimizer if methods is None else methods,
+            example_inputs=example_inputs,
+            units=units,
+            seed=seed,
+            init=init,
+            dry_run=dry_run,
+            moments=moments,
+            measure_change=measure_change,
+            max_change=max_change,
+            where=where,
+        )
+    if methods is None or optimizer is None:
+        raise IllegalConfiguration(
+            "attach needs a model, its optimizer and the methods; only an agent of Stable-Baselines3 is attached to "
+            "without naming optimizers."
+        )
+    given = cast(Models, model)
+    plain, process_group = unwrapped(given, units)
     model = as_module(plain)
     refuse_wrapped(model, sharded=units is not None)
     process_group = process_group or process_group_of(model)
@@ -134,7 +181,7 @@ def attach(
     check_conflicts(chosen)
     modules = parts_of(plain).values()
     if not dry_run:
-        _check_others(modules, chosen)
+        _check_others(modules, chosen, where)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     too_late = units is not None or process_group is not None or not isinstance(seed, int)
     operations = _operate(model, optimizers, chosen, seeds[0], example_inputs, too_late=too_late, dry_run=dry_run)
@@ -142,6 +189,8 @@ def attach(
     _check_one_owner(model, optimizers, chosen, units)
     if measure_change is not None:
         check_batch(model, measure_change)
+    _check_limit(max_change, measure_change, seed)
+    _check_where(model, units, where)
     handle = Handle(
         model,
         optimizers,
@@ -154,6 +203,8 @@ def attach(
         process_group=process_group,
         moments=moments,
         measure_change=measure_change,
+        max_change=max_change,
+        where=where,
     )
     wrappers = wrappers_of(given)
     if wrappers:
@@ -166,14 +217,88 @@ def attach(
     return handle
 
 
-def _check_others(modules: Iterable[nn.Module], methods: Sequence[Intervention]) -> None:
+def _attach_agent(
+    agent: Any,
+    methods: Any,
+    *,
+    example_inputs: Any,
+    units: UnitGraph | None,
+    init: InitSpec,
+    dry_run: bool,
+    **more: Any,
+) -> Handle:
+    """The same for the trained networks of an agent; its saves then take the handle's state along."""
+    parts = parts_of_agent(agent)
+    refuse_methods(parts.kind, methods if isinstance(methods, (list, tuple)) else [methods])
+    if example_inputs is None and units is None:
+        example_inputs = parts.example_inputs
+    try:
+        with parts.exportable():
+            handle = attach(
+                parts.models,
+                parts.optimizers,
+                methods,
+                example_inputs=example_inputs,
+                units=units,
+                init=parts.init if init is None else init,
+                dry_run=dry_run,
+                **more,
+            )
+    except PliantError as error:
+        error.add_note(f"raised while attaching to the networks of this {parts.kind}")
+        raise
+    if handle.methods and not dry_run:
+        try:
+            guard_of(agent).add(handle)
+        except PliantError:
+            handle.detach()
+            raise
+    return handle
+
+
+def _check_limit(max_change: float | None, measure_change: Inputs | None, seed: int | Sequence[int]) -> None:
+    """Refuse a limit that could not be held."""
+    if max_change is None:
+        return
+    if not 0 < max_change < float("inf"):
+        raise IllegalConfiguration(f"max_change={max_change!r} is out of range; it must be positive and finite.")
+    if measure_change is None:
+        raise IllegalConfiguration("max_change needs a batch to measure the change on: pass measure_change=batch.")
+    if not isinstance(seed, int):
+        raise NotYetSupported("max_change is for single models: one member's edit would be measured by another's.")
+
+
+def _check_where(model: nn.Module, units: UnitGraph, where: str) -> None:
+    """Refuse a part of the model that is not there."""
+    if any(is_within(group.name, where) for group in units):
+        return
+    if not any(matches(name, where) for name, _ in (*model.named_parameters(), *model.named_buffers())):
+        names = ", ".join(name for name, _ in model.named_children()) or "none"
+        raise NoEffect(
+            f"attach(where={where!r}) matches nothing in the model, so nothing would be protected. Its modules are: "
+            f"{names}; its unit groups: {', '.join(group.name for group in units) or 'none'}."
+        )
+
+
+def handles_of(model: nn.Module) -> list[Handle]:
+    """The handles that are attached to a model; those that only report (``dry_run``) too.
+
+    Args:
+        model: The module that was given to :func:`attach`, or one that contains it.
+    """
+    found = {handle for module in model.modules() for handle in _HANDLES.get(module, ())}
+    return [handle for handle in found if handle.is_attached]
+
+
+def _check_others(modules: Iterable[nn.Module], methods: Sequence[Intervention], where: str) -> None:
     """Refuse methods that a handle on the same modules has already, or that undo what it does."""
     others = {handle for module in modules for handle in _HANDLES.get(module, ())}
     for other in others:
         if not other.is_attached or other.events.dry_run:
             continue
         for method in methods:
-            if any(type(method) is type(old) and _may_overlap(method, old) for old in other.methods):
+            apart = where != other.where and "*" not in (where, other.where)
+            if not apart and any(type(method) is type(old) and _may_overlap(method, old) for old in other.methods):
                 raise IllegalConfiguration(
                     f"{type(method).__name__} is attached to this model already ({other!r}), and would act twice. Call "
                     "detach() on that handle first; if it is meant to act twice, list both in one call of attach."

@@ -19,16 +19,20 @@ LAYERS: list[set[str]] = [
     {"errors", "devices", "quiet", "intervals", "trainability", "isolation"},
     {"records", "statistics", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn", "search"},
     {"mechanisms", "metrics", "stats", "events", "write", "optim", "insertion"},
-    {"edit_tensors", "forward"},
+    {"limit"},
+    {"edit_tensors", "forward", "edit_log"},
     {"edit", "fresh", "observation", "spectrum"},
     {"interventions", "manifolds"},
-    {"reminders", "schedule", "wiring"},
+    {"agents", "reminders", "saving", "schedule", "wiring"},
     {"rounds"},
+    {"resume"},
+    {"lasting"},
     {"handle"},
-    {"attach", "monitor"},
-    {"probe"},
+    {"attach", "averages", "monitor"},
+    {"probe", "lora", "tokens"},
     {"bench", "report"},
     {"diagnosis"},
+    {"integrations"},
     {"commands"},
     {"cli"},
 ]
@@ -128,9 +132,24 @@ def test_reports_read_records_and_nothing_else():
         assert outside(path) <= {"numpy", "rich"}, path
 
 
+FRAMEWORKS = {
+    "sb3": {"stable_baselines3", "gymnasium"},
+    "huggingface": {"transformers", "accelerate"},
+    "lightning": {"lightning"},
+}
+
+
 def test_only_these_packages_are_imported_at_all():
-    used = set().union(*(outside(path) for path in MODULES))
+    core = [path for path in MODULES if part_of(module_name(path)) != "integrations"]
+    used = set().union(*(outside(path) for path in core))
     assert used == {"torch", "numpy", "rich", "tyro"}, "the core has four dependencies"
+
+
+def test_an_integration_imports_its_own_framework_only():
+    """A file is of the framework whose name it begins with: ``sb3.py``, ``sb3_networks.py``."""
+    for path in (PACKAGE / "integrations").glob("*.py"):
+        frameworks = [of for name, of in FRAMEWORKS.items() if path.stem.startswith(name)]
+        assert outside(path) <= {"torch", "numpy"}.union(*frameworks), path
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -492,18 +490,3 @@ def test_a_picture_is_permuted_as_a_whole():
     order = (5, 3, 1, 4, 2, 0)
     seen, _ = PermutedSensors(Picture(), ShiftSchedule(Listed((order,)), 9)).reset()
     assert (seen.tolist(), seen.dtype) == ([[5, 3, 1], [4, 2, 0]], np.uint8)
-
-
-def test_the_snippets_of_the_page_run_one_after_the_other(capsys):
-    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
-    names: dict[str, object] = {}
-    snippets = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    assert len(snippets) == 6
-    for snippet in snippets:
-        exec(compile(snippet, "environments.md", "exec"), names)
-    printed = capsys.readouterr().out
-    for shown in re.findall(r"^```text\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
-        assert shown in printed
-    assert "[0, 0, 0, 0]" in printed
-    table = page.partition("## Presets")[2].partition("###")[0]
-    assert set(re.findall(r"`([a-z_]+)`", table)) - {"every", "schedule"} == set(ENVIRONMENTS)

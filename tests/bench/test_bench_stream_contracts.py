@@ -51,6 +51,19 @@ CASES |= {
         "continual_tiny_imagenet",
         {**FILES, "dataset": "tiny_imagenet", "scaling": "channel", "classes_per_task": 5, "access": "limited"},
     ),
+    "continual_tiny_imagenet cifar100": (
+        "continual_tiny_imagenet",
+        {
+            "dataset": "cifar100",
+            "subset": 8,
+            "num_all": 100,
+            "num_train": 8,
+            "num_test": 3,
+            "image_size": 32,
+            "classes_per_task": 5,
+            "access": "limited",
+        },
+    ),
     "class_incremental cifar100": (
         "class_incremental",
         {**CIFAR100, "classes_per_task": 30, "num_train_per_class": 6, "num_valid": 2, "augment": True},

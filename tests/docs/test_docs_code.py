@@ -19,10 +19,13 @@ DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 ELSEWHERE = {
+    "environments.md": "bench/test_bench_environments_page.py",
     "diagnosis.md": "diagnosis/test_diagnosis.py",
+    "language_models.md": "lm/test_lm_transformers.py",
     "manifolds.md": "manifolds/test_manifolds_page.py",
     "monitor.md": "monitor/test_monitor_readings.py",
     "probe.md": "probe/test_probe_docs.py",
+    "reinforcement_learning.md": "integrations/test_reinforcement_learning_page.py",
     "spectrum.md": "spectrum/test_spectrum_page.py",
 }
 """Pages whose code is run by a test of its own, which looks at what it prints; those of methods: test_method_pages."""

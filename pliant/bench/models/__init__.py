@@ -11,6 +11,7 @@ from pliant.bench.models.mlp import MLP
 from pliant.bench.models.resnet import ResNet
 from pliant.bench.models.sequence import CharGRU, CharTransformer
 from pliant.bench.models.tabular import EmbeddingMLP
+from pliant.bench.models.vit import ViT
 
 __all__ = [
     "MLP",
@@ -22,12 +23,14 @@ __all__ = [
     "EmbeddingMLP",
     "Forecaster",
     "ResNet",
+    "ViT",
 ]
 
 MODELS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
     "convnet": ConvNet,
     "resnet": ResNet,
+    "vit": ViT,
     "char_transformer": CharTransformer,
     "char_gru": CharGRU,
     "embedding_mlp": EmbeddingMLP,

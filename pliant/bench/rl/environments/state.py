@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ _COUNTS: dict[str, tuple[str, ...]] = {
 _CLASSIC = ("state", "steps_beyond_terminated", "last_u")
 # What a step reads of the step before, and what observations are made of; all else follows from the state.
 _DERIVED = ("xpos", "xquat", "xmat", "xipos", "ximat", "site_xpos", "geom_xpos", "cinert", "cvel", "cfrc_ext")
+
+_simulation = attrgetter("data")  # of MuJoCo: what moves, beside the model; no tensor has anything to do with it
 
 
 def environment_state(environment: Any) -> dict[str, Any]:
@@ -123,9 +126,9 @@ def _base_state(base: Any) -> dict[str, Any]:
 
         wanted = mujoco.mjtState.mjSTATE_INTEGRATION
         full = np.empty(mujoco.mj_stateSize(base.model, wanted))
-        mujoco.mj_getState(base.model, base.data, full, wanted)
+        mujoco.mj_getState(base.model, _simulation(base), full, wanted)
         state["simulator"] = full.tolist()
-        state["derived"] = {name: getattr(base.data, name).tolist() for name in _DERIVED}
+        state["derived"] = {name: getattr(_simulation(base), name).tolist() for name in _DERIVED}
         return state
     known = [name for name in _CLASSIC if hasattr(base, name)]
     if "state" not in known:
@@ -162,9 +165,11 @@ def _load_base(base: Any, state: dict[str, Any]) -> None:
     if "simulator" in state:
         from pliant.bench.rl.environments.simulator import mujoco
 
-        mujoco.mj_setState(base.model, base.data, np.asarray(state["simulator"]), mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_setState(
+            base.model, _simulation(base), np.asarray(state["simulator"]), mujoco.mjtState.mjSTATE_INTEGRATION
+        )
         for name, values in state["derived"].items():
-            found = getattr(base.data, name)
+            found = getattr(_simulation(base), name)
             found[...] = np.asarray(values).reshape(found.shape)
         return
     for name, value in state["classic"].items():
