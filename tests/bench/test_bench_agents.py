@@ -225,7 +225,7 @@ def test_weights_that_are_not_finite_are_a_failed_record_with_a_reason(tmp_path)
 
 
 def test_a_forecast_takes_whole_rollouts(tmp_path):
-    found = calibrate._measure(tiny([EAGER]), [0], False, 0.2, tmp_path)
+    found = calibrate._measure([tiny([EAGER])], [0], False, 0.2, tmp_path)
     assert found.num_steps == 8
     assert found.seconds_per_step > 0
     assert found.checkpoint > 0
