@@ -81,13 +81,22 @@ class Study:
         return found
 
     def peak(self, way: str) -> dict[int, float]:
-        """The best tenth, by seed."""
-        return {seed: max(_tenths(run["online_return"])) for seed, run in self.runs.get(way, {}).items()}
+        """Returns in those 20 changes in which the mean over seeds is highest, by seed."""
+        runs = self.runs.get(way, {})
+        if not runs:
+            return {}
+        best = int(np.argmax(np.mean([run["online_return"] for run in runs.values()], axis=0)))
+        return {seed: run["online_return"][best] for seed, run in runs.items()}
 
-    def lost(self, way: str) -> dict[int, float]:
-        """The share of its peak that is gone in the last tenth, by seed."""
-        peak, last = self.peak(way), self.tenth(way, "online_return", -1)
-        return {seed: 1 - last[seed] / peak[seed] for seed in peak if peak[seed] > 0}
+    def lost(self, way: str) -> float:
+        """The share of its peak that is gone in the last tenth, of the means over seeds; NaN without runs."""
+        peak, last = (estimate(found.values()).mean for found in (self.peak(way), self.tenth(way, "online_return", -1)))
+        return 1 - last / peak if peak > 0 else float("nan")
+
+    def loses(self, way: str, share: float) -> bool | None:
+        """Whether at least such a share of the peak is gone, beyond doubt; None before there are two seeds."""
+        last = self.tenth(way, "online_return", -1)
+        return _difference({seed: (1 - share) * value for seed, value in self.peak(way).items()}, last)
 
 
 def _read(path: Path) -> Any:
@@ -114,11 +123,11 @@ def _difference(one: Mapping[int, float], other: Mapping[int, float]) -> bool | 
 
 
 CLAIMS: dict[str, Callable[[Study], bool | None]] = {
-    "lost": lambda s: _at_least(s.lost("ppo"), 0.3),
+    "lost": lambda s: s.loses("ppo", 0.3),
     "below_fresh": lambda s: _difference(
         s.tenth("fresh_start", "online_return", -1), s.tenth("ppo", "online_return", -1)
     ),
-    "equal_betas": lambda s: _at_least(s.lost("equal_betas"), 0.3),
+    "equal_betas": lambda s: s.loses("equal_betas", 0.3),
     "l2": lambda s: _difference(s.tenth("l2", "online_return", -1), s.tenth("equal_betas", "online_return", -1)),
     "continual_backprop": lambda s: _difference(
         s.tenth("continual_backprop", "online_return", -1), s.tenth("l2", "online_return", -1)
@@ -147,11 +156,6 @@ CLAIMS: dict[str, Callable[[Study], bool | None]] = {
 """Whether each expectation came true: by the 95 % interval over seeds; None where that cannot be said yet."""
 
 
-def _at_least(values: Mapping[int, float], bound: float) -> bool | None:
-    found = estimate(values.values())
-    return None if found.num < 2 else found.low >= bound
-
-
 def _both(one: bool | None, other: bool | None) -> bool | None:
     return None if one is None or other is None else one and other
 
@@ -172,7 +176,7 @@ def outcome(study: Study) -> str:
                 f"{len(runs)}" + (f" ({failed} diverged)" if failed else ""),
                 *(shown(estimate(study.tenth(name, "online_return", k).values()), 3) for k in (0, 4, -1)),
                 shown(estimate(study.peak(name).values()), 3),
-                shown(estimate(study.lost(name).values()), 0, 100),
+                number(100 * study.lost(name), 0),
                 "–" if name == "fresh_start" else shown(against, 3),
                 *(shown(estimate(study.tenth(name, "end_return", -1).values()), 3),),
             ]
@@ -183,7 +187,7 @@ def outcome(study: Study) -> str:
         "first tenth",
         "fifth",
         "last",
-        "best tenth",
+        "best 20",
         "lost, %",
         "last − fresh start",
         "end of a task, last",
@@ -320,8 +324,8 @@ def beside(study: Study) -> str:
     """Published figures, and ours."""
     rows = []
     for label, name, ant, slippery in PUBLISHED:
-        lost = estimate(study.lost(name).values())
-        ours = "–" if lost.num == 0 else f"{shown(lost, 0, 100)} % of its peak lost"
+        lost = study.lost(name)
+        ours = "–" if np.isnan(lost) else f"{number(100 * lost, 0)} % of its peak lost"
         rows.append([label, ant, slippery, ours])
     first = table(["way", "Ant, published", "Slippery Ant, published", "here"], rows)
     rows = []
@@ -349,7 +353,6 @@ def answer(study: Study) -> str:
         )
     last = {name: study.tenth(name, "online_return", -1) for name in WAYS}
     order = sorted(WAYS, key=lambda name: -estimate(last[name].values()).mean)
-    lost = estimate(study.lost("ppo").values())
     fresh = [name for name in order if name != "fresh_start"]
     above = [WAYS[n].label for n in fresh if paired_difference(last[n], last["fresh_start"]).low > 0]
     below = [WAYS[n].label for n in fresh if paired_difference(last[n], last["fresh_start"]).high < 0]
@@ -357,7 +360,7 @@ def answer(study: Study) -> str:
     ranking = ", ".join(f"{WAYS[name].label} {number(estimate(last[name].values()).mean, 3)}" for name in order)
     return "\n".join(
         [
-            f"- PPO has lost {shown(lost, 0, 100)} % of its peak in the last tenth of the run.",
+            f"- PPO has lost {number(100 * study.lost('ppo'), 0)} % of its peak in the last tenth of the run.",
             f"- Mean return in the last tenth, best first: {ranking}.",
             f"- Better than PPO there, by intervals of paired differences: {', '.join(helped) or 'none'}.",
             f"- Better than an agent that starts anew at each change: {', '.join(above) or 'none'}; worse: {', '.join(below) or 'none'}.",
@@ -413,11 +416,11 @@ def page(study: Study) -> str:
         answer(study),
         *(["![Over a thousand changes](../images/reinforcement_learning.svg)"] if done else []),
         "## What was done",
-        "The agent is PPO of Stable-Baselines3 in its own `learn()`; the interventions act in it by themselves. It steers a point on a square of 5 × 5 places to a goal that it cannot see, by four moves, from 32 sensors, each of which responds to a place of its own. Every 1,024 steps (32 instances, 8 steps each, four times; 24 updates) the order of the sensors is drawn anew, 1,000 times, and nothing tells the agent. The mean reward of a step is the progress towards the goal: 1 for the best policy, about 0 for a random one. That mean is the return here. Policy and value networks are 32-32 with ReLU and LeCun's initialisation; what is tuned stands below. This is `pliant run changing_control`, the preset `mini`.",
+        "The agent is PPO of Stable-Baselines3 in its own `learn()`; the interventions act in it by themselves. It steers a point on a square of 5 × 5 places to a goal that it cannot see, by four moves, from 32 sensors, each of which responds to a place of its own. Every 1,024 steps (32 instances, 8 steps each, four times; 24 updates) the order of the sensors is drawn anew, 1,000 times, and nothing tells the agent. The mean reward of a step is the progress towards the goal: 1 for the best policy, about 0 for a random one. That mean is the return here. As published, nothing rewards entropy. Policy and value networks are 32-32 with ReLU and LeCun's initialisation; what is tuned stands below. This is `pliant run changing_control`, the preset `mini`.",
         "*Entropy*: of the policy in the states of the last rollout of a task, at most log 4 = 1.39. *Coverage*: entropy of how often each of the places was visited during a task, as a share of the largest possible. *Dormant*: units whose mean activation is at most 0.025 of their layer's mean, in the agent's own states. *Stable rank*: squared Frobenius norm over squared spectral norm of the activations, mean over layers. *Fresh start*: network and optimizer are drawn anew at each change; it is the control run of an agent that has no past. What is protected has equal betas, as in the published runs.",
         "## Returns",
         outcome(study),
-        "Mean return while learning, by tenths of the run. *Lost*: 1 − last tenth / best tenth, of each seed; the best of ten is above the last by chance, too, and the row of fresh start says by how much. *End of a task*: the last quarter of each task.",
+        "Mean return while learning, by tenths of the run. *Best 20*: the 20 changes in which the mean over seeds is highest. *Lost*: 1 − last tenth / best 20, of the means; the best of fifty is above the last by chance, too, and the row of fresh start says by how much. *End of a task*: the last quarter of each task.",
         "## Inside the agents",
         inside(study),
         "First tenth → last tenth, means over seeds.",
@@ -432,7 +435,7 @@ def page(study: Study) -> str:
         "Every way got the best of three settings, by the mean return over the first 150 changes, on seeds 100 and 101; `lr` is Adam's step size, 0.01 where it is not named.",
         settings(study),
         "## How the problem was found",
-        "On seed 100 (and 101 where confirmed), over all settings that were tried with `benchmarks/rl/search.py`; wanted was that plain PPO loses at least 30 % of its peak, at the least cost. Before that script, shifts of an earlier environment (a point with inertia that follows a target; sensors, signs and actions permuted) were tried by hand for some minutes: PPO fell there within a few dozen changes, because its policy became deterministic, and nothing was kept of them.",
+        "On seed 100 (and 101 where confirmed), over all settings that were tried with `benchmarks/rl/search.py`; wanted was that plain PPO loses at least 30 % of its peak, at the least cost. Before that script, shifts of an earlier environment (a point with inertia that follows a target; sensors, signs and actions permuted) were tried by hand for some minutes: PPO fell there within a few dozen changes, because its policy became deterministic, and nothing was kept of them. `sensors 5 big` was also run on, to 683 changes of seed 100, where it had settled between 0.09 and 0.15 after 0.16 in the first 50; it was dropped for `sensors 5 bare`, which has no reward for entropy, as published, and falls further.",
         searched(study),
         "## What this does not say",
         LIMITS,

@@ -53,11 +53,27 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         "num_epochs": 6,
         "lr": 1e-2,
     },
+    "sensors 5 bare": {
+        "changes": ["sensors"],
+        "size": 5,
+        "entropy_weight": 0.0,
+        "batch_size": 256,
+        "num_epochs": 6,
+        "lr": 1e-2,
+    },
+    "sensors 5 bare slow": {
+        "changes": ["sensors"],
+        "size": 5,
+        "entropy_weight": 0.0,
+        "batch_size": 256,
+        "num_epochs": 10,
+        "lr": 5e-3,
+    },
     "sensors 5 mid": {"changes": ["sensors"], "size": 5, "entropy_weight": 0.02, "lr": 5e-3},
     "goal 5 fast": {"changes": ["goal"], "size": 5, "entropy_weight": 0.05, "lr": 1e-2},
     "goal 5 narrow": {"changes": ["goal"], "size": 5, "width": 0.15, "entropy_weight": 0.05, "lr": 3e-3},
 }
-CONFIRMED: tuple[str, ...] = ("sensors 5 big",)
+CONFIRMED: tuple[str, ...] = ("sensors 5 bare",)
 
 
 def experiment(candidate: str, method: str, num_tasks: int) -> Experiment:

@@ -225,7 +225,7 @@ def test_weights_that_are_not_finite_are_a_failed_record_with_a_reason(tmp_path)
 
 
 def test_a_forecast_takes_whole_rollouts(tmp_path):
-    found = calibrate._measure(tiny([EAGER]), [0], False, 0.2, tmp_path)
+    found = calibrate._measure([tiny([EAGER])], [0], False, 0.2, tmp_path)
     assert found.num_steps == 8
     assert found.seconds_per_step > 0
     assert found.checkpoint > 0
@@ -387,6 +387,19 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path):
     )
 
 
+@pytest.mark.wide
+def test_processes_have_the_same_bits(tmp_path):
+    experiment = tiny([EAGER])
+    found = []
+    for workers in (0, 2):
+        root = tmp_path / str(workers)
+        report = run_experiments([experiment], [0, 1], root, num_workers=workers)
+        assert report.num_complete == 2, report.message
+        read = [records.read_record(records.record_path(root, experiment.id, seed)) for seed in (0, 1)]
+        found.append(json.dumps([{key: list(values) for key, values in record.series.items()} for record in read]))
+    assert found[0] == found[1]
+
+
 def test_the_method_that_is_attached_is_the_one_that_was_asked_for():
     agent = Agent(tiny([("continual_backprop", {"replacement_rate": 0.5})]), [0], None, stacked=False)
     assert agent.handle.methods[0] == ContinualBackprop(replacement_rate=0.5)
@@ -458,6 +471,6 @@ def test_what_the_page_says_follows_from_the_numbers(tmp_path, monkeypatch):
     assert page.CLAIMS["dormant"](study) is False
     text = page.page(study)
     assert "16 of 80 runs" in text
-    assert "PPO has lost 7" in text
+    assert "PPO has lost 7" in text, text[:2000]
     assert "worse: L2 Init" not in text.split("Better than an agent that starts anew")[0]
     assert page.picture(study).count("<polyline") >= 8 * 6
