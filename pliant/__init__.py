@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pliant.attach import attach
+    from pliant.averages import follow_resets
     from pliant.diagnosis import Diagnosis, diagnose
     from pliant.edit_log import EditLog, LoggedEvent, read_edits
     from pliant.errors import (
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     )
     from pliant.fresh import fresh_twin
     from pliant.handle import Handle
+    from pliant.integrations import sb3 as sb3
     from pliant.interventions import (
         FIRE,
         L2,
@@ -98,6 +100,7 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     "EditLog",
     "LoggedEvent",
     "read_edits",
+    "follow_resets",
     "AdaptiveNormalization",
     "ContinualBackprop",
     "FIRE",
@@ -138,8 +141,8 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
-    *("checkpoint", "errors", "insertion", "interventions", "manifolds", "metrics", "nn", "observation", "optim"),
-    *("records", "report", "spectrum", "statistics", "stats", "surgery", "units"),
+    *("checkpoint", "errors", "insertion", "interventions", "lora", "manifolds", "metrics", "nn", "observation"),
+    *("optim", "records", "report", "spectrum", "statistics", "stats", "surgery", "tokens", "units"),
 )
 _SOURCES = {
     "EditLog": "pliant.edit_log",
@@ -148,6 +151,7 @@ _SOURCES = {
     "LoggedEvent": "pliant.edit_log",
     "read_edits": "pliant.edit_log",
     "attach": "pliant.attach",
+    "follow_resets": "pliant.averages",
     "IllegalConfiguration": "pliant.errors",
     "NoEffect": "pliant.errors",
     "NoEffectWarning": "pliant.errors",
@@ -206,9 +210,14 @@ _SOURCES = {
 }
 
 
+_INTEGRATIONS = ("sb3", "huggingface", "lightning")  # each needs its framework, so dir() does not name them
+
+
 def _public(name: str) -> Any:
     if name in _SOURCES:
         return getattr(import_module(_SOURCES[name]), name)
+    if name in _INTEGRATIONS:
+        return import_module("pliant.integrations").integration(name)
     if name in _MODULES:
         return import_module(f"pliant.{name}")
     raise AttributeError(f"module 'pliant' has no attribute {name!r}")

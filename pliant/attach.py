@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 from torch.optim import Optimizer
 
-from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
+from pliant.agents import Agent, guard_of, is_agent, parts_of_agent, refuse_methods
+from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported, PliantError
 from pliant.handle import Handle
 from pliant.interventions.base import Intervention
 from pliant.optimizer_state import MomentSpec, check_optimizer
@@ -27,21 +28,22 @@ from pliant.wiring import (
     check_conflicts,
     is_within,
     parts_of,
+    refuse_trainer,
     units_of,
     unwrapped,
     wrappers_of,
 )
 
-__all__ = ["attach"]
+__all__ = ["attach", "handles_of"]
 
 _HANDLES: WeakKeyDictionary[nn.Module, WeakSet[Handle]] = WeakKeyDictionary()
 """What is attached to which module."""
 
 
 def attach(
-    model: Models,
-    optimizer: Optimizer | Sequence[Optimizer],
-    methods: Intervention | Sequence[Intervention],
+    model: Models | Agent,
+    optimizer: Optimizer | Sequence[Optimizer] | Intervention | Sequence[Intervention] | None = None,
+    methods: Intervention | Sequence[Intervention] | None = None,
     *,
     example_inputs: Any = None,
     units: UnitGraph | None = None,
@@ -59,9 +61,12 @@ def attach(
         model: The model that is trained, before ``torch.compile``. A model wrapped in DistributedDataParallel, or
             sharded by ``fully_shard``, is accepted when ``units`` were found on the plain model. Or several modules by
             name, ``{"actor": actor, "critic": critic}``: unit groups get the names as prefixes. Leave out what no
-            optimizer trains, such as target networks.
+            optimizer trains, such as target networks. Or an agent of Stable-Baselines3, ``attach(agent, methods)``:
+            its networks, optimizers, inputs and initial distributions are found by themselves, see
+            ``docs/reinforcement_learning.md``.
         optimizer: The optimizer (or several) that updates it. Each unit group follows the clock of the optimizer that
-            owns its incoming weights. Optimizers may own other parameters too, such as a temperature.
+            owns its incoming weights. Optimizers may own other parameters too, such as a temperature. Left out for an
+            agent.
         methods: One intervention or an ordered list; they act in this order. One that is listed twice acts twice, and
             an empty list changes nothing (training without protection, with the same clock and checkpoints). What
             another handle does to the same units is refused, and so is what would undo it: detach that handle first.
@@ -133,8 +138,30 @@ def attach(
         ['actor.0', 'critic.0']
         >>> handle.detach()
     """
-    given = model
-    plain, process_group = unwrapped(model, units)
+    refuse_trainer(model)
+    if is_agent(model):
+        if methods is not None and optimizer is not None:
+            raise IllegalConfiguration("the optimizers of an agent are found by themselves: attach(agent, methods).")
+        return _attach_agent(
+            model,
+            optimizer if methods is None else methods,
+            example_inputs=example_inputs,
+            units=units,
+            seed=seed,
+            init=init,
+            dry_run=dry_run,
+            moments=moments,
+            measure_change=measure_change,
+            max_change=max_change,
+            where=where,
+        )
+    if methods is None or optimizer is None:
+        raise IllegalConfiguration(
+            "attach needs a model, its optimizer and the methods; only an agent of Stable-Baselines3 is attached to "
+            "without naming optimizers."
+        )
+    given = cast(Models, model)
+    plain, process_group = unwrapped(given, units)
     model = as_module(plain)
     refuse_wrapped(model, sharded=units is not None)
     process_group = process_group or process_group_of(model)
@@ -190,6 +217,45 @@ def attach(
     return handle
 
 
+def _attach_agent(
+    agent: Any,
+    methods: Any,
+    *,
+    example_inputs: Any,
+    units: UnitGraph | None,
+    init: InitSpec,
+    dry_run: bool,
+    **more: Any,
+) -> Handle:
+    """The same for the trained networks of an agent; its saves then take the handle's state along."""
+    parts = parts_of_agent(agent)
+    refuse_methods(parts.kind, methods if isinstance(methods, (list, tuple)) else [methods])
+    if example_inputs is None and units is None:
+        example_inputs = parts.example_inputs
+    try:
+        with parts.exportable():
+            handle = attach(
+                parts.models,
+                parts.optimizers,
+                methods,
+                example_inputs=example_inputs,
+                units=units,
+                init=parts.init if init is None else init,
+                dry_run=dry_run,
+                **more,
+            )
+    except PliantError as error:
+        error.add_note(f"raised while attaching to the networks of this {parts.kind}")
+        raise
+    if handle.methods and not dry_run:
+        try:
+            guard_of(agent).add(handle)
+        except PliantError:
+            handle.detach()
+            raise
+    return handle
+
+
 def _check_limit(max_change: float | None, measure_change: Inputs | None, seed: int | Sequence[int]) -> None:
     """Refuse a limit that could not be held."""
     if max_change is None:
@@ -212,6 +278,16 @@ def _check_where(model: nn.Module, units: UnitGraph, where: str) -> None:
             f"attach(where={where!r}) matches nothing in the model, so nothing would be protected. Its modules are: "
             f"{names}; its unit groups: {', '.join(group.name for group in units) or 'none'}."
         )
+
+
+def handles_of(model: nn.Module) -> list[Handle]:
+    """The handles that are attached to a model; those that only report (``dry_run``) too.
+
+    Args:
+        model: The module that was given to :func:`attach`, or one that contains it.
+    """
+    found = {handle for module in model.modules() for handle in _HANDLES.get(module, ())}
+    return [handle for handle in found if handle.is_attached]
 
 
 def _check_others(modules: Iterable[nn.Module], methods: Sequence[Intervention], where: str) -> None:

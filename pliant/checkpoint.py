@@ -59,6 +59,15 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) ->
 
     Raises:
         IllegalConfiguration: If the metadata is missing, or a tensor that it names.
+
+    Example:
+        >>> import torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> from pliant.checkpoint import pack, unpack
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> handle = pliant.attach(model, optimizer, pliant.ReDo(), example_inputs=torch.randn(3, 4))
+        >>> handle.load_state_dict(unpack(*pack(handle.state_dict())))
+        >>> handle.detach()
     """
     if not metadata or _KEY not in metadata:
         raise IllegalConfiguration(

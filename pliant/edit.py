@@ -16,7 +16,7 @@ from torch import Tensor
 from pliant.devices import can_read
 from pliant.edit_tensors import TensorEditor
 from pliant.errors import IllegalConfiguration, NotYetSupported
-from pliant.optimizer_state import Moment, moments
+from pliant.optimizer_state import Moment, is_schedule_free, moments
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.init import Init
 from pliant.write import Selection
@@ -80,6 +80,7 @@ class Editor(TensorEditor):
             return
         if not whole:
             self._shares(selection.of(mask))
+            self._refuse_between("partly reset", group.tensors)
 
         def write(chosen: Selection) -> None:
             # outgoing last: where one matrix produces and consumes the units, what they send must end at zero
@@ -87,7 +88,7 @@ class Editor(TensorEditor):
             pieces = sorted(group.slices, key=lambda piece: piece.role == "outgoing")
             actions = [self._action(piece, incoming, bias, carried, outgoing) for piece in pieces]
             states = [  # all of them before anything is written: what is not known is refused
-                self._moments(piece.name) if moments == "zero" and action != "keep" else []
+                self._past(piece.name, moments) if action != "keep" else []
                 for piece, action in zip(pieces, actions, strict=True)
             ]
             for piece, action, state in zip(pieces, actions, states, strict=True):
@@ -112,6 +113,7 @@ class Editor(TensorEditor):
         selection = self.writer.select(factor != 1, None, self.live)
         if selection is None:
             return
+        self._refuse_between("scale", [piece.name for piece in group.role(role)])
 
         def write(chosen: Selection) -> None:
             for piece in group.role(role):
@@ -149,6 +151,7 @@ class Editor(TensorEditor):
         selection = self.writer.select(amount != 0, at_most, self.live)
         if selection is None or noise_scale == 0:
             return
+        self._refuse_between("perturb", [piece.name for piece in group.role("incoming")])
 
         def write(chosen: Selection) -> None:
             share = chosen.of(amount).to(torch.float64 if amount.dtype == torch.float64 else torch.float32)
@@ -175,6 +178,7 @@ class Editor(TensorEditor):
             reason: For the event log.
         """
         found = [(piece, bias) for piece in group.role("outgoing") if (bias := self._bias_beside(piece)) is not None]
+        self._refuse_between("add to", [name for _, (name, _) in found])
 
         def write() -> None:
             for piece, (name, out) in found:
@@ -226,7 +230,7 @@ class Editor(TensorEditor):
             return
 
         def write() -> None:
-            state = self._moments(name) if moments == "zero" else []
+            state = self._past(name, moments)
             self.writer.fill_weights(tensor, mask, source, self.live)
             for moment in state:
                 self.writer.fill_weights(moment.value, mask, _source(moment, tensor), self.live)
@@ -270,6 +274,14 @@ class Editor(TensorEditor):
         if name not in self.owners:
             return []
         return moments(self.owners[name], self.tensors[name], name, self.declared)
+
+    def _past(self, name: str, moments: str) -> list[Moment]:
+        """What remembers a tensor's old entries: its moments (unless they are kept), and averages over training.
+
+        The points of a schedule-free optimizer are weights, so that they are never kept.
+        """
+        kept = moments == "keep" and not (self._has_two_points and is_schedule_free(self.owners.get(name)))
+        return ([] if kept else self._moments(name)) + self._averages_of(name)
 
     def _shares(self, share: Tensor) -> Tensor:
         if can_read(share) and not bool((share <= 1).all()):

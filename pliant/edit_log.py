@@ -29,6 +29,18 @@ class LoggedEvent:
         number: Which edit it is, from 1; a resumed run counts on. Of a run of edits of whole tensors, the first one's.
         event: What was done, see :class:`~pliant.events.Event`.
         dry_run: Whether it was only reported.
+
+    Example:
+        >>> import tempfile, torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(16, 4)
+        >>> handle = pliant.attach(model, optimizer, pliant.ReDo(tau=1.0, every=1), example_inputs=x, dry_run=True)
+        >>> log = handle.log_to(tempfile.mkdtemp() + "/edits.jsonl")
+        >>> model(x).square().mean().backward()
+        >>> optimizer.step()
+        >>> [(item.number, item.event.step, item.event.action, item.dry_run) for item in pliant.read_edits(log.path)]
+        [(1, 1, 'reset', True)]
+        >>> handle.detach()
     """
 
     time: float
@@ -56,6 +68,20 @@ class EditLog:
 
     Attributes:
         path: The file.
+
+    Example:
+        >>> import tempfile, torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(16, 4)
+        >>> handle = pliant.attach(model, optimizer, pliant.ReDo(tau=1.0, every=1), example_inputs=x)
+        >>> log = handle.log_to(tempfile.mkdtemp() + "/edits.jsonl")
+        >>> model(x).square().mean().backward()
+        >>> optimizer.step()
+        >>> [json.loads(line).get("action") for line in log.path.read_text().splitlines()]  # the first says: a new run
+        [None, 'reset']
+        >>> handle.detach()
+        >>> log.is_closed
+        True
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.events import EventLog
 from pliant.limit import Before, Limit
-from pliant.optimizer_state import MomentSpec, RestartPart, restart, restartable
+from pliant.optimizer_state import Moment, MomentSpec, RestartPart, is_schedule_free, restart, restartable
 from pliant.units.init import Init, directions
 from pliant.write import Writer
 
@@ -41,6 +41,8 @@ class TensorEditor:
         stepped: The optimizer that has just stepped, if any. What the units of another optimizer's parameters have
             as a gradient belongs to the old units: a reset clears it.
         declared: As given.
+        averages: Tensors by name of copies that average the model over training, see
+            :func:`pliant.averages.follow_resets`.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class TensorEditor:
         self.writer = Writer(tensors, seeds, num_members=num_members)
         self.declared, self._measure = declared, measure
         self._limit = None if max_change is None else Limit(max_change)
+        self.averages: list[Mapping[str, Tensor]] = []
+        self._has_two_points = any(is_schedule_free(owner) for owner in {id(o): o for o in owners.values()}.values())
         self._directions = directions(tensors.keys())
 
     # ---- randomness ----
@@ -90,6 +94,7 @@ class TensorEditor:
         """
         if not names:
             return
+        self._refuse_between("shrink", names)
         self._do("shrink", names, lambda: self.writer.shrink(names, factors, towards, self.live))
 
     def clamp(self, names: Sequence[str], bounds: Sequence[tuple[float, float]]) -> None:
@@ -101,6 +106,7 @@ class TensorEditor:
         """
         if not names:
             return
+        self._refuse_between("clamp", names)
         self._do("clamp", names, lambda: self.writer.clamp(names, bounds, self.live))
 
     def add_noise(
@@ -122,6 +128,7 @@ class TensorEditor:
         names = [name for name in names if inits[name].kind != "constant"]
         if noise_scale == 0 or not names:
             return
+        self._refuse_between("add noise to", names)
 
         def write() -> None:
             tensors = [self.tensors[name] for name in names]
@@ -141,6 +148,7 @@ class TensorEditor:
         """
         if not names:
             return
+        self._refuse_between("add to", names)
         self._do(
             "add", names, lambda: self.writer.add([self.tensors[name] for name in names], terms, self.live), reason
         )
@@ -154,6 +162,8 @@ class TensorEditor:
             moments: Whether its optimizer state (Adam's step counter included) restarts too.
             reason: For the event log.
         """
+        if moments == "keep":
+            self._refuse_between("overwrite", [name])
 
         def write() -> None:
             owner = self.owners.get(name) if moments == "zero" else None
@@ -162,6 +172,8 @@ class TensorEditor:
             self.writer.assign(self.tensors[name], value, self.live)
             if owner is not None:
                 restart(owner, self.tensors[name], name, self.declared, self.live)
+            for moment in self._averages_of(name) if moments == "zero" else ():
+                self.writer.assign(moment.value, self.tensors[name], self.live)
 
         self._do("assign", [name], write, reason)
 
@@ -179,6 +191,7 @@ class TensorEditor:
         owned = [name for name in names if name in self.owners]
         if not owned:
             return
+        self._refuse_between("restart the state of", owned)
         if not self.dry_run:
             with torch.no_grad():
                 for name in owned if part != "step" else ():  # before anything is written: what is not known is refused
@@ -283,11 +296,25 @@ class TensorEditor:
         return self._log_tensors("undone", names, self._why_undone(action, reason), measured)
 
     def _before(self, names: Sequence[str]) -> Before:
-        return Before(names, self.tensors, self.owners, self.writer)
+        return Before(names, self.tensors, self.owners, self.writer, self.averages)
 
     def _why_undone(self, action: str, reason: str) -> str:
         assert self._limit is not None
         return f"{action}{f' ({reason})' if reason else ''} changes outputs by more than {self._limit.max_change:g}"
+
+    def _averages_of(self, name: str) -> list[Moment]:
+        """What copies of the model that average over training hold of a tensor: new weights have no past there."""
+        return [Moment(average[name], "weights") for average in self.averages if name in average]
+
+    def _refuse_between(self, verb: str, names: Sequence[str]) -> None:
+        """Weights that lie between two points can be given a new life; to move them, both points would have to move."""
+        for name in names if self._has_two_points else ():  # asked at every step by some methods
+            if is_schedule_free(self.owners.get(name)):
+                raise NotYetSupported(
+                    f"{self.events.intervention} would {verb} {name!r}, which {type(self.owners[name]).__name__} keeps "
+                    "at two points (an average and the iterate behind it): the edit would reach one, and fade. Of "
+                    "schedule-free optimizers Pliant supports methods that reset units or single weights."
+                )
 
     def _normal(self, name: str) -> Init:
         """A standard normal distribution that leaves the padding row of an embedding alone."""

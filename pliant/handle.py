@@ -62,6 +62,22 @@ class Handle(Lasting):
         events: The log of edits.
         excluded: Unit groups that are left alone although a method's pattern matches them, and why.
         where: The part of the model in which methods act, besides their own patterns.
+
+    Example:
+        >>> import pliant
+        >>> model, x = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)), torch.randn(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> method = pliant.ShrinkAndPerturb(shrink=0.9, noise_scale=0.01, every=2)
+        >>> handle = pliant.attach(model, optimizer, method, example_inputs=x)
+        >>> for _ in range(4):
+        ...     optimizer.zero_grad()
+        ...     model(x).square().mean().backward()
+        ...     optimizer.step()
+        >>> handle
+        <Handle: ShrinkAndPerturb; attached, step 4, 4 events>
+        >>> [(event.step, event.action) for event in handle.events]
+        [(2, 'shrink'), (2, 'add_noise'), (4, 'shrink'), (4, 'add_noise')]
+        >>> handle.detach()
     """
 
     def __init__(
@@ -450,8 +466,7 @@ class Handle(Lasting):
             edit=self._editor,
             clock=self._schedules[optimizer_index].clock,
             memory=self._memory[method_index],
-            stats=self._collector.stats,
-            features=self._collector.features,
+            collector=self._collector,
             forward=self._forward,
             modules=dict(self._model.named_modules()),
             num_members=self.num_members,

@@ -25,10 +25,16 @@ class Before:
         tensors: Name to tensor.
         owners: Parameter name to its optimizer.
         writer: What writes.
+        averages: Tensors by name of copies that average over training, which an edit writes as well.
     """
 
     def __init__(
-        self, names: Sequence[str], tensors: Mapping[str, Tensor], owners: Mapping[str, Optimizer], writer: Writer
+        self,
+        names: Sequence[str],
+        tensors: Mapping[str, Tensor],
+        owners: Mapping[str, Optimizer],
+        writer: Writer,
+        averages: Sequence[Mapping[str, Tensor]] = (),
     ) -> None:
         self._writer = writer
         self._random = writer.random_state()
@@ -38,6 +44,7 @@ class Before:
             for name in dict.fromkeys(names):
                 tensor = tensors[name]
                 self._values.append((tensor, _copy(tensor)))
+                self._values += [(average[name], _copy(average[name])) for average in averages if name in average]
                 if tensor.grad is not None:
                     self._values.append((tensor.grad, _copy(tensor.grad)))
                 state: dict[str, Any] = owners[name].state.get(tensor, {}) if name in owners else {}

@@ -75,6 +75,15 @@ def replace_module(
 
     Raises:
         IllegalConfiguration: If there is no such module, or new parameters have no group to join.
+
+    Example:
+        >>> import torch
+        >>> from pliant.surgery import replace_module
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> replace_module(model, [optimizer], "2", torch.nn.Linear(8, 3))
+        >>> [tuple(parameter.shape) for parameter in optimizer.param_groups[0]["params"]]
+        [(8, 4), (8,), (3, 8), (3,)]
     """
     path, _, leaf = name.rpartition(".")
     try:
@@ -135,6 +144,17 @@ def operate(
     Raises:
         IllegalConfiguration: If a new parameter belongs to no optimizer, one that was owned is not any more, or an
             optimizer still trains what the model has lost. The model stays as the method left it.
+
+    Example:
+        >>> import torch
+        >>> from pliant.surgery import operate, replace_module
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> def wider(model, optimizers):
+        ...     replace_module(model, optimizers, "2", torch.nn.Linear(8, 3))
+        >>> _ = operate(model, [optimizer], 0, wider)
+        >>> model[2].out_features
+        3
     """
     before = list(model.named_parameters())  # alive, so that no new parameter can get an old one's id
     known = {id(p): name for name, p in before}

@@ -43,6 +43,7 @@ __all__ = [
     "passed_on",
     "prepare",
     "recorded",
+    "refuse_trainer",
     "units_of",
     "unwrapped",
     "with_terms",
@@ -88,12 +89,36 @@ def parts_of(model: Models) -> dict[str, nn.Module]:
 
 def as_optimizers(optimizer: Any) -> list[Any]:
     """One optimizer, or several, as a list; who uses them says what is wrong with something else."""
-    if isinstance(optimizer, (list, tuple)):
-        return list(optimizer)
-    inner = getattr(optimizer, "optimizer", None)  # Accelerate's wrapper holds the real one
-    if isinstance(inner, Optimizer) and not isinstance(optimizer, Optimizer):
-        return [inner]
-    return [optimizer]
+    return [_inner(item) for item in (optimizer if isinstance(optimizer, (list, tuple)) else [optimizer])]
+
+
+def _inner(optimizer: Any) -> Any:
+    """The optimizer whose ``step()`` runs hooks: Accelerate's and Lightning's wrappers hold it, and run none."""
+    inner = getattr(optimizer, "optimizer", None)
+    is_one = isinstance(optimizer, Optimizer) and "_optimizer_step_post_hooks" in vars(optimizer)
+    return _inner(inner) if isinstance(inner, Optimizer) and not is_one else optimizer
+
+
+_TRAINERS = {
+    ("transformers", "Trainer"): "Trainer(..., callbacks=[pliant.huggingface.Protect(methods)])",
+    ("lightning", "Trainer"): "Trainer(..., callbacks=[pliant.lightning.Protect(methods)])",
+    ("pytorch_lightning", "Trainer"): "Trainer(..., callbacks=[pliant.lightning.Protect(methods)]) of `lightning`",
+}
+
+
+def refuse_trainer(model: Any) -> None:
+    """Refuse a framework's trainer in place of a model: its optimizer does not exist before training begins.
+
+    Raises:
+        IllegalConfiguration: Naming the callback that attaches at the right moment.
+    """
+    for kind in type(model).__mro__:
+        callback = _TRAINERS.get((kind.__module__.partition(".")[0], kind.__name__))
+        if callback is not None:
+            raise IllegalConfiguration(
+                f"{type(model).__name__} is a trainer, not a model, and makes its optimizer when training begins: use "
+                f"{callback}."
+            )
 
 
 def units_of(model: nn.Module, example_inputs: Any, units: UnitGraph | None) -> UnitGraph:
@@ -224,7 +249,7 @@ def editable_groups(
     try:
         groups = units.require(pattern)
     except NoEffect as error:
-        raise NoEffect(f"{type(method).__name__}: {error}") from None
+        raise NoEffect(" ".join(filter(None, [f"{type(method).__name__}: {error}", method.hint]))) from None
     groups = tuple(group for group in groups if is_within(group.name, where))
     if not groups:
         raise NoEffect(
@@ -273,9 +298,10 @@ def check_method(
 
     Raises:
         IllegalConfiguration: If nobody owns a parameter, activations cannot be seen, or an initial distribution is
-            unknown.
+            unknown or zero.
         NotYetSupported: If an optimizer's state cannot be reset unit by unit.
     """
+    stacked = edit.num_members is not None
     for group in groups:
         for name in group.tensors:
             if not isinstance(tensors[name], nn.Parameter):
@@ -293,8 +319,15 @@ def check_method(
                 "hook. Leave the group out with where=..."
             )
         if method.redraws:
-            for piece in group.role("incoming"):
-                edit.init_of(piece.name)
+            drawn = [(edit.init_of(piece.name), piece) for piece in group.role("incoming")]
+            matrices = [init for init, piece in drawn if piece.rank(tensors[piece.name], is_stack=stacked) > 1]
+            if matrices and all(init.kind == "constant" and init.scale == 0 for init in matrices):
+                raise IllegalConfiguration(
+                    f"{type(method).__name__} would draw units of {group.name!r} anew, whose incoming weights all "
+                    "start at zero: with outgoing zeros they would stay dead (a LoRA adapter of an embedding; "
+                    "pliant.lora.RankRecycling knows how). Leave the group out with where=..., or say how it is drawn "
+                    "with init=..."
+                )
 
 
 def needed_statistics(methods: Sequence[Intervention], usable: Sequence[frozenset[str]]) -> dict[str, frozenset[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("pliant", "references", "benchmarks", "tests", "docs", ".ci")
+FOLDERS = ("pliant", "references", "benchmarks", "examples", "tests", "docs", ".ci")
 SUFFIXES = (".py", ".toml", ".md", ".svg", ".txt", ".json", ".csv", "")
 MAX_LINES = 500
 

@@ -23,15 +23,16 @@ LAYERS: list[set[str]] = [
     {"edit_tensors", "forward", "edit_log"},
     {"edit", "fresh", "observation", "spectrum"},
     {"interventions", "manifolds"},
-    {"reminders", "schedule", "wiring", "saving"},
+    {"agents", "reminders", "saving", "schedule", "wiring"},
     {"rounds"},
     {"resume"},
     {"lasting"},
     {"handle"},
-    {"attach", "monitor"},
-    {"probe"},
+    {"attach", "averages", "monitor"},
+    {"probe", "lora", "tokens"},
     {"bench", "report"},
     {"diagnosis"},
+    {"integrations"},
     {"commands"},
     {"cli"},
 ]
@@ -97,10 +98,15 @@ def test_imports_run_downwards(path: Path):
         assert LEVEL[theirs] < LEVEL[mine] or (mine, theirs) in SIDEWAYS, f"{module_name(path)} imports {name}"
 
 
+# Folders that need an extra, which everything else does without.
+EXTRAS = {PACKAGE / "bench" / "rl": {"gymnasium", "mujoco", "stable_baselines3"}}
+
+
 def outside(path: Path) -> set[str]:
-    """Top-level packages from neither the standard library nor here."""
+    """Top-level packages from neither the standard library nor here, nor from the extra that the folder is for."""
     tops = {name.split(".")[0] for name in imports_of(path)}
-    return {name for name in tops if name not in sys.stdlib_module_names and name != "pliant"}
+    own = set().union(*(extra for folder, extra in EXTRAS.items() if folder in path.parents))
+    return {name for name in tops - own if name not in sys.stdlib_module_names and name != "pliant"}
 
 
 def test_records_need_numpy_only():
@@ -126,9 +132,24 @@ def test_reports_read_records_and_nothing_else():
         assert outside(path) <= {"numpy", "rich"}, path
 
 
+FRAMEWORKS = {
+    "sb3": {"stable_baselines3", "gymnasium"},
+    "huggingface": {"transformers", "accelerate"},
+    "lightning": {"lightning"},
+}
+
+
 def test_only_these_packages_are_imported_at_all():
-    used = set().union(*(outside(path) for path in MODULES))
+    core = [path for path in MODULES if part_of(module_name(path)) != "integrations"]
+    used = set().union(*(outside(path) for path in core))
     assert used == {"torch", "numpy", "rich", "tyro"}, "the core has four dependencies"
+
+
+def test_an_integration_imports_its_own_framework_only():
+    """A file is of the framework whose name it begins with: ``sb3.py``, ``sb3_networks.py``."""
+    for path in (PACKAGE / "integrations").glob("*.py"):
+        frameworks = [of for name, of in FRAMEWORKS.items() if path.stem.startswith(name)]
+        assert outside(path) <= {"torch", "numpy"}.union(*frameworks), path
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def learner(width: int, seed: int) -> nn.Module:
 
 def learn(model: nn.Module, optimizer: torch.optim.Optimizer, x_SNI: Tensor, y_SN1: Tensor) -> Tensor:
     """One pass, an example at a time, of all members; returns each member's mean loss before its update, ``[S]``."""
-    total_S = torch.zeros(len(x_SNI))
+    total_S = torch.zeros(len(x_SNI), device=x_SNI.device)
     for x_SI, y_S1 in zip(x_SNI.unbind(1), y_SN1.unbind(1), strict=True):
         error_S11 = model(x_SI.unsqueeze(1)) - y_S1.unsqueeze(1)
         squares_S = error_S11.square().flatten(1).mean(1)
@@ -109,13 +109,15 @@ def look(model: Any, x_SNI: Tensor, preset: Preset) -> dict[str, list[float | No
     return {name: [rounded(value) for value in values_S.tolist()] for name, values_S in found.items()}
 
 
-def run(preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+def run(
+    preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int], device: torch.device
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """All seeds of one width at once, arm by arm."""
     width = int(cell["width"])
     stream, half = SlowlyChangingRegression(task_length=preset.num_examples), preset.num_tasks // 2
     singles = [learner(width, seed) for seed in seeds]
     units = find_units(singles[0], torch.zeros(3, 20))
-    start = stack(singles, torch.zeros(5, 20))
+    start = stack(singles, torch.zeros(5, 20)).to(device)
     arms: dict[str, dict[str, list[Any]]] = {}
     sgd = _arm(preset, stream, copy.deepcopy(start), units, seeds, range(half), protected=False)
     middle = copy.deepcopy(sgd.pop("model"))
@@ -140,13 +142,13 @@ def _arm(
     protected: bool,
 ) -> dict[str, Any]:
     optimizer = torch.optim.SGD(model.parameters(), lr=preset.lr)
-    handle = None
+    device, handle = next(model.parameters()).device, None
     if protected:
         method = pliant.ContinualBackprop(preset.replacement_rate, preset.maturity_threshold)
         handle = pliant.attach(model, optimizer, method, units=units, seed=list(seeds))
     loss, looks, resets = [], [], []
     for index in tasks:
-        x_SNI, y_SN1 = stacked_task(stream, index, seeds)
+        x_SNI, y_SN1 = (each.to(device) for each in stacked_task(stream, index, seeds))
         loss.append([rounded(value) for value in learn(model, optimizer, x_SNI, y_SN1).tolist()])
         if index % preset.every == preset.every - 1 or index == tasks[-1]:
             looks.append({"task": index, **look(model, x_SNI, preset)})

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.manifolds.common import ROOT, expected
 from benchmarks.manifolds.draw import Line, Panel, panels
+from benchmarks.manifolds.forecast import section
 from benchmarks.manifolds.text import claims_section, interval, number, provenance, table, values
 from pliant.intervals import Estimate, band, estimate
 
@@ -139,6 +140,7 @@ def page(widths: Widths, records: Sequence[Mapping[str, Any]], preset: Any) -> s
             ],
         ),
         *differences(widths),
+        *section("bit_flips"),
         *claims_section(expected("bit_flips"), claims(widths)),
         "## What this does not say",
         "- Tasks are a twentieth as long as the published ones, and a run has 1/125 of their examples: symptoms that take millions of steps to build up are not seen.\n"

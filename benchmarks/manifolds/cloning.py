@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.manifolds import cloning_page
-from benchmarks.manifolds.common import Study, main, rounded
+from benchmarks.manifolds.common import Study, drawn, main, rounded, seeded
 from benchmarks.manifolds.models import NARROW, NETWORKS, PUBLISHED, build
 from benchmarks.manifolds.symptoms import hidden, published_ratio
 from pliant import metrics
-from pliant.bench.data.images import load_images, scaled
+from pliant.bench.data.images import IMAGES, load_images, scaled
 from pliant.bench.streams.base import generator
 from pliant.bench.streams.random_label_digits import RandomLabelDigits
 from pliant.manifolds import Clone, NoiseBurst, clone, distance, matching_optimizer, variance_ratio
@@ -50,8 +50,8 @@ class Preset:
     """All settings.
 
     Attributes:
-        data: ``"digits"`` with random labels, or ``"cifar10"``.
-        num_examples: Of the digits.
+        data: ``"digits"`` with random labels, or one of ``IMAGE_SETS``.
+        num_examples: As many are learnt, at most.
         sizes: Sizes of the base.
         norms: Norm of each network.
         base_steps: Steps before cloning.
@@ -81,6 +81,13 @@ class Preset:
     sigma: float = 0.05
     measured_at: Sequence[int] = (0, 1, 3, 10, 30, 100, 300)
 
+
+IMAGE_SETS: Mapping[str, tuple[str, int]] = {
+    "cifar10": ("cifar10", 0),
+    "cifar100": ("cifar100", 0),
+    "cifar100_subset": ("cifar100", 100),
+}
+"""Name of the files, and how many training images of each class they have, where that is fewer than the original."""
 
 PRESETS: Mapping[str, Preset] = {
     "mini": Preset(),
@@ -128,7 +135,7 @@ class PublishedNoise:
         for parameter in model.parameters():
             if parameter.grad is not None:
                 noise = torch.randn(parameter.shape, generator=draws, dtype=parameter.dtype)
-                parameter.grad += noise * (size * torch.linalg.vector_norm(parameter.grad))
+                parameter.grad += noise.to(parameter.grad) * (size * torch.linalg.vector_norm(parameter.grad))
 
 
 Problem = tuple[Tensor, Tensor, tuple[int, int, int], int]
@@ -139,9 +146,10 @@ def problem_of(preset: Preset, seed: int) -> Problem:
     if preset.data == "digits":
         task = RandomLabelDigits(num_examples=preset.num_examples).task(0, seed)
         return task.inputs.double().unflatten(1, (1, 8, 8)), task.targets, (1, 8, 8), 10
-    found = load_images(preset.data)
+    name, subset = IMAGE_SETS[preset.data]
+    found = load_images(name, subset=subset)
     x = scaled(found.train_images[: preset.num_examples], "half", 255, (), ())
-    return x.double(), found.train_labels[: preset.num_examples], (3, 32, 32), 10
+    return x.double(), found.train_labels[: preset.num_examples], (3, 32, 32), IMAGES[name].num_classes
 
 
 def batches(count: int, size: int, steps: int, *key: int) -> Iterator[Tensor]:
@@ -180,9 +188,10 @@ def train(
 ) -> None:
     """All steps; ``look`` is called before each, and after the last."""
     model.train()
-    torch.manual_seed(key[-1])
+    seeded("cloning dropout", *key)
     for step, rows in enumerate(batches(len(y), preset.batch_size, steps, *key)):
         look(step)
+        rows = rows.to(y.device)
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
         if treatment is not None:
@@ -198,17 +207,20 @@ def whole_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
         return float(F.cross_entropy(model(x[:2048]), y[:2048]))
 
 
-def one(preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+def one(
+    preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int], device: torch.device
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """One network, cloned, under all treatments."""
     for seed in seeds:
-        yield seed, _one(preset, cell["network"], seed)
+        yield seed, _one(preset, cell["network"], seed, device)
 
 
-def _one(preset: Preset, network: str, seed: int) -> dict[str, Any]:
+def _one(preset: Preset, network: str, seed: int, device: torch.device) -> dict[str, Any]:
     x, y, shape, num_classes = problem_of(preset, seed)
-    torch.manual_seed(seed)
+    x, y = x.to(device), y.to(device)
+    seeded("cloning base", seed)
     options, lr = {"norm": preset.norms[network], "dropout": 0.0}, preset.lr[network]
-    base = build(network, preset.sizes, shape, num_classes, **options).double()
+    base = build(network, preset.sizes, shape, num_classes, **options).double().to(device)
     train(base, torch.optim.SGD(base.parameters(), lr=lr), x, y, preset, preset.base_steps, (1, seed))
     base.eval()
     units = find_units(base, x[:4])
@@ -220,8 +232,9 @@ def _one(preset: Preset, network: str, seed: int) -> dict[str, Any]:
     for name in OTHERS:
         model = copy.deepcopy(base)
         if name == "fresh":
-            torch.manual_seed(seed)
-            model = build(network, {network: doubled(preset.sizes[network])}, shape, num_classes, **options).double()
+            seeded("cloning fresh", seed)
+            model = build(network, {network: doubled(preset.sizes[network])}, shape, num_classes, **options)
+            model = model.double().to(device)
         with_dropout(model, preset.dropout if name == "base_dropout" else 0.0)
         optimizer: Optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         if name == "base_matched":
@@ -261,9 +274,9 @@ def treated(
     elif name == "adam":
         optimizer = torch.optim.Adam(model.parameters(), lr=preset.lr_adam)
     noise: Mapping[str, Callable[[nn.Module, int], None]] = {
-        "noise": PublishedNoise(preset.sigma, 1.0, seed),
-        "noise_once": PublishedNoise(preset.sigma, 0.0, seed),
-        "noise_small": NoiseBurst(preset.sigma, preset.steps, seed),
+        "noise": PublishedNoise(preset.sigma, 1.0, drawn("cloning noise", seed)),
+        "noise_once": PublishedNoise(preset.sigma, 0.0, drawn("cloning noise", seed)),
+        "noise_small": NoiseBurst(preset.sigma, preset.steps, drawn("cloning small noise", seed)),
     }
     seen = x[: preset.num_seen]
     curve: list[list[float | None]] = []

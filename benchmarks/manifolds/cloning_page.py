@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.manifolds.common import ROOT, expected
 from benchmarks.manifolds.draw import Line, Panel, panels
+from benchmarks.manifolds.forecast import section
 from benchmarks.manifolds.models import TITLES
 from benchmarks.manifolds.text import claims_section, exact, interval, mean, number, provenance, table, values
 from pliant.intervals import Estimate, estimate
@@ -162,6 +163,7 @@ def page(nets: Runs, records: Sequence[Mapping[str, Any]], preset: Any) -> str:
             ],
         ),
         *differences(nets),
+        *section("cloning"),
         *claims_section(told, came_true),
         "## What this does not say",
         "- Some hundred steps are few. What has left is still leaving; what stays, stays by a theorem.\n"

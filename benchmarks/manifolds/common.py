@@ -25,7 +25,20 @@ import torch  # noqa: E402
 from benchmarks.prediction.study import environment, rounded  # noqa: E402
 from pliant.bench.streams.base import generator  # noqa: E402
 
-__all__ = ["EXPECTATIONS", "ROOT", "Records", "Study", "expected", "main", "rounded", "seeded"]
+__all__ = [
+    "EXPECTATIONS",
+    "RESULTS",
+    "ROOT",
+    "Records",
+    "Study",
+    "changed",
+    "drawn",
+    "expected",
+    "main",
+    "rounded",
+    "seeded",
+    "usable",
+]
 
 EXPECTATIONS = ROOT / "benchmarks" / "manifolds" / "expectations.json"
 RESULTS = ROOT / "benchmarks" / "results" / "manifolds"
@@ -52,7 +65,27 @@ def seeded(purpose: str, *key: int) -> None:
 
     Not by shifting one into the upper half of a seed: PyTorch's generator on a CPU drops that half.
     """
-    torch.manual_seed(int(generator(purpose, *key).integers(2**32)))
+    torch.manual_seed(drawn(purpose, *key))
+
+
+def drawn(purpose: str, *key: int) -> int:
+    """A seed for one purpose."""
+    return int(generator(purpose, *key).integers(2**32))
+
+
+def changed(preset: Any, changes: Sequence[str]) -> Any:
+    """A preset with other settings, each ``name=value`` with a value of JSON or a word."""
+    found: dict[str, Any] = {}
+    for text in changes:
+        name, mark, value = text.partition("=")
+        if not mark or name not in {item.name for item in dataclasses.fields(preset)}:
+            known = ", ".join(item.name for item in dataclasses.fields(preset))
+            raise SystemExit(f"--set {text}: give name=value, of {known}")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return dataclasses.replace(preset, **found)
 
 
 class Records:
@@ -116,7 +149,7 @@ class Study:
         presets: Name to a frozen dataclass with all settings.
         cells: The cells of a preset.
         file_of: The file that a cell's records are in.
-        run: From preset, cell and seeds to a result for each seed.
+        run: From preset, cell, seeds and device to a result for each seed.
         texts: From the records of a preset to the texts of page and figures, by path.
         seeds: Seeds of the preset ``mini``; others take the first five.
         stacked: Whether all missing seeds of a cell are run at once.
@@ -127,14 +160,18 @@ class Study:
     presets: Mapping[str, Any]
     cells: Callable[[Any], list[dict[str, Any]]]
     file_of: Callable[[Mapping[str, Any]], str]
-    run: Callable[[Any, Mapping[str, Any], Sequence[int]], Iterator[tuple[int, Record]]]
+    run: Callable[[Any, Mapping[str, Any], Sequence[int], torch.device], Iterator[tuple[int, Record]]]
     texts: Callable[[list[Record], Any], dict[Path, str]]
     seeds: range = range(5)
     stacked: bool = False
 
-    def records(self, preset: str, out: Path | None = None) -> Records:
-        """The records of a preset."""
-        return Records(out or RESULTS / self.name / preset, dataclasses.asdict(self.presets[preset]))
+    def records(
+        self, preset: str, out: Path | None = None, *, changes: Sequence[str] = (), device: str = "cpu"
+    ) -> Records:
+        """The records of a preset; those of an accelerator are others, because it rounds in other ways."""
+        settings = dataclasses.asdict(changed(self.presets[preset], changes))
+        kind = {} if device == "cpu" else {"device": torch.device(device).type}
+        return Records(out or RESULTS / self.name / preset, {**settings, **kind})
 
     def missing(self, records: Records, preset: Any, seeds: Sequence[int], only: Sequence[str]) -> Iterator[Any]:
         """Cells and the seeds that they lack, seed by seed, so that what is cut short has whole seeds."""
@@ -165,29 +202,54 @@ def main(study: Study, arguments: Sequence[str] | None = None) -> int:
     for command in (run, page):
         command.add_argument("--preset", choices=list(study.presets), default="mini")
         command.add_argument("--out", type=Path, help="folder of the records")
+        command.add_argument(
+            "--set", nargs="+", default=[], metavar="NAME=VALUE", help="other settings than the preset's; needs --out"
+        )
+        command.add_argument("--device", default="cpu", help="where tensors are: cpu, cuda, cuda:1, mps")
     options = parser.parse_args(arguments)
-    records, preset = study.records(options.preset, options.out), study.presets[options.preset]
+    if options.set and options.out is None:
+        parser.error("--set makes other records than those of the preset: say with --out where they are")
+    preset = changed(study.presets[options.preset], options.set)
+    records = study.records(options.preset, options.out, changes=options.set, device=options.device)
     return _run(study, records, preset, options) if options.command == "run" else _page(study, records, preset, options)
 
 
 def _run(study: Study, records: Records, preset: Any, options: argparse.Namespace) -> int:
     seeds = options.seeds or list(study.seeds if options.preset == "mini" else study.seeds[:5])
+    device = usable(options.device)
     todo = list(study.missing(records, preset, seeds, options.only))
     print(f"{sum(len(lacking) for _, lacking in todo)} runs to do", flush=True)
     torch.set_num_threads(1)
     began = time.perf_counter()
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     for cell, lacking in todo:
         if time.perf_counter() - began > 60 * options.max_minutes:
             print("out of time; the same command goes on", flush=True)
             return 3
-        start = time.process_time()
-        for seed, result in study.run(preset, cell, lacking):
-            seconds = (time.process_time() - start) / (len(lacking) if study.stacked else 1)
-            record = {"cell": cell, "seed": seed, **result, "seconds": round(seconds, 1), "environment": _environment()}
+        start = clock()
+        for seed, result in study.run(preset, cell, lacking, device):
+            seconds = (clock() - start) / (len(lacking) if study.stacked else 1)
+            place = _environment() if device.type == "cpu" else {**_environment(), "device": device_name(device)}
+            record = {"cell": cell, "seed": seed, **result, "seconds": round(seconds, 1), "environment": place}
             records.add(study.file_of(cell), record)
             print(f"{study.name} {json.dumps(cell)} seed {seed}: {seconds:.1f} s", flush=True)
-            start = start if study.stacked else time.process_time()
+            start = start if study.stacked else clock()
     return 0
+
+
+def usable(name: str) -> torch.device:
+    """The device of a name, if something can be computed on it."""
+    try:
+        device = torch.device(name)
+        torch.ones(2, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SystemExit(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """As its driver calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _page(study: Study, records: Records, preset: Any, options: argparse.Namespace) -> int:

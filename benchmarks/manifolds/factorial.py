@@ -30,15 +30,18 @@ class Factorial:
             key = (str(cell["network"]), str(cell["norm"]), bool(cell["dropout"]), bool(cell["noise"]))
             self.values[key, int(record["seed"])] = value(record)
         self.seeds = sorted({seed for _, seed in self.values})
+        self.dropouts = sorted({cell[2] for cell, _ in self.values})
+        self.noises = sorted({cell[3] for cell, _ in self.values})
 
     def at(self, seed: int, network: str, norm: str, dropout: bool, noise: bool) -> float:
         """One run; NaN where it is missing."""
         return self.values.get(((network, norm, dropout, noise), seed), math.nan)
 
     def mean(
-        self, network: str, norm: str, dropout: Sequence[bool] = (False, True), noise: Sequence[bool] = (False, True)
+        self, network: str, norm: str, dropout: Sequence[bool] | None = None, noise: Sequence[bool] | None = None
     ) -> Estimate:
-        """Mean over the cells of a norm, and its interval over seeds."""
+        """Mean over the cells of a norm, and its interval over seeds; over all levels that were run, by default."""
+        dropout, noise = dropout or self.dropouts, noise or self.noises
         return self.over_seeds(
             lambda seed: average(self.at(seed, network, norm, a, b) for a, b in product(dropout, noise))
         )
@@ -78,7 +81,7 @@ def effect(data: Factorial, network: str, factor: str, norm: str = "layer") -> E
     """
     on, off = _levels(factor, norm)
     norms = ("none",) if factor == "norm" else ("none", "batch", "layer")
-    others = sorted({off(*cell) for cell in product(norms, (False, True), (False, True))})
+    others = sorted({off(*cell) for cell in product(norms, data.dropouts, data.noises)})
     return data.over_seeds(
         lambda seed: average(data.at(seed, network, *on(*c)) - data.at(seed, network, *off(*c)) for c in others)
     )
@@ -100,7 +103,7 @@ def interaction(data: Factorial, network: str, first: str, second: str, norm: st
         raise ValueError("an interaction is between two factors")
     norms = ("none",) if "norm" in (first, second) else ("none", "batch", "layer")
     (on_a, off_a), (on_b, off_b) = _levels(first, norm), _levels(second, norm)
-    rest = sorted({off_b(*off_a(*cell)) for cell in product(norms, (False, True), (False, True))})
+    rest = sorted({off_b(*off_a(*cell)) for cell in product(norms, data.dropouts, data.noises)})
 
     def contrast(seed: int, cell: tuple[str, bool, bool]) -> float:
         def value(a: Callable[..., Any], b: Callable[..., Any]) -> float:
@@ -122,7 +125,7 @@ def _paired(pairs: Iterable[tuple[float, float]]) -> float:
 
 def correlation(symptom: Factorial, score: Factorial, networks: Sequence[str]) -> Estimate:
     """Rank correlation of a symptom with a score over the cells of a seed; the mean over seeds."""
-    cells = list(product(networks, ("none", "batch", "layer"), (False, True), (False, True)))
+    cells = list(product(networks, ("none", "batch", "layer"), symptom.dropouts, symptom.noises))
     return symptom.over_seeds(lambda seed: _paired((symptom.at(seed, *c), score.at(seed, *c)) for c in cells))
 
 
@@ -133,7 +136,7 @@ def fall_correlation(symptom: Factorial, score: Factorial, networks: Sequence[st
     """
 
     def pairs(seed: int) -> Iterable[tuple[float, float]]:
-        for network, norm, dropout, noise in product(networks, ("batch", "layer"), (False, True), (False, True)):
+        for network, norm, dropout, noise in product(networks, ("batch", "layer"), symptom.dropouts, symptom.noises):
             cell, plain = (network, norm, dropout, noise), (network, "none", dropout, noise)
             fall = symptom.at(seed, *plain) - symptom.at(seed, *cell)
             yield fall, score.at(seed, *cell) - score.at(seed, *plain)

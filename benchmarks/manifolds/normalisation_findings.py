@@ -12,11 +12,17 @@ from benchmarks.manifolds.symptoms import SYMPTOMS
 from benchmarks.manifolds.text import values
 from pliant.intervals import Estimate
 
-__all__ = ["CONTRASTS", "RISING", "accuracy", "claims", "early", "level", "quarter", "tables"]
+__all__ = ["CONTRASTS", "NORM_NAMES", "RISING", "accuracy", "claims", "early", "level", "quarter", "tables", "title"]
 
 RISING = ("dead", "saturated", "cloned", "duplicate", "published_saturated")
 """Symptoms that are worse when high; the ranks are worse when low."""
+NORM_NAMES = {"none": "no norm", "batch": "BatchNorm", "layer": "LayerNorm"}
 Records = Sequence[Mapping[str, Any]]
+
+
+def title(name: str) -> str:
+    """A symptom so that high is bad."""
+    return SYMPTOMS[name] if name in RISING else f"1 − {SYMPTOMS[name]}"
 
 
 def quarter(series: Sequence[Any]) -> int:

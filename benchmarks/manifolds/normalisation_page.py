@@ -12,8 +12,19 @@ from typing import Any
 from benchmarks.manifolds.common import ROOT, expected
 from benchmarks.manifolds.draw import Line, Panel, Row, panels, rows
 from benchmarks.manifolds.factorial import Factorial, correlation, effect, fall_correlation
+from benchmarks.manifolds.forecast import section
 from benchmarks.manifolds.models import TITLES
-from benchmarks.manifolds.normalisation_findings import CONTRASTS, RISING, accuracy, claims, early, quarter, tables
+from benchmarks.manifolds.normalisation_control import control, images, lost, named
+from benchmarks.manifolds.normalisation_findings import (
+    CONTRASTS,
+    NORM_NAMES,
+    accuracy,
+    claims,
+    early,
+    quarter,
+    tables,
+    title,
+)
 from benchmarks.manifolds.symptoms import SYMPTOMS
 from benchmarks.manifolds.text import claims_section, interval, number, provenance, table, values
 from pliant.intervals import band
@@ -23,18 +34,21 @@ __all__ = ["texts"]
 PAGE = ROOT / "docs" / "results" / "normalisation.md"
 CURVES = ROOT / "docs" / "images" / "normalisation.svg"
 CORRELATIONS = ROOT / "docs" / "images" / "normalisation_correlation.svg"
-NORM_NAMES = {"none": "no norm", "batch": "BatchNorm", "layer": "LayerNorm"}
 PUBLISHED_ACCURACY = {"mlp": (0.73, 0.94, 0.95), "convnet": (0.96, 0.97, 0.97), "resnet": (0.96, 0.99, 0.99), "vit": (0.60, 0.99, 0.99)}  # fmt: skip
 PUBLISHED_DEAD = {"convnet": (0.71, 0.28, 0.32)}
 Records = Sequence[Mapping[str, Any]]
 
 
-def texts(records: list[dict[str, Any]], preset: Any) -> dict[Path, str]:
-    """The page and its figures."""
-    return {PAGE: page(records, preset), CURVES: curves(records), CORRELATIONS: correlations(records)}
+def texts(records: list[dict[str, Any]], preset: Any, real: Records = (), real_preset: Any = None) -> dict[Path, str]:
+    """The page and its figures; ``real`` are the records on real images."""
+    return {
+        PAGE: page(records, preset, real, real_preset),
+        CURVES: curves(records),
+        CORRELATIONS: correlations(records),
+    }
 
 
-def page(records: Records, preset: Any) -> str:
+def page(records: Records, preset: Any, real: Records = (), real_preset: Any = None) -> str:
     """The whole page."""
     score, bad, networks = tables(records)
     change = Factorial(records, lambda run: accuracy(run) - early(run))
@@ -44,21 +58,21 @@ def page(records: Records, preset: Any) -> str:
         "# Norm, dropout and noise: what falls, and what follows?",
         provenance(records, "normalisation.py", f"{len(records)} runs"),
         "## Setting",
-        f"A stream of {preset.num_tasks} tasks, five new classes each: digits seen through one of sixteen transforms (quarter turns, mirrors, light and dark "
-        f"exchanged), so that no task repeats a class. {preset.num_examples} examples, {preset.num_epochs} passes, batches of {preset.batch_size}; Adam ({lr}) keeps its state over "
+        f"A stream of {preset.num_tasks} tasks, five new classes each: {shown(preset)}, so that no task repeats a class. {preset.num_epochs} passes, batches of {preset.batch_size}; Adam ({lr}) keeps its state over "
         "tasks, the head is zeroed before each, and only the task's five logits take part in loss and accuracy. A factorial: no norm, BatchNorm or LayerNorm (over "
         f"channels and places in the convolutional networks), dropout {preset.dropout:g} or none, and noise on the gradient, tensor by tensor, of {preset.sigma:g} times its norm, or none. "
         "All cells of a seed see the same tasks in the same batches.",
         "*Accuracy* is the mean online training accuracy over the last quarter of the tasks: every batch is predicted before it is learnt. *Symptoms* are read after tasks of that quarter, on "
         "the examples just learnt, in evaluation mode, as the mean over hidden groups of units (attention heads and residual streams are left out).",
         "## Answer",
-        *answer(score, bad, change, networks),
+        *answer(records, score, bad, change, networks),
         "![Online training accuracy over tasks](../images/normalisation.svg)",
         "## Accuracy",
         table(
             ["network", "norm", "first quarter of the tasks", "last quarter", "change", "last, with dropout", "last, with noise", "last, with both", "held-out, last"],
             [accuracy_row(records, score, change, test, network, norm) for network in networks for norm in NORM_NAMES],
         ).replace("|:--|--:|", "|:--|:--|", 1),
+        *control(records),
         "## Which symptoms fall with a norm?",
         "Symptom with the norm minus without it, seed by seed, the mean over dropout and noise. Ranks are shown as what is missing of one, so that all symptoms are bad when high, and a negative effect is a fall.",
         *(
@@ -105,19 +119,27 @@ def page(records: Records, preset: Any) -> str:
             ],
         ),
         *differences(score, bad, networks),
+        *images(real, real_preset),
+        *section("normalisation"),
         *claims_section(expected("normalisation"), claims(records)),
         "## What this does not say",
-        "- Digits of 8 x 8 pixels and networks of a few thousand parameters. The order of the networks, and which symptom leads, may differ at size; the same command has presets for CIFAR-100 and the published sizes.\n"
+        "- Digits of 8 x 8 pixels and networks of a few thousand parameters. The order of the networks, and which symptom leads, may differ at size; the run on real images is small, too; the same command has presets for all of CIFAR-100 and for the published sizes, which were not run to the end.\n"
         "- A correlation over cells is no cause. A norm changes step sizes as well as units, and one step size for all cells is not each cell's best.\n"
-        "- The first quarter of the tasks includes learning from scratch, and a step size that is too large for a network without a norm keeps it low from the beginning: the change from the first to the last quarter understates what is lost.\n"
+        "- A step size that is too large for a fresh network makes an aged one look good: ahead of fresh networks is not the same as good.\n"
         "- Symptoms are means over layers on examples that were just learnt.\n"
         "- One noise level, one rate of dropout.",
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def title(name: str) -> str:
-    return SYMPTOMS[name] if name in RISING else f"1 − {SYMPTOMS[name]}"
+def shown(preset: Any) -> str:
+    """What the tasks are made of."""
+    if preset.data != "digits":
+        return f"images of {preset.data}"
+    return (
+        "digits seen through one of sixteen transforms (quarter turns, mirrors, light and dark exchanged), "
+        f"{preset.num_examples} examples a task"
+    )
 
 
 def accuracy_row(
@@ -138,9 +160,11 @@ def accuracy_row(
     ]
 
 
-def answer(score: Factorial, bad: Mapping[str, Factorial], change: Factorial, networks: Sequence[str]) -> list[str]:
+def answer(
+    records: Records, score: Factorial, bad: Mapping[str, Factorial], change: Factorial, networks: Sequence[str]
+) -> list[str]:
     """The findings in sentences that the numbers write."""
-    lost = [n for n in networks if change.mean(n, "none", (False,), (False,)).high < 0]
+    falling = [n for n in networks if change.mean(n, "none", (False,), (False,)).high < 0]
     gains = "; ".join(
         f"{TITLES[n]} {interval(effect(score, n, 'norm', 'batch'))} with BatchNorm, {interval(effect(score, n, 'norm', 'layer'))} with LayerNorm"
         for n in networks
@@ -162,13 +186,14 @@ def answer(score: Factorial, bad: Mapping[str, Factorial], change: Factorial, ne
         if found(score, net).excludes_zero
     ]
 
-    def named(found: Mapping[str, Sequence[str]]) -> str:
+    def where(found: Mapping[str, Sequence[str]]) -> str:
         return "; ".join(f"{title(k)} in {', '.join(TITLES[n] for n in v)}" for k, v in found.items() if v) or "nothing"
 
     return [
-        f"- *Who loses plasticity*: without norm, dropout and noise, accuracy falls from the first to the last quarter of the tasks, with an interval below zero, in {', '.join(TITLES[n] for n in lost) or 'no network'}.\n"
+        f"- *Who loses plasticity*, measured against fresh networks that learn the same last tasks, with an interval below zero: {named(lost(records), networks, -1)}. "
+        f"(From the first to the last quarter of the tasks accuracy falls, without norm, dropout and noise, in {', '.join(TITLES[n] for n in falling) or 'no network'}: that comparison hides what is lost behind what is still being learnt.)\n"
         f"- *A norm's effect on accuracy*: {gains}.\n"
-        f"- *What falls with both norms*, with intervals below zero: {named(falls)}. *What rises with one of them*: {named(rises)}.\n"
+        f"- *What falls with both norms*, with intervals below zero: {where(falls)}. *What rises with one of them*: {where(rises)}.\n"
         f"- *What goes with accuracy*: over all networks, the fall of these symptoms follows the gain most closely: {', '.join(f'{title(n)} {interval(fall_correlation(bad[n], score, networks))}' for n in order[:3])}; least: {title(order[-1])} {interval(fall_correlation(bad[order[-1]], score, networks))}.\n"
         f"- *Interactions on accuracy* whose interval leaves zero out: {', '.join(strong) or 'none'}.",
     ]  # fmt: skip

@@ -94,7 +94,7 @@ def sampled(correlation_DD: Tensor, kind: str, value: float, preset: Preset, see
     values, vectors = torch.linalg.eigh(correlation_DD)
     root = vectors * values.clamp_min(0).sqrt()
     draws = torch.Generator().manual_seed(1_000_003 + seed)
-    z_ND = torch.randn(preset.num_samples, len(root), generator=draws, dtype=torch.float64) @ root.T
+    z_ND = torch.randn(preset.num_samples, len(root), generator=draws, dtype=torch.float64).to(root) @ root.T
     function, slope = activation(kind, value)
     act_ND, slope_ND = function(z_ND), slope(z_ND)
     alive = act_ND.std(0) > 0
@@ -105,7 +105,7 @@ def sampled(correlation_DD: Tensor, kind: str, value: float, preset: Preset, see
     }
     before = torch.corrcoef(z_ND.T)
     if int(alive.sum()) > 1:
-        after = torch.eye(len(root), dtype=torch.float64)
+        after = torch.eye(len(root), dtype=torch.float64, device=root.device)
         after[alive.nonzero(), alive.nonzero().T] = torch.corrcoef(act_ND[:, alive].T)
         found["gain"] = rounded(rank_tension.rank_gain(before, after.fill_diagonal_(1.0)))
         centred = metrics.participation_ratio(act_ND, centred=True)
@@ -115,7 +115,9 @@ def sampled(correlation_DD: Tensor, kind: str, value: float, preset: Preset, see
     return found
 
 
-def run(preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+def run(
+    preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int], device: torch.device
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """One sweep, all seeds at once: the theory of an activation function is the same for all of them."""
     kind = str(cell["sweep"])
     points: dict[int, list[dict[str, Any]]] = {seed: [] for seed in seeds}
@@ -129,7 +131,7 @@ def run(preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int]) -> Iterat
         else:
             matrices = {seed: correlations(preset.num_units, preset.num_factors, seed) for seed in seeds}
         stacked = torch.stack(list(matrices.values()))
-        mapped = rank_tension.correlation_map(function, stacked, degree=preset.degree)
+        mapped = rank_tension.correlation_map(function, stacked.to(device), degree=preset.degree).cpu()
         for place, (seed, matrix) in enumerate(matrices.items()):
             after = mapped[place].clone().fill_diagonal_(1.0)
             points[seed].append(
@@ -139,7 +141,7 @@ def run(preset: Preset, cell: Mapping[str, Any], seeds: Sequence[int]) -> Iterat
                     "bound": rounded(rank_tension.rank_gain_bound(matrix, weights)),
                     "nonlinearity": rounded(rank_tension.nonlinearity(weights)),
                     "tension": rounded(rank_tension.tension(matrix) / preset.num_units**2),
-                    **sampled(matrix, name, parameter, preset, seed),
+                    **sampled(matrix.to(device), name, parameter, preset, seed),
                 }
             )
     for seed in seeds:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.manifolds.augment import CropFlipJitter
 from pliant.bench.data.digits import load_digits
-from pliant.bench.streams.augment import FlipCropRotate
+from pliant.bench.data.images import IMAGES
 from pliant.bench.streams.base import Task, generator, require
-from pliant.bench.streams.classes import ClassStream
+from pliant.bench.streams.classes import CLASS_FILES, ClassStream
 
 __all__ = ["NUM_TRANSFORMS", "ImageClasses", "TransformedDigits", "transformed"]
 
@@ -128,10 +129,11 @@ class ImageClasses(ClassStream):
         classes_per_task: Classes of a task; those that do not fill a last task are left out.
         num_epochs: passes over a task.
         batch_size: examples per update.
-        augment: Whether training images are shifted by up to four pixels and mirrored half of the time.
+        pad: Training images are mirrored half of the time and shifted by up to so many pixels; 0: neither.
+        jitter: How far their brightness, contrast and saturation change besides; see :class:`CropFlipJitter`.
 
     Source: Joudaki et al. (2025), arXiv 2510.00304: Tiny ImageNet, 40 tasks of five classes, head zeroed, masked
-        cross-entropy. Deviation: no colour jitter.
+        cross-entropy, shifts of 8 pixels and a jitter of 0.1.
     """
 
     name: ClassVar[str] = "image_classes"
@@ -140,13 +142,20 @@ class ImageClasses(ClassStream):
     classes_per_task: int = 5
     num_epochs: int = 500
     batch_size: int = 128
-    augment: bool = False
+    pad: int = 0
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(1 <= self.classes_per_task <= self.num_all, self, f"classes_per_task must be in 1..{self.num_all}")
         require(self.num_epochs >= 1, self, "num_epochs must be at least 1")
         require(self.batch_size >= 1, self, "batch_size must be at least 1")
+        require(self.pad >= 0, self, "pad must not be negative")
+        require(0 <= self.jitter < 1, self, "jitter must be in [0, 1)")
+        require(
+            not self.jitter or (self.pad > 0 and self._shape[0] == 3), self, "jitter needs colours, and pad above 0"
+        )
+        require(not (self.pad and self.flat), self, "pad needs images: flat=False")
 
     @property
     def num_classes(self) -> int:
@@ -178,5 +187,13 @@ class ImageClasses(ClassStream):
             test_targets,
             active_outputs=classes,
             reset_head=True,
-            augment=FlipCropRotate(4, "constant", 0.0) if self.augment and not self.flat else None,
+            augment=self._augment() if self.pad else None,
         )
+
+    def _augment(self) -> CropFlipJitter:
+        if self.scaling == "channel":
+            known = IMAGES.get(self.dataset)
+            mean, std = (known.mean, known.std) if known is not None else CLASS_FILES[self.dataset][2:]
+        else:
+            mean, std = ((0.0,), (1.0,)) if self.scaling == "unit" else ((0.5,), (0.5,))
+        return CropFlipJitter(self.pad, self.jitter, mean, std)

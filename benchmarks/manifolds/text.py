@@ -68,12 +68,14 @@ def provenance(records: Sequence[Mapping[str, Any]], command: str, what: str) ->
     )
 
 
-def claims_section(expected: Mapping[str, Any], came_true: Mapping[str, bool]) -> list[str]:
+def claims_section(
+    expected: Mapping[str, Any], came_true: Mapping[str, bool], heading: str = "## Expectations"
+) -> list[str]:
     """What was written down before the runs, and whether it came true."""
     rows = [[claim["text"], "yes" if came_true[claim["id"]] else "**no**"] for claim in expected["claims"]]
     kept = sum(came_true[claim["id"]] for claim in expected["claims"])
     return [
-        "## Expectations",
+        heading,
         f"Written down in `benchmarks/manifolds/expectations.json` {expected['written']}; {kept} of {len(rows)} came "
         "true.",
         table(["expected", "came true"], rows).replace("|--:|", "|:--|"),

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from pliant import records
 from pliant.bench import checkpoint
-from pliant.bench.engine import Members, Stopped
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import Experiment
 from pliant.bench.jobs import Plan
 from pliant.bench.streams.base import Stream, Task
+from pliant.bench.trainer import Stopped, Trainer, trainer_of
 from pliant.errors import IllegalConfiguration, PliantError
 
 if TYPE_CHECKING:
@@ -98,19 +98,17 @@ class _Short:
     def task(self, index: int, seed: int) -> Task:
         """The task, cut to at most ``limit`` steps."""
         task = self._stream.task(index % self._num_tasks, seed)
-        per_pass = -(-len(task.targets) // task.batch_size)
         self.whole = self.limit >= task.num_steps
-        if self.limit < per_pass:
-            some = slice(self.limit * task.batch_size)
-            task = dataclasses.replace(task, inputs=task.inputs[some], targets=task.targets[some], num_epochs=1)
-        else:
-            task = dataclasses.replace(task, num_epochs=min(task.num_epochs, self.limit // per_pass))
+        task = task.cut(self.limit)
         self.num_steps = task.num_steps
         return task
 
 
-def _measure(experiment: Experiment, seeds: Sequence[int], stacked: bool, budget: float, folder: Path) -> Calibration:
+def _measure(
+    experiments: Sequence[Experiment], seeds: Sequence[int], stacked: bool, budget: float, folder: Path
+) -> Calibration:
     """Run shortened tasks until one takes a good part of the budget, and the whole ran as long as that."""
+    experiment = experiments[0]
     short = _Short(experiment.build_stream(), experiment.num_tasks)
     times: list[tuple[int, float]] = []
     began = time.monotonic()
@@ -121,16 +119,16 @@ def _measure(experiment: Experiment, seeds: Sequence[int], stacked: bool, budget
         spent = time.monotonic() - began
         return short.whole or spent > budget or (times[-1][1] > budget / 4 and times[-1][0] > times[1][0])
 
-    endless = experiment if experiment.schedule.name == "per_task" else experiment.replace(num_tasks=10**6)
-    members = Members(endless, seeds, folder, stacked=stacked, checkpoint_every=1e9, should_stop=enough)
+    endless = [item if item.schedule.name == "per_task" else item.replace(num_tasks=10**6) for item in experiments]
+    members = trainer_of(experiment)(endless, seeds, folder, stacked=stacked, checkpoint_every=1e9, should_stop=enough)
     whole = [members.stream.task(index, seeds[0]) for index in {0, experiment.num_tasks // 2, experiment.num_tasks - 1}]
     num_steps = sum(task.num_steps for task in whole) / len(whole)
     data = max(task.num_bytes for task in whole)
     del whole
-    members.stream = short  # type: ignore[assignment]
+    members.stream = short
     before = 0.0
 
-    def note(state: Members) -> None:
+    def note(state: Trainer) -> None:
         nonlocal before
         times.append((short.num_steps, state.seconds - before))
         before = state.seconds
@@ -154,12 +152,12 @@ def _measure(experiment: Experiment, seeds: Sequence[int], stacked: bool, budget
     )
     size = len(records.record_text(record))
     per_task = (size - len(records.record_text(dataclasses.replace(record, series={})))) / max(1, record.num_tasks)
-    path = checkpoint.checkpoint_path(folder, tuple(seeds))
+    path = checkpoint.checkpoint_path(folder, members.seeds)
     return Calibration(
         seconds_per_step=step,
         seconds_per_task=max(0.0, high - many * step),
         num_steps=num_steps,
-        memory=_peak_memory() + (0 if short.whole else (2 * len(seeds) - 1) * data),
+        memory=_peak_memory() + (0 if short.whole else (2 * len(members.seeds) - 1) * data),
         checkpoint=path.stat().st_size if path.exists() else 0,
         record=int(size + per_task * (experiment.num_tasks - record.num_tasks)),
     )
@@ -175,34 +173,40 @@ def _peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _child(connection: Connection, experiment: Experiment, seeds: Sequence[int], stacked: bool, budget: float) -> None:
+def _child(
+    connection: Connection, experiments: Sequence[Experiment], seeds: Sequence[int], stacked: bool, budget: float
+) -> None:
     import torch
 
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory(prefix="pliant-") as folder:
-            connection.send(_measure(experiment, seeds, stacked, budget, Path(folder)))
+            connection.send(_measure(experiments, seeds, stacked, budget, Path(folder)))
     except PliantError as error:
         connection.send(error)
     except Exception as error:
-        connection.send(IllegalConfiguration(f"{experiment.label}: {type(error).__name__}: {error}"))
+        connection.send(IllegalConfiguration(f"{experiments[0].label}: {type(error).__name__}: {error}"))
 
 
-def calibrate(experiment: Experiment, seeds: Sequence[int], *, stacked: bool, budget: float = 4.0) -> Calibration:
-    """Measure an experiment for about ``budget`` seconds, in a process of its own.
+def calibrate(
+    experiment: Experiment | Sequence[Experiment], seeds: Sequence[int], *, stacked: bool, budget: float = 4.0
+) -> Calibration:
+    """Measure an experiment, or several that share a stack, for about ``budget`` seconds, in a process of its own.
 
     Args:
         experiment: What would be run.
-        seeds: The seeds of one job.
+        seeds: The seeds of one job, of each experiment.
         stacked: Whether they are stacked.
         budget: Seconds of computing; one step takes as long as it takes.
 
     Raises:
         IllegalConfiguration: It fails, or its process is ended, for example because memory is short.
     """
+    experiments = (experiment,) if isinstance(experiment, Experiment) else tuple(experiment)
+    label = experiments[0].label
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(theirs, experiment, tuple(seeds), stacked, budget), daemon=True)
+    process = context.Process(target=_child, args=(theirs, experiments, tuple(seeds), stacked, budget), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -211,7 +215,7 @@ def calibrate(experiment: Experiment, seeds: Sequence[int], *, stacked: bool, bu
     except EOFError:
         process.join()
         raise IllegalConfiguration(
-            f"{experiment.label}: its process ended with exit code {process.exitcode} while it was tried out; "
+            f"{label}: its process ended with exit code {process.exitcode} while it was tried out; "
             "-9 means most often that memory was short"
         ) from None
     finally:

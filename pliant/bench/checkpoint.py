@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from pliant.errors import RecordError
 __all__ = [
     "FOLDER",
     "checkpoint_path",
+    "experiments_of",
     "find_checkpoints",
     "load_checkpoint",
+    "read_checkpoints",
     "remove_checkpoint",
     "save_checkpoint",
     "write_checkpoint",
@@ -93,7 +96,24 @@ def find_checkpoints(folder: Path) -> list[tuple[int, ...]]:
     Raises:
         RecordError: a file is damaged.
     """
-    return [tuple(_load(path)["seeds"]) for path in sorted((folder / FOLDER).glob("seeds-*.pt"))]
+    return [seeds for seeds, _ in read_checkpoints(folder)]
+
+
+def read_checkpoints(folder: Path) -> list[tuple[tuple[int, ...], dict[str, Any]]]:
+    """Return the seed sets that have a checkpoint, each with its state.
+
+    Raises:
+        RecordError: a file is damaged.
+    """
+    states = [_load(path) for path in sorted((folder / FOLDER).glob("seeds-*.pt"))]
+    return [(tuple(state["seeds"]), state) for state in states]
+
+
+def experiments_of(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The configurations of the experiments whose members a state holds, in their order."""
+    found = json.loads(state["experiment"])
+    several: list[dict[str, Any]] = found.get("experiments", [found])
+    return several
 
 
 def remove_checkpoint(folder: Path, seeds: Sequence[int]) -> None:

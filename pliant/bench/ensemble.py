@@ -28,7 +28,8 @@ def _build(models: Sequence[nn.Module]) -> nn.Module:
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
         if any(hooks):
             raise IllegalConfiguration(f"stack: module {name!r} has hooks; stack the models before anything attaches")
-        held = [] if stackable(module) else [*module._parameters, *module._buffers]
+        own_tensors = {**module._parameters, **module._buffers}
+        held = [] if stackable(module) else [key for key, tensor in own_tensors.items() if tensor is not None]
         if held:
             raise NotYetSupported(
                 f"stack: module {name!r} ({type(module).__name__}) holds {', '.join(held)} itself, and has no stacked "

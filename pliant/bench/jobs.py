@@ -1,31 +1,45 @@
-"""What is left to do of an experiment, and the jobs that it is cut into."""
+"""What is left to do of experiments, and the jobs that it is cut into."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pliant import records
 from pliant.bench import checkpoint
-from pliant.bench.engine import Members, can_stack
+from pliant.bench.engine import can_stack
 from pliant.bench.experiment import Experiment
-from pliant.bench.memory import check_memory
+from pliant.bench.memory import check_memory, fitting_members
+from pliant.bench.trainer import trainer_of
 from pliant.errors import IllegalConfiguration, RecordError
 
-__all__ = ["DIVERGED", "Job", "Plan", "make_jobs", "pending_seeds", "plan_jobs", "survey"]
+__all__ = [
+    "DIVERGED",
+    "STACKS",
+    "Job",
+    "Plan",
+    "make_jobs",
+    "pending_seeds",
+    "plan_jobs",
+    "survey",
+]
 
 DIVERGED = "diverged"
 """``meta["failure"]`` of a seed that would fail in the same way again; other failures are tried again."""
 
+STACKS = ".stacks"
+"""Folder inside a results folder with the checkpoints of jobs that have several experiments, while there are any."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does at a time: some seeds of one experiment, stacked or a single one.
+    """What one process does at a time: some seeds of one experiment, or of several that share a stack.
 
     Attributes:
-        experiment: What is run.
+        experiments: What is run; each with all of the seeds.
         seeds: The seeds, in order.
         results: The results folder.
         stacked: Whether they are trained as one stacked model.
@@ -33,12 +47,34 @@ class Job:
         deadline: The time (as of ``time.time()``) by which it stops at a task boundary; None: it runs to its end.
     """
 
-    experiment: Experiment
+    experiments: tuple[Experiment, ...]
     seeds: tuple[int, ...]
     results: str
     stacked: bool
     checkpoint_every: float = 30.0
     deadline: float | None = None
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """The seed of each member of its stack; its checkpoint goes by them."""
+        return self.seeds * len(self.experiments)
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoint lies: in the experiment's folder, or where those of stacks are."""
+        if len(self.experiments) == 1:
+            return Path(self.results) / self.experiments[0].id
+        return Path(self.results) / STACKS / _digest(self.experiments)
+
+    def alone(self) -> list[Job]:
+        """A job for each of its experiments, for when they cannot be run together."""
+        return [replace(self, experiments=(experiment,)) for experiment in self.experiments]
+
+    def forget(self) -> None:
+        """Delete its checkpoint."""
+        checkpoint.remove_checkpoint(self.folder, self.members)
+        if len(self.experiments) > 1:
+            _remove_empty(self.folder)
 
 
 @dataclass(frozen=True)
@@ -49,11 +85,15 @@ class Plan:
         experiment: The experiment.
         groups: The seeds that run together, each group in a job of its own.
         stacked: Whether its seeds can be stacked.
+        going_on: Those of the groups that have a checkpoint.
+        fitting: How many of its members fit into the memory at the very best; None: nobody knows.
     """
 
     experiment: Experiment
     groups: tuple[tuple[int, ...], ...]
     stacked: bool
+    going_on: tuple[tuple[int, ...], ...] = ()
+    fitting: int | None = None
 
 
 def pending_seeds(experiment: Experiment, seeds: Iterable[int], results: Path) -> list[int]:
@@ -110,7 +150,7 @@ def survey(
         prepare()
     task = stream.task(0, pending[0])
     check_memory(experiment, 1, task)
-    Members(experiment, pending[:1], None, stacked=False).close()
+    trainer_of(experiment)(experiment, pending[:1], None, stacked=False).close()
     stacked = can_stack(experiment)
     groups: list[tuple[int, ...]] = []
     for group in checkpoint.find_checkpoints(folder):
@@ -118,11 +158,12 @@ def survey(
         left = pending_seeds(experiment, group, root)
         if left and set(left) <= set(pending) and not any(set(group) & set(other) for other in groups):
             groups.append(group)
+    going_on = tuple(sorted(groups))
     rest = [seed for seed in pending if not any(seed in group for group in groups)]
     size = (max_stacked or len(rest)) if stacked else 1
     groups += [tuple(rest[start : start + size]) for start in range(0, len(rest), size)] if rest else []
     check_memory(experiment, max(map(len, groups)), task)
-    return Plan(experiment, tuple(sorted(groups)), stacked)
+    return Plan(experiment, tuple(sorted(groups)), stacked, going_on, fitting_members(experiment, task))
 
 
 def make_jobs(
@@ -141,7 +182,7 @@ def make_jobs(
         records.prepare_folder(root, plan.experiment.to_dict(), plan.experiment.id)
     _tidy(plan.experiment, root)
     return [
-        Job(plan.experiment, group, str(root), plan.stacked or len(group) > 1, checkpoint_every, deadline)
+        Job((plan.experiment,), group, str(root), plan.stacked or len(group) > 1, checkpoint_every, deadline)
         for group in plan.groups
     ]
 
@@ -159,3 +200,14 @@ def _tidy(experiment: Experiment, results: Path) -> None:
     for group in checkpoint.find_checkpoints(folder):
         if not pending_seeds(experiment, group, results):
             checkpoint.remove_checkpoint(folder, group)
+
+
+def _digest(experiments: Sequence[Experiment]) -> str:
+    return hashlib.sha256("\n".join(experiment.id for experiment in experiments).encode()).hexdigest()[:16]
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder of a stack, and the one that it lies in, if they are empty."""
+    for path in (folder, folder.parent):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

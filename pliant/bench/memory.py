@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from pliant.bench.experiment import Experiment
 from pliant.bench.streams.base import Task, traits
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["check_memory", "gigabytes", "num_parameters", "total_memory"]
+__all__ = ["check_memory", "fitting_members", "gigabytes", "num_parameters", "return_freed", "total_memory"]
 
 _CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
@@ -46,6 +48,23 @@ def total_memory() -> int | None:
     return min(found) if found else None
 
 
+def return_freed() -> bool:
+    """Give memory that is free back to the system, where the C library can do that; whether it did.
+
+    glibc keeps what has been freed between blocks that are in use, and a run whose tasks come and go then grows by
+    about the data of a task every twenty tasks, for ever.
+
+    >>> isinstance(return_freed(), bool)
+    True
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):  # another C library: it has its own ways
+        return False
+
+
 def num_parameters(experiment: Experiment) -> int | None:
     """Parameters of one model, counted without making it; None where it cannot be made without memory."""
     try:
@@ -73,14 +92,32 @@ def check_memory(experiment: Experiment, num_members: int, task: Task | None = N
         IllegalConfiguration: It cannot fit; says what would.
     """
     at_hand = total_memory() if memory is None else memory
-    said = traits(experiment.build_stream()).task_bytes or 0
-    each = 2 * 4 * (num_parameters(experiment) or 0) + max(said, 0 if task is None else task.num_bytes)
-    if at_hand is None or num_members * each <= at_hand:
+    fitting = fitting_members(experiment, task, at_hand)
+    if at_hand is None or fitting is None or num_members <= fitting:
         return
-    fitting = at_hand // each
+    each = _least_bytes(experiment, task)
     fewer = f"train at most {fitting} seeds together (--stack {fitting}), or " if fitting else ""
     raise IllegalConfiguration(
         f"{experiment.label} on {experiment.stream.short_name} needs at least {gigabytes(num_members * each)} for the "
         f"weights, gradients and data of {num_members} seed{'s' * (num_members > 1)}, and there are "
         f"{gigabytes(at_hand)}: {fewer}take a smaller preset or model"
     )
+
+
+def fitting_members(experiment: Experiment, task: Task | None = None, memory: int | None = None) -> int | None:
+    """How many members fit into the memory by that reckoning, which is an upper bound; None: nobody knows.
+
+    Args:
+        experiment: What is to run.
+        task: One of its tasks; None: what the stream says of the largest, if it says anything.
+        memory: Bytes at hand; default: all of the machine's.
+    """
+    at_hand = total_memory() if memory is None else memory
+    each = _least_bytes(experiment, task)
+    return None if at_hand is None or not each else at_hand // each
+
+
+def _least_bytes(experiment: Experiment, task: Task | None) -> int:
+    """Of one member: weights, gradients, and the data of a task."""
+    said = traits(experiment.build_stream()).task_bytes or 0
+    return 2 * 4 * (num_parameters(experiment) or 0) + max(said, 0 if task is None else task.num_bytes)

@@ -80,10 +80,9 @@ def _work(job: Job, start: bytes | None, flag: Any, paths: Sequence[str]) -> Ite
     sys.path.extend(path for path in paths if path not in sys.path)
     with tempfile.TemporaryDirectory(prefix="pliant-") as results:
         here = dataclasses.replace(job, results=results)
-        folder = records.prepare_folder(results, job.experiment.to_dict(), job.experiment.id)
-        path = checkpoint_path(folder, job.seeds)
+        path = checkpoint_path(here.folder, here.members)
         if start is not None:
-            write_checkpoint(folder, job.seeds, start)
+            write_checkpoint(here.folder, here.members, start)
         messages: queue.Queue[tuple[str, Any]] = queue.Queue()
 
         def run() -> None:
@@ -109,7 +108,7 @@ def _work(job: Job, start: bytes | None, flag: Any, paths: Sequence[str]) -> Ite
                 with contextlib.suppress(FileNotFoundError):  # the job has ended meanwhile and needs none
                     yield "checkpoint", path.read_bytes()
             if message is not None and message[0] == "done":
-                yield "records", records.read_records(folder)
+                yield "records", records.read_records(results)
             if message is not None:
                 yield message
 
@@ -153,7 +152,7 @@ class _Cluster:
     def fill(self) -> None:
         """Hand over jobs; Ray starts them when it has a CPU for each."""
         while len(self.running) < self.limit and (job := self.waiting.take()) is not None:
-            path = checkpoint_path(Path(job.results) / job.experiment.id, job.seeds)
+            path = checkpoint_path(job.folder, job.members)
             start = path.read_bytes() if path.is_file() else None
             self.running.append(_Running(job, self.work.remote(job, start, self.flag, sys.path)))
 
@@ -177,7 +176,7 @@ class _Cluster:
             running.num_done = content.num_done
             self.on_progress(content)
         elif kind == "checkpoint":
-            write_checkpoint(Path(job.results) / job.experiment.id, job.seeds, content)
+            write_checkpoint(job.folder, job.members, content)
         elif kind == "records":
             write_missing(job, content)
         else:

@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -14,11 +14,11 @@ from typing import IO, Any
 import torch
 
 from pliant import records
-from pliant.bench import checkpoint
-from pliant.bench.engine import Members, Stopped
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import Experiment
-from pliant.bench.jobs import DIVERGED, Job, make_jobs, pending_seeds, plan_jobs, survey
+from pliant.bench.jobs import DIVERGED, Job, make_jobs, pending_seeds, plan_jobs
+from pliant.bench.stacks import make_stack, survey_all, tidy_stacks
+from pliant.bench.trainer import Stopped, Trainer, trainer_of
 from pliant.errors import IllegalConfiguration, PliantError, RecordError
 from pliant.records import Record, StorageError
 
@@ -52,7 +52,7 @@ class Progress:
         score: the stream's online score on the last task, mean over the seeds that have not failed.
         mean_score: its running mean over all tasks so far.
         num_failed: seeds that failed so far.
-        seconds: computing time so far, that before an interruption included.
+        seconds: its share of the computing time so far, that before an interruption included.
         series: the record's series of that score, as ``online_accuracy``.
     """
 
@@ -116,66 +116,83 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _progress(members: Members) -> Progress:
-    alive = [k for k in range(len(members.seeds)) if k not in members.failures]
-    rows = [row[alive].mean() for row in members.series[members.online_series]] if alive else []
-    experiment = members.experiment
-    return Progress(
-        experiment_id=experiment.id,
-        label=experiment.label,
-        seeds=members.seeds,
-        num_done=members.next_task,
-        num_tasks=experiment.num_tasks,
-        score=float(rows[-1]) if rows else float("nan"),
-        mean_score=float(sum(rows) / len(rows)) if rows else float("nan"),
-        num_failed=len(members.failures),
-        seconds=members.seconds,
-        series=members.online_series,
-    )
-
-
-def write_failed(
-    job: Job, error: str, failure: str, series: Mapping[int, dict[str, list[float]]] | None = None
-) -> None:
-    """Record all seeds of a job as failed, except those that have a complete record already."""
-    for seed in pending_seeds(job.experiment, job.seeds, Path(job.results)):
-        record = Record(
-            experiment=job.experiment.to_dict(),
-            experiment_id=job.experiment.id,
-            seed=seed,
-            status="failed",
-            error=error,
-            series={} if series is None else series[seed],
-            meta={**run_meta(), **job.experiment.about(), "failure": failure},
+def _progress(members: Trainer) -> list[Progress]:
+    """How far each experiment of a job is."""
+    found = []
+    num_seeds = len(members.seeds) // len(members.settings)
+    for number, experiment in enumerate(members.settings):
+        positions = range(number * num_seeds, (number + 1) * num_seeds)
+        alive = [k for k in positions if k not in members.failures]
+        rows = [row[alive].mean() for row in members.series[members.online_series]] if alive else []
+        found.append(
+            Progress(
+                experiment_id=experiment.id,
+                label=experiment.label,
+                seeds=members.seeds[:num_seeds],
+                num_done=members.next_task,
+                num_tasks=experiment.num_tasks,
+                score=float(rows[-1]) if rows else float("nan"),
+                mean_score=float(sum(rows) / len(rows)) if rows else float("nan"),
+                num_failed=len(positions) - len(alive),
+                seconds=members.seconds / len(members.settings),
+                series=members.online_series,
+            )
         )
-        records.write_record(record, job.results)
+    return found
+
+
+def write_failed(job: Job, error: str, failure: str, members: Trainer | None = None) -> None:
+    """Record all seeds of a job as failed, except those that have a complete record already.
+
+    Args:
+        job: The job.
+        error: Why, for people.
+        failure: Why, in one word.
+        members: What it had done until then.
+    """
+    for number, experiment in enumerate(job.experiments):
+        pending = pending_seeds(experiment, job.seeds, Path(job.results))
+        for position, seed in enumerate(job.seeds, start=number * len(job.seeds)):
+            if seed not in pending:
+                continue
+            record = Record(
+                experiment=experiment.to_dict(),
+                experiment_id=experiment.id,
+                seed=seed,
+                status="failed",
+                error=error,
+                series={} if members is None else members.series_of(position),
+                meta={**run_meta(), **experiment.about(), "failure": failure},
+            )
+            records.write_record(record, job.results)
 
 
 def write_missing(job: Job, found: Sequence[Record]) -> None:
     """Write those of a job's records that are not final in its results folder yet, and forget its checkpoint."""
-    pending = set(pending_seeds(job.experiment, job.seeds, Path(job.results)))
+    root = Path(job.results)
+    pending = {(item.id, seed) for item in job.experiments for seed in pending_seeds(item, job.seeds, root)}
     for record in found:
-        if record.seed in pending:  # the others were written before a kill; they stay as they are
+        if (record.experiment_id, record.seed) in pending:  # the others were written before a kill; they stay
             records.write_record(record, job.results)
-    checkpoint.remove_checkpoint(Path(job.results) / job.experiment.id, job.seeds)
+    job.forget()
 
 
-def _records_of(job: Job, members: Members, started: str) -> list[Record]:
+def _records_of(members: Trainer, started: str) -> list[Record]:
     found = []
-    for position, seed in enumerate(job.seeds):
+    for position, (experiment, seed) in enumerate(zip(members.experiments, members.seeds, strict=True)):
         failure = members.failures.get(position)
         meta: dict[str, Any] = {
             **run_meta(),
             "started": started,
             "seconds": round(members.seconds, 3),
-            "num_stacked": len(job.seeds),
-            **job.experiment.about(),
+            "num_stacked": len(members.seeds),
+            **experiment.about(),
         }
         if failure is not None:
             meta |= {"failure": DIVERGED, "failed_task": failure.task}
         record = Record(
-            experiment=job.experiment.to_dict(),
-            experiment_id=job.experiment.id,
+            experiment=experiment.to_dict(),
+            experiment_id=experiment.id,
             seed=seed,
             status="complete" if failure is None else "failed",
             error=None if failure is None else failure.message,
@@ -212,8 +229,9 @@ def run_job(
 ) -> bool:
     """Run one job in this process and write its records; returns False when it was stopped before its end.
 
-    An exception inside the run becomes failed records of all its seeds; only errors about the results folder
-    itself are raised.
+    An exception inside the run becomes failed records of all its seeds; of several experiments in one stack, each is
+    run by itself then, so that it fails for those alone that have the fault. Only errors about the results folder are
+    raised.
 
     Raises:
         RecordError: the results folder cannot be used, or another process runs this experiment's seeds.
@@ -235,41 +253,50 @@ def _one_thread() -> Iterator[None]:
 
 
 def _run_job(job: Job, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
-    folder = records.prepare_folder(job.results, job.experiment.to_dict(), job.experiment.id)
-    meta = run_meta()
-    members: Members | None = None
+    for experiment in job.experiments:
+        records.prepare_folder(job.results, experiment.to_dict(), experiment.id)
+    started = run_meta()["started"]
+    several = len(job.experiments) > 1
+    members: Trainer | None = None
     watch = _Watch(job.deadline, should_stop)
 
-    def report(state: Members) -> None:
+    def report(state: Trainer) -> None:
         watch.task_done()
-        on_progress(_progress(state))
+        for progress in _progress(state):
+            on_progress(progress)
 
     try:
-        members = Members(
-            job.experiment,
+        members = trainer_of(job.experiments[0])(
+            job.experiments,
             job.seeds,
-            folder,
+            job.folder,
             stacked=job.stacked,
             checkpoint_every=job.checkpoint_every,
             should_stop=watch,
         )
         watch.last = time.time()
         members.run(report)
+        if several:  # killed while the many records are written, it has nothing to compute again
+            members.save()
     except Stopped:
         return False
     except RecordError:
         raise
     except Exception as error:
-        done = None if members is None else {seed: members.series_of(k) for k, seed in enumerate(job.seeds)}
-        where = "" if members is None else f" in task {members.next_task}"
-        text = str(error) if isinstance(error, PliantError) else f"{type(error).__name__}: {error}"
-        write_failed(job, f"{text}{where}", "exception", done)
+        if not several:
+            where = "" if members is None else f" in task {members.next_task}"
+            text = str(error) if isinstance(error, PliantError) else f"{type(error).__name__}: {error}"
+            write_failed(job, f"{text}{where}", "exception", members)
+            return True
+    else:
+        write_missing(job, _records_of(members, started))
         return True
     finally:
         if members is not None:
             members.close()
-    write_missing(job, _records_of(job, members, meta["started"]))
-    return True
+    job.forget()
+    finished = [_run_job(alone, on_progress, should_stop) for alone in job.alone()]
+    return all(finished)
 
 
 def _summary(experiments: Sequence[Experiment], seeds: Sequence[int], report: RunReport) -> RunReport:
@@ -299,6 +326,7 @@ def run_experiments(
     checkpoint_every: float = 30.0,
     max_seconds: float | None = None,
     max_stacked: int | None = None,
+    max_settings: int = 1,
 ) -> RunReport:
     """Run every experiment with every seed and leave one record for each.
 
@@ -317,6 +345,8 @@ def run_experiments(
         max_seconds: stop after this time, each job at a task boundary, before a task that would last longer; the next
             call goes on there. None: no limit.
         max_stacked: at most so many seeds in one stack; None: all seeds of an experiment that can be stacked.
+        max_settings: at most so many experiments in one stack, which differ in numbers only (step size, options of the
+            methods); each then has these seeds in it, and its records are what they would be alone, up to rounding.
 
     Returns:
         The numbers of complete and failed records and, after Ctrl-C or at the end of the time, how to resume.
@@ -334,11 +364,12 @@ def run_experiments(
     report = RunReport(str(results))
     with contextlib.ExitStack() as locks:
         try:
-            plans = [survey(experiment, seeds, root, max_stacked) for experiment in unique]
-            jobs: list[Job] = []
+            plans, stacks = survey_all(unique, seeds, root, max_stacked, max_settings)
+            tidy_stacks(root)
+            jobs = [make_stack(stack, root, checkpoint_every, deadline) for stack in stacks]
             for plan in plans:
                 planned = make_jobs(plan, root, checkpoint_every, deadline)
-                if planned:
+                if planned or any(plan.experiment in stack.experiments for stack in stacks):
                     locks.enter_context(_locked(root / plan.experiment.id))
                 jobs += planned
             ending = _run(jobs, backend, num_workers, on_progress)

@@ -3,8 +3,9 @@
 A study is one file, ``FOLDER/<stream>-<method>-<hash>.json``, beside the records of its trials in ``FOLDER/trials``. It
 holds the search space, the budget, the seeds, and for every trial its values, its experiment and its score by the rule
 of :mod:`pliant.bench.tune`. Trial 0 is the setting that the search started from; the others are asked of Optuna, a
-round of them at a time. What is asked depends on the seed of the study, the number of the trial and the rounds before
-alone, so that an interrupted study goes on with the same trials, on any number of processes.
+round of them at a time, or all at once where they are drawn at random; those that can train in one stack do. What is
+asked depends on the seed of the study, the number of the trial and the rounds before alone, so that an interrupted
+study goes on with the same trials, on any number of processes.
 
 The studies of one folder that are about the same stream are held to one budget: the number of trials, the seeds, the
 tasks and the rule must be the same, or the comparison that they serve would not be fair.
@@ -30,7 +31,7 @@ from pliant.bench.experiment import NO_METHOD, Experiment
 from pliant.bench.runner import Progress, RunReport, run_experiments
 from pliant.bench.spaces import apply, domain_from_json, domain_to_json, present
 from pliant.bench.streams.base import traits
-from pliant.bench.tune import REPORTED_SEEDS, TUNING_SEEDS, check_seeds, rule, score
+from pliant.bench.tune import REPORTED_SEEDS, TUNING_SEEDS, check_seeds, rule, score, settings_per_stack
 from pliant.errors import IllegalConfiguration, RecordError
 from pliant.search import Choice, Domain
 
@@ -39,7 +40,7 @@ __all__ = ["SAMPLERS", "Study", "StudyTrial", "best_of_k", "read_study", "run_st
 SAMPLERS = ("tpe", "random")
 VERSION = 1
 ROUND_SIZE = 4
-"""Trials that are asked for together, before any of them is told; no more than so many can run at once."""
+"""Trials that a sampler which learns is asked for together, before any of them is told."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class StudyTrial:
         number: From 0; 0 is the setting that the search started from.
         values: What was searched, by ``owner.option``; periods in tasks where the space has them in tasks.
         experiment_id: Its folder in ``trials``.
-        score: By the study's rule; None if a seed failed and the score is one of those that are better when lower.
+        score: By the study's rule; None if a seed failed and the score has no worst value.
         num_failed: Seeds that failed.
     """
 
@@ -118,7 +119,7 @@ class Study:
     @property
     def curve(self) -> list[float]:
         """The expected score of the best of k of these trials, for k = 1, 2, ...; see :func:`best_of_k`."""
-        worst = math.inf if self.lower_is_better else 0.0
+        worst = math.inf if self.lower_is_better else -math.inf
         scores = [worst if trial.score is None else trial.score for trial in self.trials]
         return best_of_k(scores, lower_is_better=self.lower_is_better)
 
@@ -277,7 +278,8 @@ def run_study(
         seed: Of the sampler.
         extend: Allow a budget that differs from that of other studies in the folder.
         max_seconds: Stop after so long, at a task boundary.
-        run: Runs experiments with seeds into a folder within some seconds; default: ``run_experiments`` here.
+        run: Runs experiments with seeds into a folder within some seconds; default: ``run_experiments`` here, those
+            that can in one stack.
         on_round: Called with the study after every round.
 
     Returns:
@@ -320,7 +322,7 @@ def run_study(
     started = time.monotonic()
     study, report = made(done), RunReport(str(root / "trials"))
     while not study.finished:
-        numbers = range(len(study.trials), min(num_trials, (len(study.trials) // ROUND_SIZE + 1) * ROUND_SIZE))
+        numbers = range(len(study.trials), _end_of_round(len(study.trials), num_trials, sampler))
         asked = _ask(study, numbers, sampler, seed)
         experiments = [experiment if values is None else apply(experiment, space, values, steps[0]) for values in asked]
         left = None if max_seconds is None else max(1e-3, max_seconds - (time.monotonic() - started))
@@ -339,13 +341,26 @@ def run_study(
     return study, report
 
 
+def _end_of_round(num_done: int, num_trials: int, sampler: str) -> int:
+    """The first trial that is not asked for yet: at random, none depends on another, and all are asked for at once."""
+    return num_trials if sampler == "random" else min(num_trials, (num_done // ROUND_SIZE + 1) * ROUND_SIZE)
+
+
 def _run_here(
     experiments: Sequence[Experiment], seeds: Sequence[int], results: Path, max_seconds: float | None
 ) -> RunReport:
     def ignore(progress: Progress) -> None:
         pass
 
-    return run_experiments(experiments, seeds, results, num_workers=0, max_seconds=max_seconds, on_progress=ignore)
+    return run_experiments(
+        experiments,
+        seeds,
+        results,
+        num_workers=0,
+        max_seconds=max_seconds,
+        max_settings=settings_per_stack(len(experiments), len(seeds)),
+        on_progress=ignore,
+    )
 
 
 # -- Optuna --------------------------------------------------------------------------------------------------------
@@ -367,13 +382,14 @@ def _ask(study: Study, numbers: Sequence[int], name: str, seed: int) -> list[dic
     distributions = {key: _distribution(domain) for key, domain in study.space.items()}
     direction = "minimize" if study.lower_is_better else "maximize"
     memory = optuna.create_study(direction=direction)
+    worst = math.inf if study.lower_is_better else -math.inf
     for trial in study.trials:
         if trial.values:  # a starting point outside of the space teaches nothing about it
             memory.add_trial(
                 optuna.trial.create_trial(
                     params={key: _encode(study.space[key], value) for key, value in trial.values.items()},
                     distributions=distributions,
-                    value=math.inf if trial.score is None else trial.score,
+                    value=worst if trial.score is None else trial.score,
                 )
             )
     taken = {json.dumps(dict(trial.values), sort_keys=True) for trial in study.trials}

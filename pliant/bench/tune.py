@@ -37,12 +37,15 @@ __all__ = [
     "grid",
     "rule",
     "score",
+    "settings_per_stack",
     "variations",
 ]
 
 TUNING_SEEDS: tuple[int, ...] = tuple(range(100, 105))
 REPORTED_SEEDS: tuple[int, ...] = tuple(range(10))
 SUMMARY = "tuning.json"
+STACK_MEMBERS = 32
+"""Members of a stack of settings, at most: what more of them would save is little, and the cache holds no more."""
 
 RULE = (
     "highest online accuracy, averaged over the last {num_scored} of {num_tasks} tasks and over the tuning seeds; a "
@@ -56,7 +59,7 @@ class Trial:
 
     Attributes:
         experiment: The setting.
-        score: By :data:`RULE`; infinite where a seed failed and lower is better.
+        score: By :data:`RULE`; infinite where a seed failed and there is no worst score.
         num_failed: Seeds that failed.
         lower_is_better: Whether the stream's score is one of those.
     """
@@ -134,6 +137,17 @@ def check_seeds(tuning_seeds: Sequence[int], reported_seeds: Sequence[int]) -> N
         raise IllegalConfiguration(f"tuning seeds must exist and not be reported ones; both have {both}")
 
 
+def settings_per_stack(num_settings: int, num_seeds: int) -> int:
+    """How many settings of one way of training share a stack: at most half of them, so that two processes have work.
+
+    It does not ask how many processes there are, so that the trials are the same bits on any number of them.
+
+    >>> settings_per_stack(4, 5), settings_per_stack(50, 5), settings_per_stack(50, 40)
+    (2, 6, 1)
+    """
+    return max(1, min(STACK_MEMBERS // max(1, num_seeds), -(-num_settings // 2)))
+
+
 def num_scored(num_tasks: int, last_fraction: float) -> int:
     """How many of the last tasks count."""
     return math.ceil(num_tasks * last_fraction)
@@ -152,7 +166,7 @@ def score(experiment: Experiment, seeds: Sequence[int], results: Path, last_frac
         record = records.read_record(records.record_path(results, experiment.id, seed))
         if record.status != "complete":
             num_failed += 1
-            values.append(math.inf if lower else 0.0)
+            values.append(about.worst)
             continue
         scored = list(record.series[about.series])[-num_scored(experiment.num_tasks, last_fraction) :]
         values.append(sum(scored) / len(scored))
@@ -165,7 +179,9 @@ def rule(experiment: Experiment, last_fraction: float) -> str:
     about = traits(experiment.build_stream())
     text = text.replace("accuracy", about.score)
     if about.lower_is_better:
-        text = text.replace("highest", "lowest").replace("counts as 0", "makes its setting the last")
+        text = text.replace("highest", "lowest")
+    if math.isinf(about.worst):
+        text = text.replace("counts as 0", "makes its setting the last")
     return text
 
 
@@ -179,6 +195,8 @@ def grid(
     num_workers: int = 1,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     checkpoint_every: float = 30.0,
+    max_settings: int | None = None,
+    max_seconds: float | None = None,
 ) -> Tuning | None:
     """Run every setting of every method on the tuning seeds and choose the best of each method by :data:`RULE`.
 
@@ -194,9 +212,11 @@ def grid(
         num_workers: worker processes, see ``run_experiments``.
         on_progress: called after every task of every trial.
         checkpoint_every: seconds between checkpoints.
+        max_settings: at most so many settings of a method share a stack; None: :func:`settings_per_stack`.
+        max_seconds: stop after so long, at a task boundary.
 
     Returns:
-        The trials and choices, or None after Ctrl-C.
+        The trials and choices, or None after Ctrl-C or at the end of the time.
 
     Raises:
         IllegalConfiguration: methods with different numbers of settings, a setting that occurs twice, or tuning
@@ -224,8 +244,12 @@ def grid(
         num_workers=num_workers,
         on_progress=on_progress,
         checkpoint_every=checkpoint_every,
+        max_settings=settings_per_stack(len(everything) // len(settings), len(tuning_seeds))
+        if max_settings is None
+        else max_settings,
+        max_seconds=max_seconds,
     )
-    if report.interrupted:
+    if report.interrupted or report.out_of_time:
         return None
     root = Path(results)
     trials = {

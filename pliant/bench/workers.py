@@ -46,10 +46,16 @@ class Waiting:
         self._jobs.appendleft(job)
 
     def died(self, job: Job, num_done: int, how: str) -> None:
-        """A job's worker is gone after so many tasks: it goes on from its checkpoint, or fails the second time."""
+        """A job's worker is gone after so many tasks: it goes on from its checkpoint, or fails the second time.
+
+        Instead of failing, several experiments in one stack are run one by one, which takes less memory.
+        """
         if num_done > self._reached.get(job, -1):
             self._reached[job] = num_done
             self._jobs.append(job)
+        elif len(job.experiments) > 1:
+            job.forget()
+            self._jobs.extend(job.alone())
         else:
             text = f"{how} after task {num_done}, as before; run again to retry from the last checkpoint"
             write_failed(job, text, "worker_died")

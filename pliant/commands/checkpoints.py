@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration
 
-__all__ = ["load_into", "read_state"]
+__all__ = ["load_into", "load_optimizer", "read_optimizer", "read_state"]
 
 _KEYS = ("model", "state_dict", "model_state_dict")
+_OPTIMIZER_KEYS = ("optimizer", "optimizer_state_dict", "optim")
 _PREFIXES = ("module.", "_orig_mod.")
 _SAFE = (
     "Save tensors alone, for example torch.save({'model': model.state_dict()}, path), or with safetensors; what else "
@@ -44,13 +46,7 @@ def read_state(path: str) -> dict[str, Tensor]:
         raise IllegalConfiguration(f"there is no checkpoint {path}.")
     if file.suffix == ".safetensors":
         return _safetensors(file)
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise IllegalConfiguration(f"{path} holds objects other than tensors and plain values. {_SAFE}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise IllegalConfiguration(f"{path} is no checkpoint that torch.load can read: {said}") from error
+    found = _loaded(path)
     if isinstance(found, Mapping):
         inner = next((found[key] for key in _KEYS if isinstance(found.get(key), Mapping)), found)
         if inner and all(isinstance(value, Tensor) for value in inner.values()):
@@ -60,6 +56,56 @@ def read_state(path: str) -> dict[str, Tensor]:
             f"{path} has no state dict: its keys are {has}. Save the model's under 'model', or alone."
         )
     raise IllegalConfiguration(f"{path} holds a {type(found).__name__}, not a state dict. {_SAFE}")
+
+
+def _loaded(path: str) -> Any:
+    """What ``torch.save`` wrote, as long as it is made of tensors and plain values."""
+    try:
+        return torch.load(Path(path), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise IllegalConfiguration(f"{path} holds objects other than tensors and plain values. {_SAFE}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise IllegalConfiguration(f"{path} is no checkpoint that torch.load can read: {said}") from error
+
+
+def read_optimizer(path: str) -> Mapping[str, Any] | None:
+    """The optimizer's state dict in a checkpoint of ``torch.save``, under ``optimizer``, ``optimizer_state_dict`` or
+    ``optim``; ``None`` where there is none.
+    """
+    found = None if Path(path).suffix == ".safetensors" else _loaded(path)
+    if not isinstance(found, Mapping):
+        return None
+    return next(
+        (
+            found[key]
+            for key in _OPTIMIZER_KEYS
+            if isinstance(found.get(key), Mapping) and {"state", "param_groups"} <= set(found[key])
+        ),
+        None,
+    )
+
+
+def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any], path: str) -> None:
+    """Put a state dict into an optimizer.
+
+    Raises:
+        IllegalConfiguration: If it is another optimizer's, by its groups, or by the shape of what it keeps.
+    """
+    try:
+        optimizer.load_state_dict(dict(state))
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise IllegalConfiguration(
+            f"{path} has the state of another optimizer than {type(optimizer).__name__}: {said}"
+        ) from error
+    for parameter, kept in optimizer.state.items():
+        for key, value in kept.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise IllegalConfiguration(
+                    f"{path} has the state of another optimizer: {key!r} has shape {tuple(value.shape)} for a "
+                    f"parameter of shape {tuple(parameter.shape)}."
+                )
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:

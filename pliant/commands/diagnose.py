@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, final
@@ -14,6 +15,9 @@ from pliant.commands.values import load_object
 from pliant.errors import IllegalConfiguration
 
 if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
     from pliant.diagnosis import Diagnosis
 
 __all__ = ["EXIT_CODES", "Diagnose"]
@@ -51,6 +55,9 @@ class Diagnose(Command):
     """the loss of outputs and targets, as my.module:function, or cross_entropy, mse, next_token"""
     units: Annotated[str, option("UNITS")] = ""
     """what declares the units of a model that cannot be exported: my.module:function of the model"""
+    optimizer: Annotated[str, option("OPTIMIZER")] = ""
+    """what trains the network, as my.module:function of the model; its state is read from the checkpoint, under
+    'optimizer'. It tells whether frozen and cloned units would leave"""
     mode: Literal["train", "eval"] = "train"
     """mode in which the network and its twins run"""
     twins: int = 5
@@ -97,7 +104,38 @@ class Diagnose(Command):
         if ":" in self.loss:
             loss = load_object(self.loss)
         units = _call(self.units, model) if self.units else None
-        return diagnose(model, _call(self.batch), loss, units=units, mode=self.mode, twins=self.twins, seed=self.seed)
+        return diagnose(
+            model,
+            _call(self.batch),
+            loss,
+            units=units,
+            optimizer=self._optimizer(model),
+            mode=self.mode,
+            twins=self.twins,
+            seed=self.seed,
+        )
+
+    def _optimizer(self, model: nn.Module) -> Optimizer | None:
+        from torch.optim import Optimizer
+
+        from pliant.commands.checkpoints import load_optimizer, read_optimizer
+
+        if not self.optimizer:
+            return None
+        made = _call(self.optimizer, model)
+        if not isinstance(made, Optimizer):
+            raise IllegalConfiguration(
+                f"{self.optimizer}(model) returned {type(made).__name__}, not a torch.optim.Optimizer"
+            )
+        state = read_optimizer(self.checkpoint)
+        if state is None:
+            print(
+                f"{self.checkpoint} has no state of an optimizer: what it gathered before is not known.",
+                file=sys.stderr,
+            )
+        else:
+            load_optimizer(made, state, self.checkpoint)
+        return made
 
 
 def _call(name: str, *args: Any) -> Any:

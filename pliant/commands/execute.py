@@ -33,12 +33,14 @@ class Limits:
         backend: ``"local"`` or ``"ray"``.
         max_stacked: At most so many seeds in a stack.
         max_seconds: Stop after so long.
+        max_settings: At most so many experiments in a stack.
     """
 
     num_workers: int | None = 2
     backend: str = "local"
     max_stacked: int | None = None
     max_seconds: float | None = None
+    max_settings: int = 1
 
     @classmethod
     def of(cls, workers: int | None, backend: str, stack: int | None, max_seconds: float | None) -> Limits:
@@ -90,6 +92,7 @@ def execute(experiments: Sequence[Experiment], seeds: Sequence[int], results: Pa
             backend=limits.backend,
             max_seconds=limits.max_seconds,
             max_stacked=limits.max_stacked,
+            max_settings=limits.max_settings,
             on_progress=board.update,
         )
 

@@ -85,7 +85,7 @@ class Tune(Command):
     workers: Annotated[int | None, option("N")] = None
     """processes, 2 unless given; 0 runs everything in this process"""
     stack: Annotated[int | None, option("N")] = None
-    """at most so many seeds that can be stacked share a process"""
+    """at most so many seeds, of one setting or several, are trained as one model"""
     backend: Annotated[str, tyro.conf.arg(metavar="NAME")] = "local"
     """local, or ray: on the machines of a Ray cluster"""
     max_time: Annotated[str | None, option("TIME")] = None
@@ -100,7 +100,7 @@ class Tune(Command):
         from rich.console import Console
 
         from pliant.bench.study import run_study
-        from pliant.bench.tune import REPORTED_SEEDS
+        from pliant.bench.tune import REPORTED_SEEDS, settings_per_stack
         from pliant.commands.execute import execute, exit_code, say_how_it_ended
 
         seeds = parse_seeds(self.seeds)
@@ -118,7 +118,11 @@ class Tune(Command):
         def runs(
             experiments: Sequence[Experiment], seeds: Sequence[int], results: Path, seconds: float | None
         ) -> RunReport:
-            return execute(list(dict.fromkeys(experiments)), seeds, results, replace(limits, max_seconds=seconds))
+            several = settings_per_stack(len(experiments), len(seeds))
+            if limits.max_stacked is not None:
+                several = max(1, min(several, limits.max_stacked // len(seeds)))
+            left = replace(limits, max_seconds=seconds, max_settings=several)
+            return execute(list(dict.fromkeys(experiments)), seeds, results, left)
 
         study, report = run_study(
             experiment,
@@ -200,6 +204,7 @@ class Tune(Command):
 
         for key, domain in space.items():
             console.print(f"{key}: {domain}", highlight=False, soft_wrap=True)
+        console.print("every trial by itself; those that share a stack take less:")
         return show_forecast([experiment], seeds, self.out / "trials", limits, times=self.trials)
 
 

@@ -146,6 +146,17 @@ class Diagnosis:
         causal: The test of weight growth, if it was done.
         methods: Methods that are attached.
         probe: What the probe said, in words, if there was one.
+
+    Example:
+        >>> import torch, pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> with torch.no_grad():
+        ...     _ = model[0].bias.fill_(-100.0)
+        >>> batch = (torch.randn(64, 4), torch.randint(2, (64,)))
+        >>> found = pliant.diagnose(model, batch, torch.nn.functional.cross_entropy)
+        >>> found.verdict, found.mechanisms[0]
+        ('plasticity', 'dead_units')
     """
 
     verdict: Verdict

@@ -102,7 +102,8 @@ def diagnose(
     """
     if not isinstance(model, nn.Module):
         raise IllegalConfiguration(
-            f"diagnose takes one module, not a {type(model).__name__}: diagnose an actor and its critic one by one."
+            f"diagnose takes one module, not a {type(model).__name__}: diagnose an actor and its critic one by one, or "
+            "an agent of Stable-Baselines3 with pliant.sb3.diagnose(agent)."
         )
     if twins < 0:
         raise IllegalConfiguration(f"diagnose: twins must not be negative, but is {twins}.")

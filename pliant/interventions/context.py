@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.interventions.state import Memory, matches
 from pliant.sharded import whole
-from pliant.stats import GroupStats
+from pliant.stats import Collector, GroupStats
 from pliant.stats.capture import listening
 from pliant.stats.reader import TapReader
 from pliant.units.depth import module_of
@@ -127,8 +127,7 @@ class Context:
         edit: Editor,
         clock: Clock,
         memory: Memory,
-        stats: Callable[[UnitGroup], GroupStats],
-        features: Callable[[UnitGroup], list[Tensor]],
+        collector: Collector,
         forward: Callable[..., Any],
         modules: Mapping[str, nn.Module],
         num_members: int | None,
@@ -148,7 +147,8 @@ class Context:
         self.optimizer, self.index = optimizer, index
         self._owned, self._parameters = owned, parameters
         self._buffers: dict[str, Tensor] | None = None
-        self._memory, self._stats, self._features, self._forward = memory, stats, features, forward
+        self._memory, self._collector, self._forward = memory, collector, forward
+        self._stats, self._features = collector.stats, collector.features
         self._selected: dict[str, tuple[tuple[UnitGroup, ...], list[Tensor]]] = {}
         self._readers: dict[str, TapReader] = {}
 
@@ -187,6 +187,21 @@ class Context:
         ``"features"`` must be in the method's ``needs``.
         """
         return self._features(group)
+
+    def count_rows(self, module: str, into: MutableMapping[str, Tensor], key: str) -> None:
+        """From ``prepare``: count, until ``detach``, which rows of an embedding training looks up.
+
+        Args:
+            module: The embedding's name.
+            into: A mapping of :meth:`tensors`, so that the counts are saved; ``into[key]`` is int64 ``[rows]``, of
+                this process alone: :meth:`total_rows` sums over processes.
+            key: Under which name.
+        """
+        self._collector.count_rows(module, into, key)
+
+    def total_rows(self, counts: Tensor) -> Tensor:
+        """What :meth:`count_rows` has counted, over all processes; all of them must ask at once."""
+        return self._collector.total_rows(counts)
 
     def is_seen(self, group: UnitGroup) -> bool:
         """Whether this step's training forward went through the group (a network may use one of its heads only)."""

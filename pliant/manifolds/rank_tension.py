@@ -131,7 +131,7 @@ def decorrelation_strength(activation: Callable[[Tensor], Tensor], *, grid: int 
 def _off_diagonal(correlation_DD: Tensor) -> Tensor:
     matrix = correlation_DD.double()
     is_square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
-    if not is_square or not bool(torch.allclose(matrix.diagonal(), torch.ones(len(matrix), dtype=torch.float64))):
+    if not is_square or not bool(torch.allclose(matrix.diagonal(), torch.ones_like(matrix.diagonal()))):
         raise IllegalConfiguration("a correlation matrix is square and has ones on its diagonal.")
     return matrix - torch.diag(matrix.diagonal())
 

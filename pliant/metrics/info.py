@@ -29,6 +29,12 @@ class MetricInfo:
         compatible_with: Published numbers that it reproduces, and with which arguments.
         differs_from: Numbers of the same name that it does not reproduce, and what they are.
         module: Where the function is.
+
+    Example:
+        >>> from pliant.metrics import CATALOGUE
+        >>> info = CATALOGUE["dead_fraction"]
+        >>> info.needs, info.per, info.better
+        ('activations', 'layer', 'low')
     """
 
     name: str

@@ -79,6 +79,12 @@ class Alarm:
             freshly initialised copy.
         step: Optimizer steps done when it was raised.
         cleared: The step at which it was withdrawn, or ``None``.
+
+    Example:
+        >>> from pliant import Alarm
+        >>> alarm = Alarm("dead_units", "dead_fraction", "0", value=0.5, reference=0.1, against="baseline", step=100)
+        >>> alarm.where, alarm.cleared is None
+        ('0', True)
     """
 
     mechanism: str

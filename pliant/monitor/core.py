@@ -41,6 +41,20 @@ class Monitor:
     Attributes:
         history: The readings, oldest first, in bounded memory: see :class:`~pliant.monitor.history.History`.
         every: Steps between light readings.
+
+    Example:
+        >>> import torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> inputs = torch.randn(16, 4)
+        >>> watch = pliant.monitor(model, optimizer, ["dead_fraction"], example_inputs=inputs, every=2, budget=None)
+        >>> for _ in range(4):
+        ...     optimizer.zero_grad()
+        ...     model(inputs).square().mean().backward()
+        ...     optimizer.step()
+        >>> [reading.step for reading in watch.history]
+        [2, 4]
+        >>> watch.detach()
     """
 
     def __init__(

@@ -75,6 +75,21 @@ class CSVWriter:
 
     Args:
         path: The file; folders are made.
+
+    Example:
+        >>> import tempfile, pathlib, torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "plasticity.csv"
+        >>> watch = pliant.monitor(
+        ...     model, optimizer, ["weight_magnitude"], example_inputs=torch.randn(3, 4), every=1, budget=None,
+        ...     writers=[pliant.CSVWriter(path)],
+        ... )
+        >>> model(torch.randn(3, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> watch.detach()
+        >>> path.read_text().splitlines()[0]
+        'step,metric,where,value'
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -111,6 +126,21 @@ class JSONLWriter:
 
     Args:
         path: The file; folders are made.
+
+    Example:
+        >>> import tempfile, pathlib, torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "plasticity.jsonl"
+        >>> watch = pliant.monitor(
+        ...     model, optimizer, ["weight_magnitude"], example_inputs=torch.randn(3, 4), every=1, budget=None,
+        ...     writers=[pliant.JSONLWriter(path)],
+        ... )
+        >>> model(torch.randn(3, 4)).square().mean().backward()
+        >>> optimizer.step()
+        >>> watch.detach()
+        >>> path.read_text().startswith('{"step": 1')
+        True
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -146,6 +176,10 @@ class TensorBoardWriter:
     Args:
         folder: A folder for a new ``SummaryWriter``, or a ``SummaryWriter`` that is used already (and not closed).
         prefix: Of all tags.
+
+    Example:
+        >>> import pliant
+        >>> watch = pliant.monitor(model, optimizer, writers=[pliant.TensorBoardWriter("runs")])  # doctest: +SKIP
     """
 
     def __init__(self, folder: Any, prefix: str = "pliant") -> None:
@@ -185,6 +219,10 @@ class WandbWriter:
 
     Raises:
         IllegalConfiguration: If no run is given, and ``wandb`` is not installed or has none active.
+
+    Example:
+        >>> import pliant
+        >>> watch = pliant.monitor(model, optimizer, writers=[pliant.WandbWriter()])  # doctest: +SKIP
     """
 
     def __init__(self, run: Any = None, prefix: str = "pliant") -> None:
@@ -217,6 +255,10 @@ class MLflowWriter:
     Args:
         run_id: The run; the active one (or a new one) if left out.
         prefix: Of all names.
+
+    Example:
+        >>> import pliant
+        >>> watch = pliant.monitor(model, optimizer, writers=[pliant.MLflowWriter()])  # doctest: +SKIP
     """
 
     def __init__(self, run_id: str | None = None, prefix: str = "pliant") -> None:

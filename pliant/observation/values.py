@@ -25,6 +25,17 @@ class GroupObservation:
             or ``None``.
         num_samples: Samples that the batch held, of which N were kept.
         missing: ``"derivatives"`` or ``"gradients"`` to the reason why there are none.
+
+    Example:
+        >>> import torch
+        >>> from pliant.observation import observe
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> labels = torch.randint(2, (16,))
+        >>> inputs, entropy = torch.randn(16, 4), torch.nn.functional.cross_entropy
+        >>> seen = observe(model, inputs, lambda outputs: entropy(outputs, labels))
+        >>> group = seen.groups["0"]
+        >>> group.act_NU.shape, group.derivative_NU.shape, group.num_samples
+        (torch.Size([16, 8]), torch.Size([16, 8]), 16)
     """
 
     name: str
@@ -61,6 +72,16 @@ class Observation:
         num_examples: Examples in the batch: the first dimension of the first input.
         training: Whether the model ran in training mode; ``None`` if every module ran in its own.
         units: The unit groups.
+
+    Example:
+        >>> import torch
+        >>> from pliant.observation import observe
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> labels = torch.randint(2, (16,))
+        >>> inputs, entropy = torch.randn(16, 4), torch.nn.functional.cross_entropy
+        >>> seen = observe(model, inputs, lambda outputs: entropy(outputs, labels))
+        >>> sorted(seen.groups), seen.unseen, seen.loss > 0
+        (['0'], {}, True)
     """
 
     groups: Mapping[str, GroupObservation]

@@ -78,6 +78,16 @@ class LiveTwin:
         num_steps: Calls of :meth:`step` so far.
         num_races: Races begun so far.
         num_abandoned: Of them, those that a task boundary cut short.
+
+    Example:
+        >>> import torch, pliant
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> twin = pliant.live_twin(model, optimizer, loss=torch.nn.functional.mse_loss, every=2, window=1)
+        >>> for _ in range(4):
+        ...     twin.step((torch.randn(8, 4), torch.randn(8, 2)))
+        >>> twin.num_steps, twin.num_races > 0
+        (4, True)
     """
 
     def __init__(

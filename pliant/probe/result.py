@@ -61,6 +61,17 @@ class ProbeResult:
         config: What was asked for, JSON-able.
         threshold: The loss that counts as learnt, or ``None``: for each seed, where its fresh twins have made nine
             tenths of their progress.
+
+    Example:
+        >>> import torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> from pliant.probe import RandomLabels
+        >>> result = pliant.probe(
+        ...     model, RandomLabels(inputs=torch.randn(16, 4), num_classes=2), steps=5, seeds=2,
+        ...     optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+        ... )
+        >>> result.outcome in ("worse", "better", "no difference shown", "no verdict"), len(result.config) > 0
+        (True, True)
     """
 
     runs: tuple[Run, ...] = field(repr=False)

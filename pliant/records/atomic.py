@@ -13,7 +13,16 @@ __all__ = ["StorageError", "sync_folder", "write_atomically"]
 
 
 class StorageError(RecordError):
-    """Something could not be written: the disk is full, or the folder may not be written to."""
+    """Something could not be written: the disk is full, or the folder may not be written to.
+
+    Example:
+        >>> import tempfile
+        >>> try:
+        ...     write_atomically(Path(tempfile.mkdtemp()) / "no" / "such" / "folder.txt", "1 2 3")
+        ... except StorageError as error:
+        ...     print(isinstance(error, RecordError), "Free space or choose another folder" in str(error))
+        True True
+    """
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
@@ -21,6 +30,14 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
     Raises:
         StorageError: It could not be written; what was at ``path`` is still there, and nothing half-written is.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from pliant.records import write_atomically
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "numbers.txt"
+        >>> write_atomically(path, "1 2 3")
+        >>> path.read_text()
+        '1 2 3'
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -38,7 +55,13 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's own entries, so that a rename survives a power failure; a no-op where unsupported."""
+    """Flush a folder's own entries, so that a rename survives a power failure; a no-op where unsupported.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from pliant.records import sync_folder
+        >>> sync_folder(pathlib.Path(tempfile.mkdtemp()))
+    """
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -66,6 +66,17 @@ def prepare_folder(results: StrPath, experiment: Mapping[str, Any], experiment_i
     Raises:
         RecordError: If the folder holds a different experiment, or records of an unknown one, or cannot be
             made.
+
+    Example:
+        >>> import tempfile
+        >>> from pliant.records import experiment_id, prepare_folder
+        >>> config = {"stream": {"name": "digits"}, "num_tasks": 2}
+        >>> name = experiment_id(config, "digits", "none")
+        >>> with tempfile.TemporaryDirectory() as results:
+        ...     folder = prepare_folder(results, config, name)
+        ...     again = prepare_folder(results, config, name)
+        ...     print(folder == again, (folder / "experiment.json").exists())
+        True True
     """
     experiment = plain_dict(experiment, "experiment")
     check_id(experiment_id, experiment)
@@ -139,7 +150,17 @@ def write_record(record: Record, results: StrPath, *, overwrite: bool = False) -
 
 
 def record_text(record: Record) -> str:
-    """The text of a record's file."""
+    """The text of a record's file.
+
+    Example:
+        >>> import json
+        >>> from pliant.records import Record, experiment_id, record_text
+        >>> config = {"stream": {"name": "digits"}, "num_tasks": 2}
+        >>> name = experiment_id(config, "digits", "none")
+        >>> record = Record(experiment=config, experiment_id=name, seed=0, series={"online_accuracy": [0.5, 0.25]})
+        >>> json.loads(record_text(record))["series"]
+        {'online_accuracy': [0.5, 0.25]}
+    """
     head = {
         "schema_version": SCHEMA_VERSION,
         "experiment_id": record.experiment_id,
@@ -170,6 +191,16 @@ def read_record(path: StrPath) -> Record:
     Raises:
         RecordError: If a file is missing or damaged, of another format version, lacks a field, holds what its
             name denies, or belongs to another experiment than its folder. The message says what to do.
+
+    Example:
+        >>> import tempfile
+        >>> from pliant.records import Record, experiment_id, read_record, write_record
+        >>> config = {"stream": {"name": "digits"}, "num_tasks": 2}
+        >>> name = experiment_id(config, "digits", "none")
+        >>> record = Record(experiment=config, experiment_id=name, seed=0, series={"online_accuracy": [0.5, 0.25]})
+        >>> with tempfile.TemporaryDirectory() as results:
+        ...     read_record(write_record(record, results)) == record
+        True
     """
     path = Path(path)
     return _parse_record(path, *read_experiment(path.parent))
@@ -189,6 +220,17 @@ def read_records(folder: StrPath) -> list[Record]:
     Raises:
         RecordError: If the folder does not exist, a record in it cannot be read (:func:`read_record`), or the
             same experiment and seed is there twice: it would be counted twice, and intervals would lie.
+
+    Example:
+        >>> import tempfile
+        >>> from pliant.records import Record, experiment_id, read_records, write_record
+        >>> config = {"stream": {"name": "digits"}, "num_tasks": 2}
+        >>> name = experiment_id(config, "digits", "none")
+        >>> record = Record(experiment=config, experiment_id=name, seed=0, series={"online_accuracy": [0.5, 0.25]})
+        >>> with tempfile.TemporaryDirectory() as results:
+        ...     _ = write_record(record, results)
+        ...     [found.seed for found in read_records(results)]
+        [0]
     """
     folder = Path(folder)
     if not folder.is_dir():

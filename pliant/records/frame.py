@@ -76,6 +76,15 @@ def to_frame(records: StrPath | Iterable[Record], library: str | None = None) ->
 
     Example:
         ``to_frame("results").groupby(["label", "seed"])["online_accuracy"].mean()``
+
+    Example:
+        >>> from pliant.records import Record, experiment_id, to_frame
+        >>> config = {"stream": {"name": "digits"}, "num_tasks": 2}
+        >>> name = experiment_id(config, "digits", "none")
+        >>> record = Record(experiment=config, experiment_id=name, seed=0, series={"online_accuracy": [0.5, 0.25]})
+        >>> frame = to_frame([record], library="pandas")  # doctest: +SKIP
+        >>> frame["online_accuracy"].mean()  # doctest: +SKIP
+        0.375
     """
     wanted = _LIBRARIES if library is None else (library,)
     name = next((name for name in wanted if name in _LIBRARIES and importlib.util.find_spec(name) is not None), None)

@@ -34,6 +34,11 @@ class Merged:
         versions: Versions and commits that the records of the merged folder name, ``"pliant 0.1.0, torch 2.13.0,
             commit 1f0c9a2b"``, sorted.
         unfinished: Folders with checkpoints, which are not merged: their seeds go on where they are.
+
+    Example:
+        >>> from pliant.records import Merged
+        >>> Merged(num_added=3, num_replaced=1, num_known=0).num_added
+        3
     """
 
     num_added: int

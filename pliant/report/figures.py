@@ -75,6 +75,17 @@ def figure_svg(streams: Sequence[Stream], stream: str, metric: str = "online_acc
     Raises:
         RecordError: If there is no such stream, or no complete record of it has the series; the message names what
             there is.
+
+    Example:
+        >>> from pliant.records import Record, experiment_id
+        >>> def run(seed, last):
+        ...     config = {"stream": {"name": "digits"}, "methods": [], "num_tasks": 2}
+        ...     name = experiment_id(config, "digits", "none")
+        ...     return Record(experiment=config, experiment_id=name, seed=seed, series={"online_accuracy": [0.5, last]})
+        >>> records = [run(0, 0.25), run(1, 0.75)]
+        >>> from pliant.report import figure_svg, summarise
+        >>> figure_svg(summarise(records), "digits").startswith("<svg")
+        True
     """
     found = next((s for s in streams if s.name == stream), None)
     if found is None:

@@ -85,6 +85,17 @@ def html_text(
 
     Every text that comes from a record is escaped, and the page's own policy allows no script but its own and no
     address at all.
+
+    Example:
+        >>> from pliant.records import Record, experiment_id
+        >>> def run(seed, last):
+        ...     config = {"stream": {"name": "digits"}, "methods": [], "num_tasks": 2}
+        ...     name = experiment_id(config, "digits", "none")
+        ...     return Record(experiment=config, experiment_id=name, seed=seed, series={"online_accuracy": [0.5, last]})
+        >>> records = [run(0, 0.25), run(1, 0.75)]
+        >>> from pliant.report import html_text
+        >>> "<title>Mine</title>" in html_text(records, title="Mine")
+        True
     """
     streams = summarise(records)
     styles = styles_of(streams)

@@ -156,6 +156,17 @@ def summarise(records: Iterable[Record]) -> list[Stream]:
 
     Raises:
         RecordError: If there is no record: a report on nothing would look like a result.
+
+    Example:
+        >>> from pliant.records import Record, experiment_id
+        >>> def run(seed, last):
+        ...     config = {"stream": {"name": "digits"}, "methods": [], "num_tasks": 2}
+        ...     name = experiment_id(config, "digits", "none")
+        ...     return Record(experiment=config, experiment_id=name, seed=seed, series={"online_accuracy": [0.5, last]})
+        >>> records = [run(0, 0.25), run(1, 0.75)]
+        >>> (stream,) = summarise(records)
+        >>> stream.name, stream.num_tasks, [len(method.complete) for method in stream.methods]
+        ('digits', 2, [2])
     """
     by_stream: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:

@@ -83,6 +83,17 @@ def terminal_tables(records: Iterable[Record]) -> RenderableType:
 
     Raises:
         RecordError: If there is no record.
+
+    Example:
+        >>> from pliant.records import Record, experiment_id
+        >>> def run(seed, last):
+        ...     config = {"stream": {"name": "digits"}, "methods": [], "num_tasks": 2}
+        ...     name = experiment_id(config, "digits", "none")
+        ...     return Record(experiment=config, experiment_id=name, seed=seed, series={"online_accuracy": [0.5, last]})
+        >>> records = [run(0, 0.25), run(1, 0.75)]
+        >>> from rich.console import Console
+        >>> Console(width=100).print(terminal_tables(records))
+        Digits: accuracy while learning...
     """
     parts: list[RenderableType] = []
     for stream in summarise(records):
@@ -111,6 +122,16 @@ def markdown_text(records: Iterable[Record], *, threshold: float | None = None) 
 
     Raises:
         RecordError: If there is no record.
+
+    Example:
+        >>> from pliant.records import Record, experiment_id
+        >>> def run(seed, last):
+        ...     config = {"stream": {"name": "digits"}, "methods": [], "num_tasks": 2}
+        ...     name = experiment_id(config, "digits", "none")
+        ...     return Record(experiment=config, experiment_id=name, seed=seed, series={"online_accuracy": [0.5, last]})
+        >>> records = [run(0, 0.25), run(1, 0.75)]
+        >>> "Digits" in markdown_text(records)
+        True
     """
     streams = summarise(records)
     found = overview(streams, threshold)
@@ -145,6 +166,16 @@ def csv_text(records: Iterable[Record]) -> str:
 
     Raises:
         RecordError: If there is no record.
+
+    Example:
+        >>> from pliant.records import Record, experiment_id
+        >>> def run(seed, last):
+        ...     config = {"stream": {"name": "digits"}, "methods": [], "num_tasks": 2}
+        ...     name = experiment_id(config, "digits", "none")
+        ...     return Record(experiment=config, experiment_id=name, seed=seed, series={"online_accuracy": [0.5, last]})
+        >>> records = [run(0, 0.25), run(1, 0.75)]
+        >>> csv_text(records).splitlines()[1].split(",")[0]
+        'digits'
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -176,6 +207,18 @@ def write_markdown(records: Iterable[Record], path: str | os.PathLike[str], *, t
 
     Raises:
         RecordError: If there is no record, or the file cannot be written.
+
+    Example:
+        >>> from pliant.records import Record, experiment_id
+        >>> def run(seed, last):
+        ...     config = {"stream": {"name": "digits"}, "methods": [], "num_tasks": 2}
+        ...     name = experiment_id(config, "digits", "none")
+        ...     return Record(experiment=config, experiment_id=name, seed=seed, series={"online_accuracy": [0.5, last]})
+        >>> records = [run(0, 0.25), run(1, 0.75)]
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_markdown(records, f"{folder}/tables.md").name
+        'tables.md'
     """
     return write_text(path, markdown_text(records, threshold=threshold))
 
@@ -185,6 +228,18 @@ def write_csv(records: Iterable[Record], path: str | os.PathLike[str]) -> Path:
 
     Raises:
         RecordError: If there is no record, or the file cannot be written.
+
+    Example:
+        >>> from pliant.records import Record, experiment_id
+        >>> def run(seed, last):
+        ...     config = {"stream": {"name": "digits"}, "methods": [], "num_tasks": 2}
+        ...     name = experiment_id(config, "digits", "none")
+        ...     return Record(experiment=config, experiment_id=name, seed=seed, series={"online_accuracy": [0.5, last]})
+        >>> records = [run(0, 0.25), run(1, 0.75)]
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_csv(records, f"{folder}/numbers.csv").name
+        'numbers.csv'
     """
     return write_text(path, csv_text(records))
 

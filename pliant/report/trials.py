@@ -33,6 +33,11 @@ class Trials:
         ids: The experiments that were tried.
         commit: Of the program that ran them.
         sampler: What proposed the settings, where it is said.
+
+    Example:
+        >>> from pliant.report import Trials, read_trials
+        >>> all(isinstance(found, Trials) for found in read_trials("."))  # of `pliant tune`, anywhere under this folder
+        True
     """
 
     title: str
@@ -84,6 +89,12 @@ def read_trials(folder: str | os.PathLike[str]) -> list[Trials]:
 
     Raises:
         RecordError: If such a file is damaged; it names the place.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_trials(folder)
+        []
     """
     groups: dict[tuple[Any, ...], list[_Search]] = {}
     for path in sorted(Path(folder).rglob("*.json")):

@@ -51,6 +51,14 @@ class BudgetRank:
         eps: :math:`\varepsilon^*`.
         rank: The share of the possible rank that is above it.
         curve: The same for other :math:`\varepsilon`: pairs of it and the share, NaN below the resolution.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import budget_rank, ggn_spectrum
+        >>> spectrum = ggn_spectrum(torch.nn.Linear(4, 1, bias=False), (torch.eye(4), torch.zeros(4, 1)), "mse")
+        >>> found = budget_rank(spectrum, lr=0.1, steps=50)
+        >>> found.eps, found.rank.value
+        (0.1, 1.0)
     """
 
     eps: float
@@ -109,6 +117,13 @@ class Linearised:
     Attributes:
         eigenvalues: :math:`\lambda_i`, ascending, float64 ``[R]``.
         energies: :math:`e_i`, float64 ``[R]``; they add up to the loss at present.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import linearise
+        >>> linear = linearise(torch.nn.Linear(3, 1), (torch.randn(8, 3), torch.randn(8, 1)))
+        >>> linear.loss(lr=0.1, steps=50) < linear.loss(lr=0.1, steps=0)
+        True
     """
 
     eigenvalues: Tensor

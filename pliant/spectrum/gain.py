@@ -26,6 +26,13 @@ class StepGain:
         strength: :math:`s`, an unbiased estimate of the squared length of the expected gradient; it may be negative.
         noise: :math:`\nu`, that of the batch gradient's variance, :math:`\operatorname{tr}\Sigma / B`.
         curvature: :math:`L`, an upper bound of the Hessian's largest eigenvalue, as far as Lanczos' method saw.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import expected_one_step_gain
+        >>> gain = expected_one_step_gain(torch.nn.Linear(3, 1), (torch.randn(64, 3), torch.randn(64, 1)), "mse")
+        >>> gain.at(0.0), gain.at(gain.best_lr) >= 0
+        (0.0, True)
     """
 
     strength: float

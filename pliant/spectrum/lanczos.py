@@ -24,6 +24,15 @@ class Tridiagonal(NamedTuple):
         beta: Beside it, float64 ``[m - 1]``.
         last: Norm of what was left after the last step; 0 after a breakdown.
         broke_down: Whether the start vector's invariant subspace was exhausted, so that the nodes are eigenvalues.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import lanczos
+        >>> diagonal = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+        >>> found = lanczos(lambda v: diagonal * v, torch.ones(3, dtype=torch.float64), 3)
+        >>> beside = torch.diag(found.beta, 1)
+        >>> torch.linalg.eigvalsh(torch.diag(found.alpha) + beside + beside.T).round()
+        tensor([1., 2., 3.], dtype=torch.float64)
     """
 
     alpha: Tensor

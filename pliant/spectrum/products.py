@@ -26,6 +26,13 @@ class Operator:
         matrix: ``"hessian"`` or ``"ggn"``.
         problem: The model on its batch.
         dimension: Number of parameters.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import ggn_operator
+        >>> operator = ggn_operator(torch.nn.Linear(3, 1, bias=False), (torch.eye(3), torch.zeros(3, 1)), "mse")
+        >>> operator.matrix, operator(torch.ones(3)).shape
+        ('ggn', torch.Size([3]))
     """
 
     def __init__(self, matrix: str, problem: Problem) -> None:

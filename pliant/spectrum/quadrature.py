@@ -23,6 +23,14 @@ class Quadrature(NamedTuple):
         weights: Of the same shapes; each sums to 1.
         residuals: Of the same shapes.
         resolution: The widest spacing of nodes inside the spectrum, over probes.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import quadrature
+        >>> diagonal = torch.arange(1.0, 5.0)
+        >>> found = quadrature(lambda v: diagonal * v, 4, steps=4, seeds=(0,), dtype=torch.float32)
+        >>> round(float(found.weights[0].sum()), 3)
+        1.0
     """
 
     nodes: tuple[Tensor, ...]

@@ -34,6 +34,14 @@ class Estimate(NamedTuple):
     Attributes:
         value: The number; NaN where it cannot be told.
         standard_error: 0 for an exact one, NaN if unknown.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import ggn_spectrum, trace
+        >>> spectrum = ggn_spectrum(torch.nn.Linear(4, 1, bias=False), (torch.eye(4), torch.zeros(4, 1)), "mse")
+        >>> found = trace(spectrum)
+        >>> round(found.value, 3), found.standard_error
+        (1.0, 0.0)
     """
 
     value: float
@@ -131,12 +139,28 @@ def effective_rank(spectrum: Spectrum) -> Estimate:
 
 
 def largest_eigenvalue(spectrum: Spectrum) -> Estimate:
-    """The largest eigenvalue; of a quadrature the largest node, never above it, with its residual as the error."""
+    """The largest eigenvalue; of a quadrature the largest node, never above it, with its residual as the error.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import ggn_spectrum, largest_eigenvalue
+        >>> spectrum = ggn_spectrum(torch.nn.Linear(4, 1, bias=False), (torch.eye(4), torch.zeros(4, 1)), "mse")
+        >>> round(largest_eigenvalue(spectrum).value, 3)
+        0.25
+    """
     return _extreme(spectrum, -1)
 
 
 def smallest_eigenvalue(spectrum: Spectrum) -> Estimate:
-    """The smallest (most negative) eigenvalue; of a quadrature the smallest node, never below it, with its residual."""
+    """The smallest (most negative) eigenvalue; of a quadrature the smallest node, never below it, with its residual.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import ggn_spectrum, smallest_eigenvalue
+        >>> spectrum = ggn_spectrum(torch.nn.Linear(4, 1, bias=False), (torch.eye(4), torch.zeros(4, 1)), "mse")
+        >>> round(smallest_eigenvalue(spectrum).value, 3)
+        0.25
+    """
     return _extreme(spectrum, 0)
 
 
@@ -144,6 +168,13 @@ def trace(spectrum: Spectrum) -> Estimate:
     """The sum of all eigenvalues; that of the Gauss-Newton matrix of cross-entropy is the trace of the Fisher matrix.
 
     By quadrature it is Hutchinson's estimate, which says little about an indefinite matrix: look at its error.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import ggn_spectrum, trace
+        >>> spectrum = ggn_spectrum(torch.nn.Linear(4, 1, bias=False), (torch.eye(4), torch.zeros(4, 1)), "mse")
+        >>> round(trace(spectrum).value, 3)
+        1.0
     """
     return _estimate(spectrum, lambda node, weight: spectrum.dimension * float((weight * node).sum()))
 
@@ -157,6 +188,13 @@ def negative_mass(spectrum: Spectrum, eps: float | None = None) -> Estimate:
 
     Raises:
         ValueError: If ``eps`` is negative.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import ggn_spectrum, negative_mass
+        >>> spectrum = ggn_spectrum(torch.nn.Linear(4, 1, bias=False), (torch.eye(4), torch.zeros(4, 1)), "mse")
+        >>> round(negative_mass(spectrum).value, 3)
+        0.0
     """
     limit = spectrum.resolution if eps is None else eps
     if not limit >= 0:
@@ -177,6 +215,13 @@ def condition_number(spectrum: Spectrum) -> Estimate:
 
     Of the NTK, it says how unevenly a linearised network learns. Only an exact spectrum knows its smallest eigenvalue:
     NaN otherwise, and where no eigenvalue is above the resolution.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import ggn_spectrum, condition_number
+        >>> spectrum = ggn_spectrum(torch.nn.Linear(4, 1, bias=False), (torch.eye(4), torch.zeros(4, 1)), "mse")
+        >>> round(condition_number(spectrum).value, 3)
+        1.0
     """
     if not spectrum.exact:
         warnings.warn(

@@ -35,6 +35,13 @@ class Spectrum:
         resolution: Below this absolute value eigenvalues cannot be told from zero or from each other: rounding for
             exact ones, else :math:`(\lambda_{\max} - \lambda_{\min})\,\pi / 2m`.
         seeds: That of each probe; none for exact ones.
+
+    Example:
+        >>> import torch
+        >>> from pliant.spectrum import ggn_spectrum
+        >>> spectrum = ggn_spectrum(torch.nn.Linear(4, 1, bias=False), (torch.eye(4), torch.zeros(4, 1)), "mse")
+        >>> spectrum.matrix, spectrum.dimension, spectrum.num_samples
+        ('ggn', 4, 4)
     """
 
     matrix: str

@@ -102,6 +102,15 @@ def bootstrap_each(
 
     Raises:
         ValueError: See :func:`bootstrap`.
+
+    Example:
+        >>> import numpy as np
+        >>> from pliant.statistics import bootstrap_each
+        >>> def mean_and_largest(strata):
+        ...     return np.stack([strata[0].mean(-1), strata[0].max(-1)], axis=-1)
+        >>> mean, largest = bootstrap_each([[0.1, 0.2, 0.3]], mean_and_largest, num_resamples=200)
+        >>> round(mean.mean, 3), round(largest.mean, 3)
+        (0.2, 0.3)
     """
     if not strata or num_resamples < 100:
         raise ValueError(f"{len(strata)} strata and {num_resamples} resamples; at least one and 100 are needed")

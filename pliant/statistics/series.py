@@ -152,6 +152,13 @@ class Times(NamedTuple):
         num_reached: How many arrived.
         num: How many there are, those that never arrived included.
         num_excluded: How many are not known.
+
+    Example:
+        >>> import math
+        >>> from pliant.statistics import times
+        >>> found = times([3.0, 5.0, math.inf])
+        >>> found.median, found.num_reached, found.num
+        (5.0, 2, 3)
     """
 
     median: float

@@ -15,7 +15,14 @@ _TINY = 1e-9  # sums of probabilities are this exact
 
 
 class BestOf(NamedTuple):
-    """The outcome of choosing the best of ``k`` settings: its mean over all choices of k, and their quartiles."""
+    """The outcome of choosing the best of ``k`` settings: its mean over all choices of k, and their quartiles.
+
+    Example:
+        >>> from pliant.statistics import best_of_k
+        >>> best = best_of_k([0.5, 0.7, 0.9])[1]
+        >>> best.k, round(best.mean, 3)
+        (2, 0.833)
+    """
 
     k: int
     mean: float

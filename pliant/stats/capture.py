@@ -43,6 +43,15 @@ def capture(
     Returns:
         Group name to activations ``[N, U]`` (``[S, N, U]`` for a stack): batch, time and space are samples. A
         module that runs several times adds the samples of each run.
+
+    Example:
+        >>> import torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> from pliant.stats import capture
+        >>> inputs = torch.randn(16, 4)
+        >>> act_NU = capture(model, pliant.find_units(model, inputs), inputs)["0"]
+        >>> torch.equal(act_NU, model[:2](inputs))
+        True
     """
     model, inputs = joined(model, inputs)
     tensors = named_tensors(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
 from pliant.stats.listener import Dated, Kept, Listeners, Passes, silence, that_count
 from pliant.stats.reader import TapReader, quantity
+from pliant.stats.rows import RowCounter
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
 
@@ -44,6 +45,15 @@ class GroupStats:
             the loss scale where mixed precision uses one.
         step: The step that they belong to; 0 before the first.
         center: What ``mean_abs_deviation`` is measured about, see :meth:`measure_about`.
+
+    Example:
+        >>> from pliant.errors import NoEffect
+        >>> from pliant.stats import GroupStats
+        >>> try:
+        ...     GroupStats().mean_abs_activation
+        ... except NoEffect as error:
+        ...     print(error)
+        statistic 'mean_abs_activation' was not collected; list it in the intervention's `needs`.
     """
 
     def __init__(self) -> None:
@@ -117,6 +127,16 @@ class Accumulator:
     sample is lost, and from then on they are looked at where they are heard.
     Non-finite batches are left out there, since a step that mixed precision skips cannot be told from others
     inside a graph.
+
+    Example:
+        >>> import torch, pliant
+        >>> from pliant.stats import Collector
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> units = pliant.find_units(model, torch.randn(3, 4))
+        >>> needs = {"0": frozenset({"mean_abs_activation"})}
+        >>> collector = Collector(model, units, needs, dict(model.named_parameters()))
+        >>> type(collector.accumulators["0"]).__name__
+        'Accumulator'
     """
 
     def __init__(self, reader: TapReader, needs: frozenset[str], shape: tuple[int, ...], like: Tensor) -> None:
@@ -336,6 +356,19 @@ class Collector:
     Attributes:
         accumulators: What is kept, by group name.
         listener: Its hooks: ``listener.listen()`` before a sampled step, ``listener.rest()`` after it.
+
+    Example:
+        >>> import torch, pliant
+        >>> from pliant.stats import Collector
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> units = pliant.find_units(model, torch.randn(3, 4))
+        >>> needs = {"0": frozenset({"mean_abs_activation"})}
+        >>> collector = Collector(model, units, needs, dict(model.named_parameters()))
+        >>> collector.listener.listen()
+        >>> _ = model(torch.randn(16, 4))
+        >>> collector.listener.rest()
+        >>> sorted(collector.accumulators)
+        ['0']
     """
 
     def __init__(
@@ -350,6 +383,7 @@ class Collector:
     ) -> None:
         self.model, self.process_group = model, process_group
         self.accumulators: dict[str, Accumulator] = {}
+        self._row_counters: list[RowCounter] = []
         for name, wanted in needs.items():
             group = units[name]
             reader = TapReader(group, units.replays.get(name), tensors, members=num_members is not None)
@@ -409,6 +443,27 @@ class Collector:
             raise NoEffect(f"no features are kept for {group.name!r}; list 'features' in the intervention's `needs`.")
         return [item.reader.matrix(act) for act in item.features]
 
+    def count_rows(self, module: str, into: MutableMapping[str, Tensor], key: str) -> None:
+        """From now on, count which rows of an embedding training looks up, see ``pliant.stats.rows``.
+
+        Args:
+            module: The embedding's name.
+            into: Where the counts are; ``into[key]`` is int64 ``[rows]``.
+            key: Under which name.
+        """
+        self._row_counters.append(RowCounter(self.model.get_submodule(module), into, key))
+
+    def total_rows(self, counts: Tensor) -> Tensor:
+        """Counts of one process, summed over all of them where there are several."""
+        if self.process_group is None:
+            return counts
+        total = counts.clone()
+        torch.distributed.all_reduce(total, group=self.process_group)
+        return total
+
     def remove(self) -> None:
         """Remove every hook."""
         self.listener.remove()
+        for counter in self._row_counters:
+            counter.remove()
+        self._row_counters.clear()

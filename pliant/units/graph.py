@@ -36,6 +36,13 @@ class UnitGraph:
         replays: For groups whose tap recomputes part of the forward pass: the exported subgraph.
         depths: Tensor name to the number of layers that follow it, see :func:`pliant.units.depth.depths_in_graph`;
             empty where no graph was exported (declared units).
+
+    Example:
+        >>> import torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> units = pliant.find_units(model, torch.randn(3, 4))
+        >>> [group.name for group in units], units["0"].size, [group.name for group in units.select("0*")]
+        (['0'], 8, ['0'])
     """
 
     groups: tuple[UnitGroup, ...]

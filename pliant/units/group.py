@@ -28,6 +28,15 @@ class TensorSlice:
         table: ``table[u]`` are the positions along ``dim`` that unit ``u`` owns, ``[U][M]``.
         at: ``(dim, index)`` where the units own only what lies at one index of another dimension, left of ``dim`` and
             counted from the end: those of one expert, of a tensor in which several are stacked.
+
+    Example:
+        >>> import torch, pliant
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(2 * 2 * 2, 3)
+        ... )
+        >>> part = pliant.find_units(model, torch.randn(5, 1, 4, 4))["0"].slices[-1]
+        >>> part.name, part.positions().tolist()  # a flattened channel has four columns
+        ('3.weight', [[0, 1, 2, 3], [4, 5, 6, 7]])
     """
 
     name: str
@@ -90,6 +99,13 @@ class Tap:
         table: Positions along ``dim``, ``[U][M]``.
         replay: Whether the operations from the hook to the site have to be recomputed, on sampled steps only,
             because no hook sees the activations themselves.
+
+    Example:
+        >>> import torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> tap = pliant.find_units(model, torch.randn(3, 4))["0"].tap
+        >>> tap.kind, tap.module  # the units are read where the second linear layer gets them
+        ('input', '2')
     """
 
     kind: Literal["input", "output"]
@@ -120,6 +136,13 @@ class UnitGroup:
         reset_preserves_function: Whether a unit whose outgoing weights are zero can be redrawn without changing the
             network's output. False under a norm across the units, and where no outgoing weights exist.
         state: Where the units appear in a recurrent state that is passed in and out.
+
+    Example:
+        >>> import torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> group = pliant.find_units(model, torch.randn(3, 4))["0"]
+        >>> group.size, group.site, [(part.name, part.dim, part.role) for part in group.slices]
+        (8, 'hidden', [('0.weight', -2, 'incoming'), ('0.bias', -1, 'incoming'), ('2.weight', -1, 'outgoing')])
     """
 
     name: str

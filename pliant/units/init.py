@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration
+from pliant.units.adapters import adapter_fills
 from pliant.units.export import canonical_names
 from pliant.units.recorded_init import recorded_fills
 
 __all__ = ["NAMED", "Init", "InitSpec", "directions", "initialisers"]
-
-InitSpec = str | Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,9 @@ class Init:
         return torch.randn(shape, generator=generator, device=generator.device).mul_(self.scale)
 
 
+InitSpec = str | Mapping[str, str | Init] | None
+
+
 def _fans(tensor: Tensor) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight in PyTorch's layout, as ``torch.nn.init`` counts them."""
     receptive = math.prod(tensor.shape[2:])
@@ -92,9 +94,10 @@ def initialisers(
         model: The model.
         init: ``None``: what PyTorch's own ``reset_parameters`` draws for the module that owns the tensor, and in a
             Hugging Face model what its ``_init_weights`` draws (``initializer_range``, scaled residual projections,
-            T5's factors), see :mod:`pliant.units.recorded_init`. A name of :data:`NAMED`: that distribution for every
-            matrix and kernel, zero for their biases. A mapping from patterns of tensor names to names: the first that
-            matches; ``"zeros"`` and ``"ones"`` also serve bare vectors, such as a learned scale.
+            T5's factors), see :mod:`pliant.units.recorded_init`, and in LoRA adapters what ``peft`` does. A name of
+            :data:`NAMED`: that distribution for every matrix and kernel, zero for their biases. A mapping from patterns
+            of tensor names to names: the first that matches; ``"zeros"`` and ``"ones"`` also serve bare vectors, such
+            as a learned scale. Instead of a name, an :class:`Init` holds for every entry of the tensors that match.
         members: The tensors carry a leading dimension of ensemble members, which no fan counts.
         inputs_first: Matrices stored as inputs x outputs (``x @ W``), whose fans are exchanged.
 
@@ -108,7 +111,7 @@ def initialisers(
     canonical = canonical_names(model)
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     result: dict[str, Init | None] = {}
-    recorded = recorded_fills(model)
+    recorded = {**recorded_fills(model), **adapter_fills(model)}
     for name in dict.fromkeys(canonical.values()):
         path, _, leaf = _PARAMETRIZED.sub(r"\1", name).rpartition(".")
         result[name] = _of_module(model.get_submodule(path), leaf, tensors[name], members)
@@ -157,7 +160,7 @@ def _set_padding(model: nn.Module, canonical: Mapping[str, str], result: dict[st
 
 
 def _apply(
-    init: str | Mapping[str, str],
+    init: str | Mapping[str, str | Init],
     model: nn.Module,
     tensors: Mapping[str, Tensor],
     result: dict[str, Init | None],
@@ -165,9 +168,9 @@ def _apply(
     inputs_first: Collection[str],
 ) -> None:
     """Overwrite what the user's ``init`` names."""
-    rules = {"*": init} if isinstance(init, str) else dict(init)
+    rules: dict[str, str | Init] = {"*": init} if isinstance(init, str) else dict(init)
     for pattern, choice in rules.items():
-        if choice not in NAMED:
+        if not isinstance(choice, Init) and choice not in NAMED:
             raise IllegalConfiguration(f"there is no initialisation {choice!r}; known are: {', '.join(NAMED)}.")
         if not any(fnmatch.fnmatchcase(name, pattern) for name in result):
             raise IllegalConfiguration(f"init={{{pattern!r}: ...}} matches no parameter of the model.")
@@ -176,6 +179,9 @@ def _apply(
         path, _, leaf = _PARAMETRIZED.sub(r"\1", name).rpartition(".")
         module = model.get_submodule(path)
         if chosen is None or isinstance(module, _NORMS):
+            continue
+        if isinstance(chosen, Init):
+            result[name] = chosen
             continue
         tensor = tensors[name][0] if members else tensors[name]
         if chosen in _CONSTANTS:  # of any shape: scales and offsets that are bare parameters

@@ -159,6 +159,13 @@ def verify(units: UnitGraph, model: Models, example_inputs: Any, *, seed: int = 
 
     Raises:
         IllegalConfiguration: If a group names tensors that the model does not have.
+
+    Example:
+        >>> import torch, pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> units = pliant.find_units(model, torch.randn(3, 4))
+        >>> pliant.verify(units, model, torch.randn(3, 4)).ok
+        True
     """
     model, example_inputs = joined(model, example_inputs)
     missing = {name for group in units for name in group.tensors} - set(canonical_names(model).values())

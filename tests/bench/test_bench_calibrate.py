@@ -90,4 +90,13 @@ def test_what_fails_while_it_is_tried_out_is_said():
 def test_a_schedule_with_an_entry_for_each_task_can_be_tried_out(tmp_path):
     schedule = ("per_task", {"tasks": [["cosine", 1.0], ["constant", 0.5]]})
     experiment = Experiment("stream_zoo:Tiny", model=("mlp", {"hidden": [8]}), num_tasks=2, schedule=schedule)
-    assert _measure(experiment, [0], True, 0.1, tmp_path).task_seconds > 0
+    assert _measure([experiment], [0], True, 0.1, tmp_path).task_seconds > 0
+
+
+def test_settings_that_share_a_stack_are_tried_out_together(tmp_path):
+    settings = [tiny(optimizer=("sgd", {"lr": rate, "momentum": 0.9})) for rate in (0.1, 0.05, 0.01)]
+    together = _measure(settings, [0, 1], True, 0.1, tmp_path / "together")
+    alone = _measure(settings[:1], [0, 1], True, 0.1, tmp_path / "alone")
+    assert together.num_steps == alone.num_steps == 6
+    assert together.checkpoint > 2 * alone.checkpoint  # of six members, and of two
+    assert together.record == pytest.approx(alone.record, rel=0.05)

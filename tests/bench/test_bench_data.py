@@ -90,6 +90,25 @@ def test_a_subset_must_be_asked_for(tmp_path):
         read_cifar(data_files.write_cifar(tmp_path, "cifar10"), CIFAR10)
 
 
+def test_a_stream_of_classes_reads_a_subset_where_it_is_told_so(tmp_path):
+    data_files.write_cifar(tmp_path, "cifar100")
+    options = {"dataset": "cifar100", "data_dir": str(tmp_path), "num_all": 100, "num_test": 3, "image_size": 32}
+    stream = STREAMS["continual_imagenet"](**options, num_train=8, subset=8)
+    stream.prepare()
+    train, test = stream.of_class(7)
+    stored = images.load_images("cifar100", str(tmp_path), subset=8)
+    assert torch.equal(train, stored.train_images[stored.train_labels == 7].float().div(255).sub(0.5).div(0.5))
+    assert len(test) == 3
+    with pytest.raises(DataError, match="subset=8"):
+        STREAMS["continual_imagenet"](**options, num_train=8).of_class(7)
+    with pytest.raises(IllegalConfiguration, match="has 8 training and 3 test images"):
+        STREAMS["continual_imagenet"](**options, num_train=9, subset=8).of_class(7)
+    with pytest.raises(IllegalConfiguration, match="imagenet32 is read whole: leave out subset"):
+        STREAMS["continual_imagenet"](dataset="imagenet32", subset=8)
+    with pytest.raises(IllegalConfiguration, match="must not be negative"):
+        STREAMS["continual_imagenet"](subset=-1)
+
+
 def test_a_file_with_labels_that_cannot_be_is_another_file(tmp_path):
     root = data_files.write_cifar(tmp_path, "cifar10")
     content = bytearray((root / "test_batch.bin").read_bytes())

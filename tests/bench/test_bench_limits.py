@@ -18,7 +18,7 @@ from pliant import records
 from pliant.bench import checkpoint
 from pliant.bench.experiment import Experiment
 from pliant.bench.jobs import survey
-from pliant.bench.memory import check_memory, num_parameters, total_memory
+from pliant.bench.memory import check_memory, num_parameters, return_freed, total_memory
 from pliant.bench.runner import _Watch, run_experiments
 from pliant.errors import IllegalConfiguration
 from pliant.records import StorageError
@@ -261,3 +261,18 @@ def test_where_no_process_can_be_started_it_says_so_or_makes_do_with_fewer(tmp_p
         run_experiments([methods()], [0, 1], results, num_workers=0)
         assert set(series(results, methods())) == set(whole)
     assert said == {"refused:", "2"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is asked to give memory back")
+def test_freed_memory_between_used_blocks_goes_back_to_the_system():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    pairs = [(bytearray(60_000), bytearray(2_000)) for _ in range(1500)]  # 90 MB below the size that is mapped
+    kept = [small for _, small in pairs]
+    del pairs
+    before = resident()
+    if not return_freed():
+        pytest.skip("another C library than glibc")
+    assert before - resident() > 40_000_000
+    assert len(kept) == 1500

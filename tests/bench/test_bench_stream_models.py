@@ -9,14 +9,16 @@ from torch.nn import functional as F
 
 import pliant
 from pliant.bench.experiment import Experiment
-from pliant.bench.models import MODELS, CharGRU, CharTransformer, EmbeddingMLP, Forecaster
+from pliant.bench.models import MODELS, CharGRU, CharTransformer, EmbeddingMLP, Forecaster, ViT
 from pliant.bench.presets import PRESETS
 from pliant.bench.streams import STREAMS, Task, traits
+from pliant.bench.streams.base import is_supervised
 from pliant.errors import IllegalConfiguration
 
 MINIS = [
     (name, preset)
     for name, presets in PRESETS.items()
+    if is_supervised(STREAMS[name])
     for preset, settings in presets.items()
     if preset.startswith(("mini", "demo")) and not traits(STREAMS[name](**settings["stream"])).requires_data
 ]
@@ -25,6 +27,7 @@ SMALL: dict[str, tuple[nn.Module, torch.Tensor]] = {
     "char_transformer": (CharTransformer(7, 7, 4, 2, 6, 1, 5), torch.randint(0, 7, (3, 5))),
     "embedding_mlp": (EmbeddingMLP(12, 1, 3, 2, (5, 4)), torch.randint(0, 12, (3, 3))),
     "forecaster": (Forecaster(10, 2, 4, (5,)), torch.randn(3, 5, 2)),
+    "vit": (ViT(16, 3, (1, 4, 4), 2, 4, 2, 6, 1), torch.randn(3, 16)),
 }
 
 
@@ -100,6 +103,18 @@ def test_a_transformer_sees_the_past_alone():
     assert not torch.allclose(before[:, 3:], after[:, 3:])
 
 
+def test_a_vision_transformer_sees_every_patch_at_its_place():
+    model, images = SMALL["vit"]
+    squares = images.view(3, 4, 4)
+    assert torch.equal(model(squares.unsqueeze(1)), model(images))
+    turned = torch.cat([squares[:, 2:], squares[:, :2]], 1).flatten(1)  # the same patches at other places
+    with torch.no_grad():
+        before, after = model(images), model(turned)
+        model.places.fill_(0.5)
+        assert not torch.allclose(before, after)
+        assert torch.allclose(model(images), model(turned), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "args", "options"),
     [
@@ -107,6 +122,9 @@ def test_a_transformer_sees_the_past_alone():
         ("char_gru", (7, 7), {"width": 0}),
         ("embedding_mlp", (7, 1), {"num_fields": 0}),
         ("forecaster", (7, 2), {}),
+        ("vit", (64, 2), {"image": (1, 8, 8), "patch": 3}),
+        ("vit", (64, 2), {"image": (1, 8, 8), "heads": 5}),
+        ("vit", (64, 2), {}),
     ],
 )
 def test_impossible_sizes_are_refused(name, args, options):

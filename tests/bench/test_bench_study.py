@@ -37,6 +37,24 @@ def search(folder, num_trials=6, experiment=None, space=None, **options):
     return run_study(experiment, space, num_trials, folder, tuning_seeds=SEEDS, **options)[0]
 
 
+def test_all_trials_of_a_random_search_are_asked_at_once_and_share_stacks(tmp_path):
+    optuna_or_skip()
+    rounds = []
+    together = search(tmp_path / "together", num_trials=6, sampler="random", on_round=rounds.append)
+    assert [len(study.trials) for study in rounds] == [6]
+
+    def alone(experiments, seeds, results, seconds):
+        return run_experiments(experiments, seeds, results, num_workers=0)
+
+    one_by_one = search(tmp_path / "alone", num_trials=6, sampler="random", run=alone)
+    assert together.trials == one_by_one.trials
+    stacked = {record.meta["num_stacked"] for record in records.read_records(tmp_path / "together")}
+    assert stacked == {6}  # two stacks of three settings, two seeds each
+    raised = search(tmp_path / "alone", num_trials=9, sampler="random", extend=True)
+    assert raised.trials[:6] == together.trials
+    assert raised.trials == search(tmp_path / "at_once", num_trials=9, sampler="random").trials
+
+
 # ---- spaces
 
 

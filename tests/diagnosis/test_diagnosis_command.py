@@ -30,6 +30,19 @@ def one():
     x, y = batch()
     return x[:1], y[:1]
 
+def copies():
+    small = make()
+    model = nn.Sequential(nn.Linear(6, 96), nn.ReLU(), nn.Linear(96, 3))
+    with torch.no_grad():
+        model[0].weight.copy_(small[0].weight.repeat_interleave(3, 0))
+        model[0].bias.copy_(small[0].bias.repeat_interleave(3, 0))
+        model[2].weight.copy_(small[2].weight.repeat_interleave(3, 1) / 3)
+        model[2].bias.copy_(small[2].bias)
+    return model
+
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=1e-2)
+
 def loss(output, target):
     return nn.functional.cross_entropy(output, target, label_smoothing=0.1)
 
@@ -161,3 +174,53 @@ def test_a_checkpoint_of_another_model_is_named(capsys):
     torch.save(nn.Sequential(nn.Linear(6, 31), nn.ReLU(), nn.Linear(31, 3)).state_dict(), "narrow.pt")
     assert main(["diagnose", "narrow.pt", *RUN]) == 2
     assert "'0.weight' has shape (31, 6) there and (32, 6) here, and 2 more differ" in capsys.readouterr().err
+
+
+def copied() -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Every unit three times, trained with moments that differ between the copies."""
+    sys.path.insert(0, ".")
+    import diagnose_nets
+
+    model = diagnose_nets.copies()
+    optimizer, before = diagnose_nets.adam(model), model.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    optimizer.step()
+    model.load_state_dict(before)
+    return model, optimizer
+
+
+def test_the_optimizer_is_asked_with_the_state_that_it_was_saved_with(capsys):
+    model, optimizer = copied()
+    run = ["--model", "diagnose_nets:copies", "--batch", "diagnose_nets:batch", "--twins", "1", "--json", "-"]
+    told = {}
+    for name, content in {"with": {"optimizer": optimizer.state_dict()}, "without": {}}.items():
+        torch.save({"model": model.state_dict(), **content}, f"{name}.pt")
+        for option in ([], ["--optimizer", "diagnose_nets:adam"]):
+            assert main(["diagnose", f"{name}.pt", *run, *option]) in (0, 3, 4)
+            said = capsys.readouterr()
+            (trap,) = (trap for trap in json.loads(said.out)["traps"] if trap["kind"] == "cloned")
+            told[name, bool(option)] = ("state of the optimizer" in trap["leaving"], said.err)
+    assert told["with", True] == (True, "")
+    assert told["with", False] == told["without", False] == (False, "")
+    assert told["without", True][0] is False
+    assert "without.pt has no state of an optimizer" in told["without", True][1]
+
+
+def test_the_state_of_another_optimizer_is_refused(capsys):
+    model, optimizer = copied()
+    groups = optimizer.state_dict()["param_groups"]
+    own = {key: {**entry, "exp_avg": torch.zeros(3)} for key, entry in optimizer.state_dict()["state"].items()}
+    states = {
+        "state of another optimizer than Adam": {"state": {}, "param_groups": [{**groups[0], "params": [0]}]},
+        "'exp_avg' has shape (3,) for a parameter of shape (96, 6)": {"state": own, "param_groups": groups},
+    }
+    run = ["--model", "diagnose_nets:copies", "--batch", "diagnose_nets:batch"]
+    for message, state in states.items():
+        torch.save({"model": model.state_dict(), "optimizer": state}, "c.pt")
+        assert main(["diagnose", "c.pt", *run, "--optimizer", "diagnose_nets:adam"]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["diagnose", "c.pt", *run, "--optimizer", "diagnose_nets:make_none"]) == 2
+    assert main(["diagnose", "c.pt", *run, "--optimizer", "builtins:type"]) == 2
+    assert "builtins:type(model) returned" in capsys.readouterr().err

@@ -69,3 +69,20 @@ def tanh_net() -> Net:
         model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
         batch = torch.randn(64, 5).double()
     return Net(model, batch, pliant.find_units(model, batch))
+
+
+@cache
+def stationary() -> tuple[Clone, Tensor, Tensor]:
+    """A clone at a stationary point: the residuals of the fit are normal to every gradient by construction."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+        with torch.no_grad():
+            for parameter in base.parameters():
+                parameter.mul_(1.5)
+        x = torch.randn(40, 2).double()
+    rows = [torch.autograd.grad(base(x[i : i + 1]).sum(), list(base.parameters())) for i in range(40)]
+    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    wanted = 20 * (x[:, :1] * x[:, 1:] + x[:, :1].square())
+    left = wanted - jacobian @ torch.linalg.lstsq(jacobian, wanted).solution
+    return manifolds.clone(base, 3, x), x, (base(x) - left).detach()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import cache
 
 import pytest
 import torch
 import zoo
-from nets import doubled, net, tanh_net
-from torch import Tensor, nn
+from nets import doubled, net, stationary, tanh_net
+from torch import nn
 
 from pliant import manifolds
 from pliant.errors import IllegalConfiguration, NotYetSupported
-from pliant.manifolds import Clone
 from pliant.manifolds.stability import _verdict
 from pliant.spectrum.products import hessian_operator
 
@@ -138,23 +136,6 @@ def test_what_is_gathered_before_counts_for_convolutions_and_batch_norm_too():
 
 
 # ---- stability and escape
-@cache
-def stationary() -> tuple[Clone, Tensor, Tensor]:
-    """A clone at a stationary point: the residuals of the fit are normal to every gradient by construction."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        base = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double()
-        with torch.no_grad():
-            for parameter in base.parameters():
-                parameter.mul_(1.5)
-        x = torch.randn(40, 2).double()
-    rows = [torch.autograd.grad(base(x[i : i + 1]).sum(), list(base.parameters())) for i in range(40)]
-    jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-    wanted = 20 * (x[:, :1] * x[:, 1:] + x[:, :1].square())
-    left = wanted - jacobian @ torch.linalg.lstsq(jacobian, wanted).solution
-    return manifolds.clone(base, 3, x), x, (base(x) - left).detach()
-
-
 def test_extremal_curvature_is_that_of_the_dense_projected_hessian():
     wide, x, y = stationary()
     found = manifolds.stability(wide.model, wide.partition, (x, y), "mse", steps=1000)
@@ -177,24 +158,6 @@ def test_extremal_curvature_is_that_of_the_dense_projected_hessian():
     assert found.cross <= 1e-12  # symmetry: normal directions do not couple to those along
     assert float(((identity - normal) @ hessian @ normal).norm() / hessian.norm()) <= 1e-13
     assert manifolds.kicked(wide.model, wide.partition, 1e-3, direction=found.direction)
-
-
-def test_a_departure_grows_as_the_curvature_says_and_without_one_nothing_happens():
-    wide, x, y = stationary()
-    found = manifolds.stability(wide.model, wide.partition, (x, y), "mse", steps=1000)
-    lr = 0.08 / abs(found.smallest)
-
-    def loss(output: Tensor) -> Tensor:
-        return (output - y).square().sum(1).mean() / 2
-
-    def run(**more: object) -> manifolds.Escape:
-        return manifolds.escape(
-            wide.model, wide.partition, x, loss, lambda m: o.SGD(m.parameters(), lr=lr), steps=140, every=4, **more
-        )
-
-    left = run(kick=manifolds.kicked(wide.model, wide.partition, 1e-8, direction=found.direction))
-    assert left.rate == pytest.approx(math.log(found.growth(lr)), rel=0.05)
-    assert max(run().distances) < 1e-12
 
 
 def test_kicks_have_their_size_and_a_normal_one_leaves_what_is_along_the_manifold():
@@ -270,34 +233,6 @@ def test_noise_has_the_stated_norm_beside_the_gradient():
         assert float(added / before[name].norm()) == pytest.approx(0.02, rel=1e-9)
     manifolds.NoiseBurst(0.02)(model, 1)  # over
     assert float((model[0].weight.grad - before["0.weight"]).norm() / before["0.weight"].norm()) < 0.0201
-
-
-# ---- no kick: rounding alone
-def unkicked(dtype: torch.dtype, steps: int) -> list[float]:
-    """The distances on the way, in units of the weights' norm."""
-    own = tanh_net()
-    wide = manifolds.clone(own.model, 3, own.batch, units=own.units)
-    model, batch = wide.model.to(dtype), own.batch.to(dtype)
-    target = torch.randn(64, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
-    optimizer, found = o.SGD(model.parameters(), lr=0.05), []
-    for step in range(1, steps + 1):
-        rows = torch.randint(0, 64, (16,), generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        (model(batch[rows]) - target[rows]).square().mean().backward()
-        optimizer.step()
-        if step % (steps // 5) == 0:
-            found.append(manifolds.distance(model, wide.partition).relative)
-    return found
-
-
-def test_without_a_kick_gradient_descent_stays_for_long_in_double_precision():
-    assert max(unkicked(torch.float64, 1000)) <= 1e-12
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_in_a_shorter_type_a_few_steps_move_clones_by_no_more_than_rounding(dtype: torch.dtype):
-    # copies are not rounded alike wherever they lie in a tensor; how far that grows is in docs/manifolds.md
-    assert max(unkicked(dtype, 5)) <= 8 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize(

@@ -1,26 +1,12 @@
 """The page in a real browser: it loads without a complaint, draws, sorts, filters, and keeps names as names."""
 
-import os
-import shutil
-
 import pytest
+from browser import in_a_browser, launched, opened
 from report_records import run
 
 from pliant.report import html_text
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-REQUIRED = os.environ.get("PLIANT_BROWSER") == "required"
-
-try:
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    sync_playwright = None
-
-missing = CHROMIUM is None or sync_playwright is None
-pytestmark = pytest.mark.skipif(
-    missing and not REQUIRED,
-    reason="the report is not tried in a browser: that needs Chromium (apt-get install chromium) and playwright",
-)
+pytestmark = in_a_browser
 
 HOSTILE = (
     "<script>window.hacked=1</script>\"'><img src=x onerror=window.hacked=1> \u202eright to left\u202c עברית &amp;"
@@ -52,10 +38,8 @@ def made_up():
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +52,8 @@ def path(tmp_path_factory):
 @pytest.fixture
 def page(browser, path):
     """The page, opened without a network; whatever the browser complains about fails the test."""
-    complaints = []
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
-    page = context.new_page()
-    page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: complaints.append(request.url) if not request.url.startswith("file:") else None)
-    page.goto(path.as_uri())
-    yield page
-    assert complaints == []
-    context.close()
+    with opened(browser, path) as page:
+        yield page
 
 
 def labels(page, table=0):

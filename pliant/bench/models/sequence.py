@@ -15,31 +15,36 @@ __all__ = ["CharGRU", "CharTransformer", "TransformerBlock"]
 
 @final
 class TransformerBlock(nn.Module):
-    """Causal self-attention and a ReLU layer, each behind a layer norm and round a shortcut.
+    """Self-attention and a layer of units, each behind a layer norm and round a shortcut.
 
     Args:
         width: of the residual stream.
         heads: attention heads; divide ``width``.
-        hidden: units of the ReLU layer.
+        hidden: units of the layer.
+        causal: whether a place sees itself and what came before alone.
+        activation: of the units; default: ReLU.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, *, causal: bool = True, activation: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
+        self.activation = nn.ReLU() if activation is None else activation
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.mix = nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """``[B, T, width] -> [B, T, width]``; place t sees places 0 to t."""
+        """``[B, T, width] -> [B, T, width]``."""
         seen = self.norm_1(x_BTD)
         query, key, value = (
             layer(seen).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        read = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        read = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         x_BTD = x_BTD + self.mix(read.transpose(1, 2).flatten(-2))
-        added: Tensor = self.down(F.relu(self.up(self.norm_2(x_BTD))))
+        added: Tensor = self.down(self.activation(self.up(self.norm_2(x_BTD))))
         return x_BTD + added
 
 

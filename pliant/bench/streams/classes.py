@@ -36,6 +36,8 @@ class ClassStream(ABC):
             W]``, uint8, or floats that are scaled already; for ImageNet also its published batches), or one of the sets
             of :class:`pliant.bench.streams.images.ImageStream`.
         data_dir: folder with the files; see :func:`pliant.bench.data.files.data_folder`. It changes no result.
+        subset: training images of each class, where CIFAR's files hold fewer than the original; 0: the original files.
+            Sets with a file for each class say with ``num_train`` and ``num_test`` what is in them.
         num_all: classes that there are, 0 to ``num_all - 1``.
         num_train: training images of each class, the first of its file.
         num_test: test images of each class, the last of its file.
@@ -49,6 +51,7 @@ class ClassStream(ABC):
 
     dataset: str = "digits"
     data_dir: str = ""
+    subset: int = 0
     num_all: int = 10
     num_train: int = 100
     num_test: int = 40
@@ -60,6 +63,9 @@ class ClassStream(ABC):
         valid = (*CLASS_FILES, *IMAGES)
         require(self.dataset in valid, self, f"dataset {self.dataset!r} is none of {', '.join(valid)}")
         require(self.scaling in SCALINGS, self, f"scaling {self.scaling!r} is none of {', '.join(SCALINGS)}")
+        require(self.subset >= 0, self, "subset must not be negative")
+        whole = self.dataset not in IMAGES or IMAGES[self.dataset].shape[1] != 32
+        require(not (self.subset and whole), self, f"{self.dataset} is read whole: leave out subset")
         for option in ("num_all", "num_train", "num_test", "image_size"):
             require(getattr(self, option) >= 1, self, f"{option} must be at least 1")
         if self.dataset in IMAGES:
@@ -117,7 +123,7 @@ class ClassStream(ABC):
             if missing:
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
                 raise MissingData(f"{class_file(self.folder, missing[0])}{more} not found; {self._remedy()}")
-        elif self._about.folder and self._about.fetch is not None:
+        elif self._about.folder and self._about.fetch is not None and not self.subset:
             self._about.fetch(self.folder, self._remedy())
         self.of_class(0)
 
@@ -143,7 +149,7 @@ class ClassStream(ABC):
                 train, test = read_class(self.folder.resolve(), label, *sizes)
             else:
                 numbers = (data.largest, data.mean, data.std)
-                found = load_images(self.dataset, self.data_dir)
+                found = load_images(self.dataset, self.data_dir, self.subset)
                 train = found.train_images[found.of_class(label)[: self.num_train]]
                 test = found.test_images[(found.test_labels == label).nonzero().flatten()[: self.num_test]]
         except MissingData as error:

@@ -1,0 +1,488 @@
+"""The page of the leaderboard, and its figure, from the committed records and lists of trials alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.leaderboard_claims import CLAIMS, CURVES, Claim
+from benchmarks.leaderboard_settings import PARTS, WAYS, base, streams, ways
+from benchmarks.speed.methods import between_markers
+from pliant.intervals import Estimate, estimate, first_last, paired_difference
+from pliant.records import Record, read_record, record_path
+from pliant.report.metrics import Metric, format_estimate, format_interval, metric_info
+from pliant.report.plots import Axis, curve_chart
+from pliant.report.standings import DIVERGED
+from pliant.report.style import CHART_STYLE, COLOUR_STYLE, Style, escape
+from pliant.statistics import best_of_k, holm, iqm, mean_ranks, p_value, probability_of_improvement
+
+__all__ = ["Run", "outcome", "read", "write"]
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "results" / "leaderboard.md"
+FIGURE = ROOT / "docs" / "images" / "leaderboard_best_of_k.svg"
+WINDOW = 10
+CONTROL = "stationary_digits"
+BASELINE, FRESH = "none", "fresh_start"
+HOLDS = 0.02
+"""A score that falls by less than this counts as held: two points of accuracy."""
+DORMANT = metric_info("dormant_fraction")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of one way of training on one stream; values by seed, those of failed seeds left out.
+
+    Attributes:
+        metric: The stream's score.
+        setting: What was chosen, as text.
+        trials: The score of each setting on the tuning seeds, in order; None where a seed failed and lower is better.
+        whole: Mean score over all tasks.
+        first: Over the first tasks.
+        last: Over the last tasks.
+        best: The best mean over so many tasks in a row, of the mean over seeds.
+        held_out: Held-out score over the last tasks; empty if the stream has none.
+        dormant: Share of dormant units over the last tasks.
+        past: Score on earlier tasks at the last boundaries; empty where they mean nothing any more.
+        seconds: Time for a task, its share of those that were trained with it.
+        num_diverged: Seeds that diverged.
+        num_failed: Seeds that failed, diverged ones included.
+    """
+
+    metric: Metric
+    setting: str
+    trials: tuple[float | None, ...]
+    whole: Mapping[int, float]
+    first: Mapping[int, float]
+    last: Mapping[int, float]
+    best: float
+    held_out: Mapping[int, float]
+    dormant: Mapping[int, float]
+    past: Mapping[int, float]
+    seconds: float
+    num_diverged: int
+    num_failed: int
+
+    @property
+    def sign(self) -> float:
+        """1 where more of the score is better, else -1."""
+        return self.metric.sign
+
+    @property
+    def change(self) -> dict[int, float]:
+        """Last tasks minus first, by seed."""
+        return {seed: self.last[seed] - self.first[seed] for seed in self.last}
+
+
+Runs = Mapping[str, Mapping[str, Run]]
+"""Stream to way of training to its run."""
+
+
+# ---- reading ----
+def read(results: Path, part: str, num_seeds: int = 10) -> dict[str, dict[str, Run]]:
+    """All finished runs of a part."""
+    found: dict[str, dict[str, Run]] = {}
+    for stream in streams(part):
+        path = results / "tuning" / f"{stream}.json"
+        if not path.exists():
+            continue
+        methods = json.loads(path.read_text(encoding="utf-8"))["methods"]
+        for way in [name for name in ways(part) if name in methods]:
+            entry = methods[way]
+            paths = [record_path(results / stream, entry["chosen"], seed) for seed in range(num_seeds)]
+            found.setdefault(stream, {})[way] = _run(stream, way, entry, [read_record(item) for item in paths])
+    return found
+
+
+def _run(stream: str, way: str, entry: Mapping[str, Any], records: Sequence[Record]) -> Run:
+    complete = {record.seed: record for record in records if record.status == "complete"}
+    names = {name for record in complete.values() for name in record.series}
+    score = next((name for name in sorted(names) if name.startswith("online_")), "online_accuracy")
+    kind = score.removeprefix("online_")
+
+    def ends(name: str, value: Callable[[Any], float]) -> dict[int, float]:
+        return {
+            seed: value(first_last(record.series[name], WINDOW))
+            for seed, record in complete.items()
+            if name in record.series
+        }
+
+    failures = [record.meta.get("failure") for record in records if record.status != "complete"]
+    times = [
+        record.meta["seconds"] / record.meta["num_stacked"] / record.num_tasks
+        for record in complete.values()
+        if "seconds" in record.meta
+    ]
+    return Run(
+        metric=metric_info(score),
+        setting=_setting(stream, way, entry["experiment"]),
+        trials=tuple(trial["score"] for trial in entry["trials"]),
+        whole={seed: sum(record.series[score]) / len(record.series[score]) for seed, record in complete.items()},
+        first=ends(score, lambda found: found.first),
+        last=ends(score, lambda found: found.last),
+        best=_best([record.series[score] for record in complete.values()], metric_info(score)),
+        held_out=ends(f"test_{kind}", lambda found: found.last),
+        dormant=ends("dormant_fraction", lambda found: found.last),
+        past=ends(f"past_{kind}", lambda found: found.last),
+        seconds=sum(times) / len(times) if times else math.nan,
+        num_diverged=sum(failure == DIVERGED for failure in failures),
+        num_failed=len(failures),
+    )
+
+
+def _best(curves: Sequence[Sequence[float]], metric: Metric) -> float:
+    """Of the mean curve, the best mean over a window."""
+    if not curves:
+        return math.nan
+    mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+    size = min(WINDOW, len(mean) // 2) or 1
+    windows = [sum(mean[start : start + size]) / size for start in range(len(mean) - size + 1)]
+    return max(windows, key=lambda value: metric.sign * value)
+
+
+def _setting(stream: str, way: str, experiment: Mapping[str, Any]) -> str:
+    """What differs from the start of the search: the step size, and the options of the method."""
+    start = base(stream, way).to_dict()
+    found = [f"step size {experiment['optimizer']['lr']:.3g}"]
+    pairs = [(experiment["optimizer"], start["optimizer"])]
+    pairs += list(zip(experiment["methods"], start["methods"], strict=True))
+    for mine, theirs in pairs:
+        for key, value in mine.items():
+            if key != "lr" and value != theirs.get(key):
+                found.append(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}")
+    return ", ".join(found)
+
+
+# ---- what the numbers say ----
+def merit(run: Run, values: Mapping[int, float], num_seeds: int) -> dict[int, float]:
+    """Scores such that more is better; a seed that diverged is worse than every other."""
+    found = {seed: run.sign * value for seed, value in values.items()}
+    if run.num_diverged:
+        found |= {seed: -math.inf for seed in range(num_seeds) if seed not in values}
+    return found
+
+
+def gains(there: Mapping[str, Run]) -> dict[str, tuple[Estimate, float]]:
+    """By way: the paired difference to no protection over the last tasks, better being more, and its corrected p."""
+    plain = there.get(BASELINE)
+    if plain is None:
+        return {}
+    names = [name for name in there if name not in (BASELINE, FRESH)]
+    found = [_scaled(paired_difference(there[name].last, plain.last), plain.sign) for name in names]
+    return dict(zip(names, zip(found, holm([p_value(item) for item in found]), strict=True), strict=True))
+
+
+def _scaled(value: Estimate, sign: float) -> Estimate:
+    low, high = sorted((sign * value.low, sign * value.high))
+    return Estimate(sign * value.mean, low, high, value.num, value.num_excluded)
+
+
+def outcome(claim: Claim, runs: Runs) -> dict[str, tuple[str, Estimate]]:
+    """By stream where it could be looked at: ``"yes"``, ``"opposite"`` or ``"open"``, and the number that says so.
+
+    The number is such that more of it speaks for the claim.
+    """
+    found = {}
+    for stream in claim.streams:
+        there = runs.get(stream, {})
+        mine, other = there.get(claim.way), there.get(claim.other)
+        if mine is None or (claim.other and other is None):
+            continue
+        margin = 0.0
+        if claim.rule in ("falls", "holds"):
+            sign = mine.sign * (1 if claim.rule == "holds" else -1)
+            number = _scaled(estimate(mine.change.values()), sign)
+            margin = HOLDS if claim.rule == "holds" else 0.0
+        elif claim.rule == "beats":
+            assert other is not None
+            number = _scaled(paired_difference(mine.last, other.last), mine.sign)
+        else:
+            assert other is not None
+            number = _scaled(paired_difference(mine.dormant, other.dormant), -1.0)
+        word = "yes" if number.low > -margin else "opposite" if number.high < 0 else "open"
+        found[stream] = (word, number)
+    return found
+
+
+def verdict(found: Mapping[str, tuple[str, Estimate]]) -> str:
+    """One or two words for all streams."""
+    words = {word for word, _ in found.values()}
+    if not words:
+        return "not run"
+    if words == {"yes"}:
+        return "confirmed"
+    if words == {"opposite"}:
+        return "contradicted"
+    if "opposite" in words:
+        return "mixed" if "yes" in words else "rather contradicted"
+    return "partly" if "yes" in words else "open"
+
+
+# ---- tables ----
+def _label(way: str) -> str:
+    entry = WAYS[way]
+    return f"[{entry.label}](../methods/{entry.page}.md)" if entry.page else entry.label
+
+
+def _title(stream: str) -> str:
+    return stream.replace("_", " ").capitalize()
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    rule = "|" + ":--|" * left + "--:|" * (len(heads) - left)
+    return "\n".join(["| " + " | ".join(heads) + " |", rule, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def overall(runs: Runs, num_seeds: int = 10) -> str:
+    """The leaderboard over the streams on which something changes."""
+    changing = {stream: there for stream, there in runs.items() if stream != CONTROL and BASELINE in there}
+    names = [name for name in WAYS if changing and all(name in there for there in changing.values())]
+    contenders = [name for name in names if name != FRESH]
+    if len(contenders) < 2:
+        return ""
+    ranks = dict(zip(contenders, mean_ranks([
+        [[merit(there[name], there[name].whole, num_seeds).get(seed, math.nan) for name in contenders]
+         for seed in range(num_seeds)]
+        for there in changing.values()
+    ]), strict=True))  # fmt: skip
+    accuracy = [there for there in changing.values() if there[BASELINE].metric.percent]
+    every_gain = {stream: gains(there) for stream, there in changing.items()}
+    control = runs.get(CONTROL, {})
+    rows = []
+    for name in sorted(contenders, key=lambda item: ranks[item].mean) + [FRESH] * (FRESH in names):
+        better = "–"
+        if name != BASELINE:
+            better = format_interval(
+                probability_of_improvement(
+                    [merit(there[name], there[name].last, num_seeds) for there in changing.values()],
+                    [merit(there[BASELINE], there[BASELINE].last, num_seeds) for there in changing.values()],
+                )
+            )
+        mine = [found[name] for found in every_gain.values() if name in found]
+        ahead = sum(p < 0.05 and item.mean > 0 for item, p in mine)
+        behind = sum(p < 0.05 and item.mean < 0 for item, p in mine)
+        strata = [list(merit(there[name], there[name].whole, num_seeds).values()) for there in accuracy]
+        middle = _scaled(iqm(strata), 100.0)
+        rows.append(
+            [
+                _label(name),
+                format_interval(ranks[name], 1) if name in ranks else "–",
+                better,
+                f"{ahead} / {behind}" if mine else "–",
+                format_interval(middle, 1),
+                _price(control, name),
+                _cost(changing, name),
+            ]
+        )
+    heads = [
+        "method",
+        f"mean rank, 1 to {len(contenders)}",
+        "P(better than no protection)",
+        f"ahead / behind, of {len(changing)}",
+        f"IQM of {len(accuracy)} accuracies, %",
+        "price where nothing changes, points",
+        "time, of plain",
+    ]
+    part = _part_of(next(iter(changing)))
+    missing = [WAYS[name].label for name in ways(part) if name not in names]
+    note = f"\n\nNot on all streams yet: {', '.join(missing)}." if missing else ""
+    return "### Leaderboard\n\n" + _table(heads, rows) + note
+
+
+def _price(control: Mapping[str, Run], name: str) -> str:
+    """What it costs in held-out accuracy when nothing changes."""
+    if name == BASELINE or name not in control or BASELINE not in control:
+        return "–"
+    found = paired_difference(control[name].held_out, control[BASELINE].held_out)
+    return format_estimate(found, metric_info("test_accuracy"), signed=True)
+
+
+def _cost(changing: Mapping[str, Mapping[str, Run]], name: str) -> str:
+    """The geometric mean, over streams, of its time over that of no protection."""
+    ratios = [there[name].seconds / there[BASELINE].seconds for there in changing.values()]
+    finite = [math.log(ratio) for ratio in ratios if math.isfinite(ratio) and ratio > 0]
+    return f"{math.exp(sum(finite) / len(finite)):.1f}" if finite else "–"
+
+
+def table(stream: str, there: Mapping[str, Run]) -> str:
+    """One stream's table."""
+    metric = next(iter(there.values())).metric
+    unit, points = (", %", ", points") if metric.percent else ("", "")
+    against = gains(there)
+    held_out, past = any(run.held_out for run in there.values()), any(run.past for run in there.values())
+    heads = ["method", f"chosen of {len(next(iter(there.values())).trials)}", f"whole stream{unit}"]
+    heads += [f"last {WINDOW} tasks{unit}", f"change{points}", f"better than no protection by{points}"]
+    heads += ["held-out, last tasks, %"] * held_out + ["earlier tasks, %"] * past + ["dormant at the end, %", "seeds"]
+    rows = []
+    for name, run in there.items():
+        gain = "baseline" if name == BASELINE else "–"
+        if name in against:
+            value, p = against[name]
+            gain = format_estimate(value, metric, signed=True)
+            gain = f"**{gain}**" if p < 0.05 else gain
+        row = [_label(name), run.setting, _text(run.whole, metric), _text(run.last, metric)]
+        row += [format_estimate(estimate(run.change.values()), metric, signed=True), gain]
+        row += [_text(run.held_out, metric_info("test_accuracy"))] * held_out
+        row += [_text(run.past, metric_info("past_accuracy"))] * past
+        failed = f", {run.num_failed} failed" if run.num_failed else ""
+        rows.append([*row, _text(run.dormant, DORMANT), f"{len(run.last)}{failed}"])
+    kind = " (the control: nothing changes)" if stream == CONTROL else ""
+    missing = [WAYS[name].label for name in ways(_part_of(stream)) if name not in there]
+    note = f"\n\nNot run yet: {', '.join(missing)}." if missing else ""
+    return f"### {_title(stream)}{kind}\n\n" + _table(heads, rows, left=2) + note
+
+
+def _part_of(stream: str) -> str:
+    return next(name for name in PARTS if stream in streams(name))
+
+
+def _text(values: Mapping[int, float], metric: Metric) -> str:
+    return format_estimate(estimate(values.values()), metric)
+
+
+# ---- best of k ----
+def curve(run: Run, there: Mapping[str, Run]) -> list[Estimate]:
+    """The expected score of the best of k settings on the tuning seeds, with quartiles over the choices of k.
+
+    A setting without a score has the worst that occurs on the stream.
+    """
+    scores = [run.sign * value for other in there.values() for value in other.trials if value is not None]
+    worst = min(scores, default=0.0)
+    found = best_of_k([worst if value is None else run.sign * value for value in run.trials])
+    return [_scaled(Estimate(best.mean, best.low, best.high, len(run.trials)), run.sign) for best in found]
+
+
+def best_table(runs: Runs) -> str:
+    """The best of one setting, of half of them, and of all, on the tuning seeds."""
+    parts = []
+    for stream, there in runs.items():
+        metric = next(iter(there.values())).metric
+        num = len(next(iter(there.values())).trials)
+        ks = sorted({1, (num + 1) // 2, num})
+        rows = []
+        for name, run in there.items():
+            found = curve(run, there)
+            cells = [f"{(100 if metric.percent else 1) * found[k - 1].mean:.{1 if metric.percent else 3}f}" for k in ks]
+            rows.append([_label(name), *cells])
+        unit = ", %" if metric.percent else ""
+        parts.append(f"**{_title(stream)}{unit}**\n\n" + _table(["method", *(f"best of {k}" for k in ks)], rows))
+    return "### Best of k settings\n\n![The best of k settings](../images/leaderboard_best_of_k.svg)\n\n" + "\n\n".join(
+        parts
+    )
+
+
+def figure(runs: Runs) -> str:
+    """The curves of all streams as a standalone SVG."""
+    width, height, columns = 470, 300, 2
+    styles = _styles()
+    shown = [name for name in WAYS if any(name in there for there in runs.values())]
+    parts = []
+    for number, (stream, there) in enumerate(runs.items()):
+        metric = next(iter(there.values())).metric
+        factor = 100.0 if metric.percent else 1.0
+        axis = Axis(f"{metric.words}{', %' if metric.percent else ''}", factor)
+        curves = []
+        for name, run in there.items():
+            points = [Estimate(p.mean, math.nan, math.nan, p.num) for p in curve(run, there)]
+            curves.append((WAYS[name].label, [float(k) for k in range(1, len(points) + 1)], points, styles[name]))
+        chart = curve_chart(curves, Axis("settings tried"), axis, steps=True, width=width, height=height - 24)
+        x, y = width * (number % columns), height * (number // columns)
+        parts.append(f'<text class="title" x="{x + 60}" y="{y + 18}">{escape(_title(stream))}</text>')
+        size = f'<svg x="{x}" y="{y + 24}" width="{width}" height="{height - 24}" '
+        parts.append(chart.replace("<svg ", size, 1))
+    top = height * math.ceil(len(runs) / columns) + 20
+    for number, name in enumerate(shown):
+        x, y = 30 + 300 * (number % 3), top + 22 * (number // 3)
+        style = styles[name]
+        parts.append(f'<g stroke="{style.css}"><line class="line"{style.dashes} x1="{x}" x2="{x + 34}" y1="{y}" ')
+        parts.append(f'y2="{y}"/><text class="name" x="{x + 42}" y="{y + 4}">{escape(WAYS[name].label)}</text></g>')
+    bottom = top + 22 * math.ceil(len(shown) / 3) + 6
+    opening = f'<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns * width} {bottom}" '
+    opening += f'width="{columns * width}" role="img" aria-label="The best of k settings, by stream and method">'
+    ground = f'<style>{COLOUR_STYLE}{CHART_STYLE}</style><rect width="100%" height="100%" fill="var(--paper)"/>'
+    return f"{opening}{ground}{''.join(parts)}</svg>\n"
+
+
+def _styles() -> dict[str, Style]:
+    others = [name for name in WAYS if name not in (BASELINE, FRESH)]
+    found = {name: Style(1 + number % 6, number // 6) for number, name in enumerate(others)}
+    return {BASELINE: Style(0), FRESH: Style(7, 1), **found}
+
+
+# ---- claims ----
+def claims_table(runs: Runs) -> str:
+    """Each claim, what was found on each stream, and the verdict."""
+    rows = []
+    for claim in CLAIMS:
+        found = outcome(claim, runs)
+        cells = []
+        for stream, (word, number) in found.items():
+            percent = claim.rule == "fewer dormant" or runs[stream][claim.way].metric.percent
+            factor = 100 if percent else 1
+            digits = 1 if percent else 2
+            text = f"{factor * number.mean:+.{digits}f} ± {factor * number.half_width:.{digits}f}".replace("-", "−")
+            cells.append(f"{_short(stream)} {text} {word}")
+        rows.append([f"{claim.text} ({claim.source})", "; ".join(cells) or "–", verdict(found)])
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row[2]] = counts.get(row[2], 0) + 1
+    total = ", ".join(f"{word}: {num}" for word, num in sorted(counts.items(), key=lambda item: -item[1]))
+    table_text = _table(["claim", "here: for it by, ± half of the 95 % interval", "direction"], rows, left=3)
+    return f"### Published claims\n\n{table_text}\n\nOf {len(rows)} claims: {total}."
+
+
+def curves_table(runs: Runs) -> str:
+    """Published curves and ours, by first, best and last."""
+    rows = []
+    for item in CURVES:
+        for stream in item.streams:
+            run = runs.get(stream, {}).get(item.way)
+            if run is None:
+                continue
+            factor, digits = (100, 1) if run.metric.percent else (1, 2)
+            ours = [estimate(run.first.values()).mean, run.best, estimate(run.last.values()).mean]
+            shown = ", ".join(f"{factor * value:.{digits}f}" for value in ours)
+            rows.append([WAYS[item.way].label, item.published, item.shape, _title(stream), shown])
+    if not rows:
+        return ""
+    heads = [
+        "training",
+        "published",
+        "first, best, last",
+        "here",
+        f"first {WINDOW}, best {WINDOW}, last {WINDOW} tasks",
+    ]
+    return "### Published curves beside ours\n\n" + _table(heads, rows, left=5)
+
+
+def _short(stream: str) -> str:
+    return stream.replace("slowly_changing_", "").replace("_", " ")
+
+
+# ---- writing ----
+def text(runs: Runs, num_seeds: int = 10) -> str:
+    """All tables."""
+    parts = [overall(runs, num_seeds)]
+    parts += [table(stream, there) for stream, there in runs.items()]
+    if any(outcome(claim, runs) for claim in CLAIMS):
+        parts.append(claims_table(runs))
+    parts.append(curves_table(runs))
+    return "\n\n".join(part for part in [*parts, best_table(runs)] if part)
+
+
+def write(results: Path, page: Path = PAGE, drawing: Path = FIGURE, num_seeds: int = 10) -> None:
+    """Write tables and figure from the records; what is not there yet is named."""
+    for part in PARTS:
+        runs = read(results, part, num_seeds)
+        if not runs:
+            continue
+        content = text(runs, num_seeds)
+        path = drawing if part == "stacked" else drawing.with_stem(f"{drawing.stem}_{part}")
+        if path != drawing:
+            content = content.replace(drawing.name, path.name)
+        page.write_text(between_markers(page.read_text(encoding="utf-8"), content, part), encoding="utf-8")
+        path.write_text(figure(runs), encoding="utf-8")

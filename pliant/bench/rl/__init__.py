@@ -1,0 +1,3 @@
+"""Reinforcement learning in changing environments."""
+
+from __future__ import annotations
