@@ -17,7 +17,7 @@ SOURCES := pyproject.toml constraints.txt
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test lint types tests test-wide test-matrix test-lower test-ray docs readme-picture clean
+.PHONY: help demo test lint types tests test-wide test-matrix test-lower test-frameworks-lower test-ray docs readme-picture clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test-matrix     every method with every architecture and every optimizer (make test covers pairs);"
 	@echo "                     SHARD=3/40: the third of forty parts, for several nights"
 	@echo "make test-lower      the tests with the oldest PyTorch that is supported ($(LOWEST)), in its own venv"
+	@echo "make test-frameworks-lower  the adapters' tests with the oldest supported frameworks, in a venv of their own"
 	@echo "make test-ray        runs on a Ray cluster of two nodes on this machine; Ray is in its own venv"
 	@echo "make docs            the documentation as a site: build/site/index.html"
 	@echo "make readme-picture  docs/images/demo.svg from the records of the last demo"
@@ -58,6 +59,9 @@ test-matrix: $(VENV)/.installed-dev
 test-lower: $(VENV)-lower/.installed
 	$(VENV)-lower/bin/pytest -n $(WORKERS)
 
+test-frameworks-lower: $(VENV)-frameworks/.installed
+	$(VENV)-frameworks/bin/python -m pytest -p no:cacheprovider -m "not wide" tests/integrations
+
 test-ray: $(VENV)-ray/.installed
 	$(VENV)-ray/bin/python -m pytest -p no:cacheprovider tests/cluster
 
@@ -69,7 +73,7 @@ readme-picture: $(VENV)/.installed
 	$(BIN)/pliant report demo/results --figure docs/images/demo.svg --stream random_label_digits
 
 clean:
-	rm -rf $(VENV) $(VENV)-lower $(VENV)-ray .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lower $(VENV)-frameworks $(VENV)-ray .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	find pliant tests references -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(BIN)/python:
@@ -100,4 +104,16 @@ $(VENV)-ray/.installed: $(SOURCES) $(VENV)/.installed-dev
 	$(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(VENV)-ray/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/other.pth
 	$(VENV)-ray/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt ray
+	@touch $@
+
+# The frameworks of the extras at their lower bounds; everything else, PyTorch too, is that of the other venv.
+$(VENV)-frameworks/.installed: $(SOURCES) $(VENV)/.installed-dev
+	$(PYTHON) -m venv $(VENV)-frameworks
+	$(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(VENV)-frameworks/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/other.pth
+	$(VENV)-frameworks/bin/python -c 'import tomllib; \
+		extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		names = ("huggingface", "lightning", "schedulefree", "rl"); \
+		print(*[item.replace(">=", "==") for name in names for item in extras[name] if "gymnasium" not in item])' \
+		| xargs $(VENV)-frameworks/bin/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts
 	@touch $@

@@ -30,6 +30,8 @@ Written by `python benchmarks/streams_table.py` from the streams themselves. A s
 
 Multi-layer perceptrons start with He-uniform weights and zero biases, as those of Dohare et al.; the networks of other papers start as PyTorch's layers do. Every task of a stream is shown in whole passes, each in an order of its own.
 
+Streams of agents (what they learn is `ppo`) have tasks that are no examples: a task is the time until the next change of an environment, and its score is a return. They need the extra `rl`.
+
 **Files.** Where a data set is read from files, they are looked for in the folder that `--data-dir` names (the folder of the data set, or one that has it as a sub-folder), else in `$PLIANT_DATA_DIR`, else in `pliant` in the user's cache. What is missing is downloaded, where it can be, with its checksum (`pip install 'pliant[data]'`; MNIST needs nothing installed). CIFAR is read in the binary version, ImageNet 32x32 as one `.npy` file per class or in its published batches (npz or pickled; a pickle is read without running anything in it), MNIST and EMNIST as idx files, texts as UTF-8. A file that is truncated or another one is an error that names its size and checksum. Files that hold a subset of CIFAR are read if `--set stream.subset=N` says how many training images of each class there are; the subset is then part of the experiment's identity.
 
 | stream | tasks differ in | learns | data | presets | memory of a task | forgetting |
@@ -57,6 +59,11 @@ DIFFER = {
     "regime_switching": "the dynamics of the series",
     "click_through": "tastes and vocabulary",
     "character_drift": "cipher, vocabulary or text",
+    "changing_control": "goal, sensors and actions",
+    "slippery_ant": "the friction of the ground",
+    "ant": "nothing (the policy changes what it sees)",
+    "hopper": "nothing",
+    "walker": "nothing",
     "folder": "your data",
     "iterable": "your data",
 }

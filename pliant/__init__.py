@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pliant.attach import attach
+    from pliant.averages import follow_resets
     from pliant.diagnosis import Diagnosis, diagnose
+    from pliant.edit_log import EditLog, LoggedEvent, read_edits
     from pliant.errors import (
         IllegalConfiguration,
         NoEffect,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
         monitor,
     )
     from pliant.probe import LiveTwin, ProbeResult, live_twin, probe
+    from pliant.saving import LoadReport
     from pliant.units import UnitGraph, UnitGroup, find_units
     from pliant.units.declare import declare_units
     from pliant.units.verify import verify
@@ -93,6 +96,11 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
     # acting
     "attach",
     "Handle",
+    "LoadReport",
+    "EditLog",
+    "LoggedEvent",
+    "read_edits",
+    "follow_resets",
     "AdaptiveNormalization",
     "ContinualBackprop",
     "FIRE",
@@ -133,12 +141,17 @@ __all__ = [  # noqa: RUF022 (grouped by purpose)
 
 # Names are imported when they are first used, so that the command line's help and the reports need no PyTorch.
 _MODULES = (
-    *("checkpoint", "errors", "insertion", "interventions", "manifolds", "metrics", "nn", "observation", "optim"),
-    *("records", "report", "spectrum", "statistics", "stats", "surgery", "units"),
+    *("checkpoint", "errors", "insertion", "interventions", "lora", "manifolds", "metrics", "nn", "observation"),
+    *("optim", "records", "report", "spectrum", "statistics", "stats", "surgery", "tokens", "units"),
 )
 _SOURCES = {
+    "EditLog": "pliant.edit_log",
     "Handle": "pliant.handle",
+    "LoadReport": "pliant.saving",
+    "LoggedEvent": "pliant.edit_log",
+    "read_edits": "pliant.edit_log",
     "attach": "pliant.attach",
+    "follow_resets": "pliant.averages",
     "IllegalConfiguration": "pliant.errors",
     "NoEffect": "pliant.errors",
     "NoEffectWarning": "pliant.errors",

@@ -20,10 +20,21 @@ from pliant.surgery import operate
 from pliant.units import UnitGraph
 from pliant.units.export import Inputs, refuse_wrapped
 from pliant.units.init import InitSpec
+from pliant.units.patterns import matches
 from pliant.units.several import Models, as_module
-from pliant.wiring import as_optimizers, check_batch, check_conflicts, parts_of, units_of, unwrapped, wrappers_of
+from pliant.wiring import (
+    as_optimizers,
+    check_batch,
+    check_conflicts,
+    is_within,
+    parts_of,
+    refuse_trainer,
+    units_of,
+    unwrapped,
+    wrappers_of,
+)
 
-__all__ = ["attach"]
+__all__ = ["attach", "handles_of"]
 
 _HANDLES: WeakKeyDictionary[nn.Module, WeakSet[Handle]] = WeakKeyDictionary()
 """What is attached to which module."""
@@ -41,6 +52,8 @@ def attach(
     dry_run: bool = False,
     moments: MomentSpec = None,
     measure_change: Inputs | None = None,
+    max_change: float | None = None,
+    where: str = "*",
 ) -> Handle:
     """Protect a model: the interventions act after every step of its optimizer, in a loop that stays as it is.
 
@@ -73,6 +86,14 @@ def attach(
             model's outputs on it (two forward passes for each edit, in evaluation mode). A reset of a unit that was
             in use is a change, also where it "preserves the function": that says that the new weights add nothing to
             the loss of the old ones.
+        max_change: With ``measure_change``, the largest such change that one edit may make. An edit that makes a larger
+            one is taken back at once: weights, buffers, moments and random states get the bits that they had, and the
+            event says ``"undone"``. Of a reset of several units as many stay as are within the limit together (they
+            are tried in halves, 16 times at most). The method is not told: to its books the units are new, so that it
+            comes back to them in its own time. Each edit then waits for an accelerator.
+        where: The part of the model in which methods act, besides their own ``where``: a pattern of names, or several
+            with commas between; a module's name stands for all that is in it. Modules that a method puts into the
+            model follow its own options.
 
     While it is attached, save ``state_dict()``s as usual; pickling the whole module (``torch.save(model)``) needs
     ``handle.detach()`` first, because hooks cannot be pickled. ``torch.distributed.checkpoint`` takes the handle
@@ -117,6 +138,7 @@ def attach(
         ['actor.0', 'critic.0']
         >>> handle.detach()
     """
+    refuse_trainer(model)
     if is_agent(model):
         if methods is not None and optimizer is not None:
             raise IllegalConfiguration("the optimizers of an agent are found by themselves: attach(agent, methods).")
@@ -130,6 +152,8 @@ def attach(
             dry_run=dry_run,
             moments=moments,
             measure_change=measure_change,
+            max_change=max_change,
+            where=where,
         )
     if methods is None or optimizer is None:
         raise IllegalConfiguration(
@@ -157,7 +181,7 @@ def attach(
     check_conflicts(chosen)
     modules = parts_of(plain).values()
     if not dry_run:
-        _check_others(modules, chosen)
+        _check_others(modules, chosen, where)
     seeds = (seed,) if isinstance(seed, int) else tuple(seed)
     too_late = units is not None or process_group is not None or not isinstance(seed, int)
     operations = _operate(model, optimizers, chosen, seeds[0], example_inputs, too_late=too_late, dry_run=dry_run)
@@ -165,6 +189,8 @@ def attach(
     _check_one_owner(model, optimizers, chosen, units)
     if measure_change is not None:
         check_batch(model, measure_change)
+    _check_limit(max_change, measure_change, seed)
+    _check_where(model, units, where)
     handle = Handle(
         model,
         optimizers,
@@ -177,6 +203,8 @@ def attach(
         process_group=process_group,
         moments=moments,
         measure_change=measure_change,
+        max_change=max_change,
+        where=where,
     )
     wrappers = wrappers_of(given)
     if wrappers:
@@ -228,14 +256,49 @@ def _attach_agent(
     return handle
 
 
-def _check_others(modules: Iterable[nn.Module], methods: Sequence[Intervention]) -> None:
+def _check_limit(max_change: float | None, measure_change: Inputs | None, seed: int | Sequence[int]) -> None:
+    """Refuse a limit that could not be held."""
+    if max_change is None:
+        return
+    if not 0 < max_change < float("inf"):
+        raise IllegalConfiguration(f"max_change={max_change!r} is out of range; it must be positive and finite.")
+    if measure_change is None:
+        raise IllegalConfiguration("max_change needs a batch to measure the change on: pass measure_change=batch.")
+    if not isinstance(seed, int):
+        raise NotYetSupported("max_change is for single models: one member's edit would be measured by another's.")
+
+
+def _check_where(model: nn.Module, units: UnitGraph, where: str) -> None:
+    """Refuse a part of the model that is not there."""
+    if any(is_within(group.name, where) for group in units):
+        return
+    if not any(matches(name, where) for name, _ in (*model.named_parameters(), *model.named_buffers())):
+        names = ", ".join(name for name, _ in model.named_children()) or "none"
+        raise NoEffect(
+            f"attach(where={where!r}) matches nothing in the model, so nothing would be protected. Its modules are: "
+            f"{names}; its unit groups: {', '.join(group.name for group in units) or 'none'}."
+        )
+
+
+def handles_of(model: nn.Module) -> list[Handle]:
+    """The handles that are attached to a model; those that only report (``dry_run``) too.
+
+    Args:
+        model: The module that was given to :func:`attach`, or one that contains it.
+    """
+    found = {handle for module in model.modules() for handle in _HANDLES.get(module, ())}
+    return [handle for handle in found if handle.is_attached]
+
+
+def _check_others(modules: Iterable[nn.Module], methods: Sequence[Intervention], where: str) -> None:
     """Refuse methods that a handle on the same modules has already, or that undo what it does."""
     others = {handle for module in modules for handle in _HANDLES.get(module, ())}
     for other in others:
         if not other.is_attached or other.events.dry_run:
             continue
         for method in methods:
-            if any(type(method) is type(old) and _may_overlap(method, old) for old in other.methods):
+            apart = where != other.where and "*" not in (where, other.where)
+            if not apart and any(type(method) is type(old) and _may_overlap(method, old) for old in other.methods):
                 raise IllegalConfiguration(
                     f"{type(method).__name__} is attached to this model already ({other!r}), and would act twice. Call "
                     "detach() on that handle first; if it is meant to act twice, list both in one call of attach."

@@ -16,7 +16,7 @@ from torch import Tensor
 from pliant.devices import can_read
 from pliant.edit_tensors import TensorEditor
 from pliant.errors import IllegalConfiguration, NotYetSupported
-from pliant.optimizer_state import Moment, moments
+from pliant.optimizer_state import Moment, is_schedule_free, moments
 from pliant.units.group import TensorSlice, UnitGroup
 from pliant.units.init import Init
 from pliant.write import Selection
@@ -78,23 +78,26 @@ class Editor(TensorEditor):
         selection = self.writer.select(mask if whole else mask > 0, at_most, self.live)
         if selection is None:
             return
-        share = None if whole else self._shares(selection.of(mask))
-        change = self._begin()
-        if not self.dry_run:
-            with torch.no_grad():
-                # outgoing last: where one matrix produces and consumes the units, what they send must end at zero
-                pieces = sorted(group.slices, key=lambda piece: piece.role == "outgoing")
-                actions = [self._action(piece, incoming, bias, carried, outgoing) for piece in pieces]
-                states = [  # all of them before anything is written: what is not known is refused
-                    self._moments(piece.name) if moments == "zero" and action != "keep" else []
-                    for piece, action in zip(pieces, actions, strict=True)
-                ]
-                for piece, action, state in zip(pieces, actions, states, strict=True):
-                    if action != "keep":
-                        self._write(piece, selection, action, share)
-                        self._clear_gradient(piece, selection, share)
-                        self._renew(state, piece, selection, share)
-        self._log(group, "reset" if whole else "partial_reset", selection, reason, change)
+        if not whole:
+            self._shares(selection.of(mask))
+            self._refuse_between("partly reset", group.tensors)
+
+        def write(chosen: Selection) -> None:
+            # outgoing last: where one matrix produces and consumes the units, what they send must end at zero
+            share = None if whole else chosen.of(mask)
+            pieces = sorted(group.slices, key=lambda piece: piece.role == "outgoing")
+            actions = [self._action(piece, incoming, bias, carried, outgoing) for piece in pieces]
+            states = [  # all of them before anything is written: what is not known is refused
+                self._past(piece.name, moments) if action != "keep" else []
+                for piece, action in zip(pieces, actions, strict=True)
+            ]
+            for piece, action, state in zip(pieces, actions, states, strict=True):
+                if action != "keep":
+                    self._write(piece, chosen, action, share)
+                    self._clear_gradient(piece, chosen, share)
+                    self._renew(state, piece, chosen, share)
+
+        self._do_units(group, "reset" if whole else "partial_reset", selection, write, reason, in_parts=True)
 
     def scale(
         self, group: UnitGroup, factor: Tensor, *, role: Literal["incoming", "outgoing"] = "outgoing", reason: str = ""
@@ -110,12 +113,13 @@ class Editor(TensorEditor):
         selection = self.writer.select(factor != 1, None, self.live)
         if selection is None:
             return
-        change = self._begin()
-        if not self.dry_run:
-            with torch.no_grad():
-                for piece in group.role(role):
-                    self.writer.multiply(piece, factor, self.live)
-        self._log(group, "scale", selection, reason, change)
+        self._refuse_between("scale", [piece.name for piece in group.role(role)])
+
+        def write(chosen: Selection) -> None:
+            for piece in group.role(role):
+                self.writer.multiply(piece, factor, self.live)
+
+        self._do_units(group, "scale", selection, write, reason)
 
     def perturb(
         self,
@@ -147,17 +151,18 @@ class Editor(TensorEditor):
         selection = self.writer.select(amount != 0, at_most, self.live)
         if selection is None or noise_scale == 0:
             return
-        share = selection.of(amount).to(torch.float64 if amount.dtype == torch.float64 else torch.float32)
-        change = self._begin()
-        if not self.dry_run:
-            with torch.no_grad():
-                pieces = [piece for piece in group.role("incoming") if self.init_of(piece.name).kind != "constant"]
-                states = [self._moments(piece.name) if moments == "zero" else [] for piece in pieces]
-                for piece, state in zip(pieces, states, strict=True):
-                    tensor, init = self.tensors[piece.name], self.init_of(piece.name)
-                    self.writer.fill(tensor, piece, selection, init, share * noise_scale, add=True)
-                    self._renew(state, piece, selection, None)
-        self._log(group, "perturb", selection, reason, change)
+        self._refuse_between("perturb", [piece.name for piece in group.role("incoming")])
+
+        def write(chosen: Selection) -> None:
+            share = chosen.of(amount).to(torch.float64 if amount.dtype == torch.float64 else torch.float32)
+            pieces = [piece for piece in group.role("incoming") if self.init_of(piece.name).kind != "constant"]
+            states = [self._moments(piece.name) if moments == "zero" else [] for piece in pieces]
+            for piece, state in zip(pieces, states, strict=True):
+                tensor, init = self.tensors[piece.name], self.init_of(piece.name)
+                self.writer.fill(tensor, piece, chosen, init, share * noise_scale, add=True)
+                self._renew(state, piece, chosen, None)
+
+        self._do_units(group, "perturb", selection, write, reason)
 
     def compensate(self, group: UnitGroup, activation: Tensor, *, reason: str = "") -> None:
         r"""Move what units send on average into the biases of the layers that read them, before a reset takes it away.
@@ -172,19 +177,15 @@ class Editor(TensorEditor):
             activation: :math:`a_i`, ``[U]`` or ``[S, U]``; 0 for units that stay.
             reason: For the event log.
         """
-        change = self._begin()
-        names = []
-        for piece in group.role("outgoing"):
-            bias = self._bias_beside(piece)
-            if bias is None:
-                continue
-            names.append(bias[0])
-            if not self.dry_run:
-                with torch.no_grad():
-                    term = self.writer.sent(piece, activation, bias[1])
-                    self.writer.add([self.tensors[bias[0]]], [term], self.live)
-        if names:
-            self._log_tensors("add", names, reason, change)
+        found = [(piece, bias) for piece in group.role("outgoing") if (bias := self._bias_beside(piece)) is not None]
+        self._refuse_between("add to", [name for _, (name, _) in found])
+
+        def write() -> None:
+            for piece, (name, out) in found:
+                self.writer.add([self.tensors[name]], [self.writer.sent(piece, activation, out)], self.live)
+
+        if found:
+            self._do("add", [name for _, (name, _) in found], write, reason)
 
     def _bias_beside(self, piece: TensorSlice) -> tuple[str, int] | None:
         """The bias of the layer that an outgoing weight belongs to, and the weight's dimension of its entries."""
@@ -227,14 +228,14 @@ class Editor(TensorEditor):
         source = (self.init_of(name) if to == "init" else None) if isinstance(to, str) else to
         if can_read(mask) and not bool(mask.any()):
             return
-        change = self._begin()
-        if not self.dry_run:
-            with torch.no_grad():
-                state = self._moments(name) if moments == "zero" else []
-                self.writer.fill_weights(tensor, mask, source, self.live)
-                for moment in state:
-                    self.writer.fill_weights(moment.value, mask, _source(moment, tensor), self.live)
-        self._log_tensors("reset_weights", [name], reason, change)
+
+        def write() -> None:
+            state = self._past(name, moments)
+            self.writer.fill_weights(tensor, mask, source, self.live)
+            for moment in state:
+                self.writer.fill_weights(moment.value, mask, _source(moment, tensor), self.live)
+
+        self._do("reset_weights", [name], write, reason)
 
     # ---- internals ----
     def _action(self, piece: TensorSlice, incoming: str, bias: str, carried: str, outgoing: str) -> str:
@@ -272,18 +273,66 @@ class Editor(TensorEditor):
     def _moments(self, name: str) -> list[Moment]:
         if name not in self.owners:
             return []
-        return moments(self.owners[name], self.tensors[name], name, self._declared)
+        return moments(self.owners[name], self.tensors[name], name, self.declared)
+
+    def _past(self, name: str, moments: str) -> list[Moment]:
+        """What remembers a tensor's old entries: its moments (unless they are kept), and averages over training.
+
+        The points of a schedule-free optimizer are weights, so that they are never kept.
+        """
+        kept = moments == "keep" and not (self._has_two_points and is_schedule_free(self.owners.get(name)))
+        return ([] if kept else self._moments(name)) + self._averages_of(name)
 
     def _shares(self, share: Tensor) -> Tensor:
         if can_read(share) and not bool((share <= 1).all()):
             raise IllegalConfiguration("a reset goes by a share in [0, 1] of each unit, or by a bool mask.")
         return share
 
-    def _log(
-        self, group: UnitGroup, action: str, chosen: Selection, reason: str, change: Callable[[], Tensor] | None
+    def _do_units(
+        self,
+        group: UnitGroup,
+        action: str,
+        selection: Selection,
+        write: Callable[[Selection], None],
+        reason: str,
+        *,
+        in_parts: bool = False,
     ) -> None:
-        measured = None if change is None else change()
-        self.events.add(group.name, action, chosen.units, chosen.members, chosen.active, reason, measured)
+        """Edit units, measure what it has changed, take back what is too much, and log both."""
+        change = self._begin()
+        if not self.dry_run and (change is None or self._limit is None):
+            with torch.no_grad():
+                write(selection)
+        if change is None or self._limit is None:
+            self._log(group, action, selection, reason, None if change is None else change())
+            return
+        everything = torch.arange(len(selection.units), device=selection.units.device)
+        if not in_parts:
+            before = self._before(group.tensors)
+            with torch.no_grad():
+                write(selection)
+            measured = change()
+            done = everything if self._limit.allows(measured) else everything[:0]
+            if not len(done):
+                before.restore()
+            found: tuple[Tensor, Tensor | None, Tensor | None] = done, measured, measured
+        else:
+            with torch.no_grad():
+                found = self._limit.fitting(
+                    everything,
+                    lambda places: write(selection.part(places)),
+                    change,
+                    lambda: self._before(group.tensors),
+                )
+        done, measured_done, refused = found
+        if len(done):
+            self._log(group, action, selection.part(done), reason, measured_done)
+        left = everything[~torch.isin(everything, done)]
+        if len(left):
+            self._log(group, "undone", selection.part(left), self._why_undone(action, reason), refused)
+
+    def _log(self, group: UnitGroup, action: str, chosen: Selection, reason: str, change: Tensor | None) -> None:
+        self.events.add(group.name, action, chosen.units, chosen.members, chosen.active, reason, change)
 
 
 def _source(moment: Moment, tensor: Tensor) -> Init | Tensor | None:

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.events import EventLog
-from pliant.optimizer_state import MomentSpec, RestartPart, restart, restartable
+from pliant.limit import Before, Limit
+from pliant.optimizer_state import Moment, MomentSpec, RestartPart, is_schedule_free, restart, restartable
 from pliant.units.init import Init, directions
 from pliant.write import Writer
 
@@ -33,10 +34,15 @@ class TensorEditor:
         declared: Moments that the user has declared, see :func:`pliant.optimizer_state.moments`.
         measure: ``None``, or a function that gives the change of the outputs since it was last called; each edit is
             then measured.
+        max_change: ``None``, or the largest change of the outputs that an edit may make: one that makes a larger one
+            is taken back, bit by bit; of a reset of several units, as many stay as are within it together.
 
     Attributes:
         stepped: The optimizer that has just stepped, if any. What the units of another optimizer's parameters have
             as a gradient belongs to the old units: a reset clears it.
+        declared: As given.
+        averages: Tensors by name of copies that average the model over training, see
+            :func:`pliant.averages.follow_resets`.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class TensorEditor:
         dry_run: bool = False,
         declared: MomentSpec = None,
         measure: Callable[[], Callable[[], Tensor]] | None = None,
+        max_change: float | None = None,
     ) -> None:
         self.tensors, self.owners, self.inits = tensors, owners, inits
         self.num_members, self.events, self.dry_run = num_members, events, dry_run
@@ -58,7 +65,10 @@ class TensorEditor:
         self.live: Tensor | None = None
         self.stepped: Optimizer | None = None
         self.writer = Writer(tensors, seeds, num_members=num_members)
-        self._declared, self._measure = declared, measure
+        self.declared, self._measure = declared, measure
+        self._limit = None if max_change is None else Limit(max_change)
+        self.averages: list[Mapping[str, Tensor]] = []
+        self._has_two_points = any(is_schedule_free(owner) for owner in {id(o): o for o in owners.values()}.values())
         self._directions = directions(tensors.keys())
 
     # ---- randomness ----
@@ -84,11 +94,8 @@ class TensorEditor:
         """
         if not names:
             return
-        change = self._begin()
-        if not self.dry_run:
-            with torch.no_grad():
-                self.writer.shrink(names, factors, towards, self.live)
-        self._log_tensors("shrink", names, "", change)
+        self._refuse_between("shrink", names)
+        self._do("shrink", names, lambda: self.writer.shrink(names, factors, towards, self.live))
 
     def clamp(self, names: Sequence[str], bounds: Sequence[tuple[float, float]]) -> None:
         """Clip whole parameters.
@@ -99,11 +106,8 @@ class TensorEditor:
         """
         if not names:
             return
-        change = self._begin()
-        if not self.dry_run:
-            with torch.no_grad():
-                self.writer.clamp(names, bounds, self.live)
-        self._log_tensors("clamp", names, "", change)
+        self._refuse_between("clamp", names)
+        self._do("clamp", names, lambda: self.writer.clamp(names, bounds, self.live))
 
     def add_noise(
         self, names: str | Sequence[str], noise_scale: float, *, noise: Literal["init", "normal"] = "init"
@@ -124,14 +128,15 @@ class TensorEditor:
         names = [name for name in names if inits[name].kind != "constant"]
         if noise_scale == 0 or not names:
             return
-        change = self._begin()
-        if not self.dry_run:
-            with torch.no_grad():
-                tensors = [self.tensors[name] for name in names]
-                scaled = [replace(inits[name], scale=inits[name].scale * noise_scale) for name in names]
-                terms = [self.writer.draw(tensor, init) for tensor, init in zip(tensors, scaled, strict=True)]
-                self.writer.add(tensors, terms, self.live)
-        self._log_tensors("add_noise", names, "", change)
+        self._refuse_between("add noise to", names)
+
+        def write() -> None:
+            tensors = [self.tensors[name] for name in names]
+            scaled = [replace(inits[name], scale=inits[name].scale * noise_scale) for name in names]
+            terms = [self.writer.draw(tensor, init) for tensor, init in zip(tensors, scaled, strict=True)]
+            self.writer.add(tensors, terms, self.live)
+
+        self._do("add_noise", names, write)
 
     def add(self, names: Sequence[str], terms: Sequence[Tensor], *, reason: str = "") -> None:
         """Add to whole parameters: noise, or a step along a gradient of one's own; moments are kept.
@@ -143,11 +148,10 @@ class TensorEditor:
         """
         if not names:
             return
-        change = self._begin()
-        if not self.dry_run:
-            with torch.no_grad():
-                self.writer.add([self.tensors[name] for name in names], terms, self.live)
-        self._log_tensors("add", names, reason, change)
+        self._refuse_between("add to", names)
+        self._do(
+            "add", names, lambda: self.writer.add([self.tensors[name] for name in names], terms, self.live), reason
+        )
 
     def assign(self, name: str, value: Tensor, *, moments: Literal["zero", "keep"] = "zero", reason: str = "") -> None:
         """Overwrite a whole tensor in place.
@@ -158,16 +162,20 @@ class TensorEditor:
             moments: Whether its optimizer state (Adam's step counter included) restarts too.
             reason: For the event log.
         """
-        change = self._begin()
-        if not self.dry_run:
-            with torch.no_grad():
-                owner = self.owners.get(name) if moments == "zero" else None
-                if owner is not None:  # before anything is written: what is not known is refused
-                    restartable(owner, self.tensors[name], name, self._declared)
-                self.writer.assign(self.tensors[name], value, self.live)
-                if owner is not None:
-                    restart(owner, self.tensors[name], name, self._declared, self.live)
-        self._log_tensors("assign", [name], reason, change)
+        if moments == "keep":
+            self._refuse_between("overwrite", [name])
+
+        def write() -> None:
+            owner = self.owners.get(name) if moments == "zero" else None
+            if owner is not None:  # before anything is written: what is not known is refused
+                restartable(owner, self.tensors[name], name, self.declared)
+            self.writer.assign(self.tensors[name], value, self.live)
+            if owner is not None:
+                restart(owner, self.tensors[name], name, self.declared, self.live)
+            for moment in self._averages_of(name) if moments == "zero" else ():
+                self.writer.assign(moment.value, self.tensors[name], self.live)
+
+        self._do("assign", [name], write, reason)
 
     def restart(self, names: Sequence[str], *, part: RestartPart = "all", reason: str = "") -> None:
         """Put the optimizer's state of whole parameters back to where it was before the first step.
@@ -183,12 +191,13 @@ class TensorEditor:
         owned = [name for name in names if name in self.owners]
         if not owned:
             return
+        self._refuse_between("restart the state of", owned)
         if not self.dry_run:
             with torch.no_grad():
                 for name in owned if part != "step" else ():  # before anything is written: what is not known is refused
-                    restartable(self.owners[name], self.tensors[name], name, self._declared)
+                    restartable(self.owners[name], self.tensors[name], name, self.declared)
                 for name in owned:
-                    restart(self.owners[name], self.tensors[name], name, self._declared, self.live, part=part)
+                    restart(self.owners[name], self.tensors[name], name, self.declared, self.live, part=part)
         self._log_tensors("restart", owned, reason, None)
 
     # ---- gradients, before the step ----
@@ -272,6 +281,41 @@ class TensorEditor:
         return init
 
     # ---- internals ----
+    def _do(self, action: str, names: Sequence[str], write: Callable[[], None], reason: str = "") -> None:
+        """Write whole tensors, measure what it has changed, take it back if that is too much, and log it."""
+        if self.dry_run:
+            return self._log_tensors(action, names, reason, None)
+        change = self._begin()
+        before = None if self._limit is None else self._before(names)
+        with torch.no_grad():
+            write()
+        measured = None if change is None else change()
+        if self._limit is None or before is None or measured is None or self._limit.allows(measured):
+            return self._log_tensors(action, names, reason, measured)
+        before.restore()
+        return self._log_tensors("undone", names, self._why_undone(action, reason), measured)
+
+    def _before(self, names: Sequence[str]) -> Before:
+        return Before(names, self.tensors, self.owners, self.writer, self.averages)
+
+    def _why_undone(self, action: str, reason: str) -> str:
+        assert self._limit is not None
+        return f"{action}{f' ({reason})' if reason else ''} changes outputs by more than {self._limit.max_change:g}"
+
+    def _averages_of(self, name: str) -> list[Moment]:
+        """What copies of the model that average over training hold of a tensor: new weights have no past there."""
+        return [Moment(average[name], "weights") for average in self.averages if name in average]
+
+    def _refuse_between(self, verb: str, names: Sequence[str]) -> None:
+        """Weights that lie between two points can be given a new life; to move them, both points would have to move."""
+        for name in names if self._has_two_points else ():  # asked at every step by some methods
+            if is_schedule_free(self.owners.get(name)):
+                raise NotYetSupported(
+                    f"{self.events.intervention} would {verb} {name!r}, which {type(self.owners[name]).__name__} keeps "
+                    "at two points (an average and the iterate behind it): the edit would reach one, and fade. Of "
+                    "schedule-free optimizers Pliant supports methods that reset units or single weights."
+                )
+
     def _normal(self, name: str) -> Init:
         """A standard normal distribution that leaves the padding row of an embedding alone."""
         init = self.inits.get(name)
@@ -280,5 +324,5 @@ class TensorEditor:
     def _begin(self) -> Callable[[], Tensor] | None:
         return None if self._measure is None or self.dry_run else self._measure()
 
-    def _log_tensors(self, action: str, names: Sequence[str], reason: str, change: Callable[[], Tensor] | None) -> None:
-        self.events.add_tensors(action, names, reason, None if change is None else change())
+    def _log_tensors(self, action: str, names: Sequence[str], reason: str, change: Tensor | None) -> None:
+        self.events.add_tensors(action, names, reason, change)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Event", "EventLog"]
+from pliant.devices import can_read
+
+__all__ = ["Entry", "Event", "EventLog"]
 
 _SHOWN = 10
 
@@ -30,7 +32,8 @@ class Event:
         step: Optimizer steps done when it happened (a run of edits: when it began).
         action: ``"reset"``, ``"partial_reset"``, ``"scale"`` or ``"perturb"`` for units; ``"shrink"``, ``"clamp"``,
             ``"add"``, ``"add_noise"``, ``"add_to_gradient"``, ``"assign"``, ``"reset_weights"``, ``"restart"`` or
-            ``"surgery"`` for tensors.
+            ``"surgery"`` for tensors; ``"undone"`` for an edit of either that was taken back, because it changed the
+            outputs by more than ``attach(..., max_change=...)`` allows (``reason`` says which edit).
         intervention: Name of the method that asked for it.
         reason: Why, in the method's words.
         group: The unit group; empty for whole tensors.
@@ -84,6 +87,11 @@ class _UnitEdit:
     output_change: Tensor | None
     number: int
 
+    @property
+    def can_be_read(self) -> bool:
+        """Whether reading it does not wait for a device."""
+        return can_read(self.units) and (self.output_change is None or can_read(self.output_change))
+
     def event(self) -> Event | None:
         """The event; ``None`` if no unit was hit after all."""
         keep = slice(None) if self.active is None else self.active
@@ -119,6 +127,11 @@ class _Run:
     count: int = 1
     output_change: Tensor | None = None
 
+    @property
+    def can_be_read(self) -> bool:
+        """Whether reading it does not wait for a device."""
+        return self.output_change is None or can_read(self.output_change)
+
     def event(self) -> Event:
         change = None if self.output_change is None else float(self.output_change)
         return Event(
@@ -144,6 +157,11 @@ class EventLog:
     Args:
         maxlen: Number of events that are kept, of units and of whole tensors each.
         dry_run: Whether the edits are only noted; ``str`` then says so.
+
+    Attributes:
+        num_edits: Edits so far, of all kinds: of a run of edits of whole tensors, every one.
+        num_undone: How many of them were taken back, since ``attach``.
+        sizes: Units of each group, for the steps of their latest resets.
     """
 
     def __init__(self, maxlen: int = 10_000, *, dry_run: bool = False) -> None:
@@ -152,8 +170,12 @@ class EventLog:
         self._runs: deque[_Run] = deque(maxlen=maxlen)
         self._open: dict[tuple[int, str, str], _Run] = {}
         self._totals: dict[str, Tensor] = {}
-        self._num_entries = 0  # two methods may act in one step: the order is that of the edits
+        self._latest: dict[str, Tensor] = {}
         self._subscribers: list[_Subscriber] = []
+        self._sinks: list[Callable[[Entry], object]] = []
+        self.sizes: dict[str, int] = {}
+        self.num_edits = 0  # two methods may act in one step: the order is that of the edits
+        self.num_undone = 0
         self.step = 0
         self.clock = 0
         self.intervention = ""
@@ -171,21 +193,39 @@ class EventLog:
         output_change: Tensor | None = None,
     ) -> None:
         """Note an edit of units."""
-        self._num_entries += 1
+        self.num_edits += 1
         edit = _UnitEdit(
             *(self.step, group, action, units, members, active, self.intervention, reason, output_change),
-            number=self._num_entries,
+            number=self.num_edits,
         )
         self._units.append(edit)
+        self.num_undone += action == "undone"
         if action == "reset":
-            size = self.num_members or 1
-            total = self._totals.get(group)
-            if total is None:
-                total = self._totals[group] = torch.zeros(size, dtype=torch.long, device=units.device)
-            weight = torch.ones_like(units) if active is None else active.long()
-            total.index_add_(0, torch.zeros_like(units) if members is None else members, weight)
+            self._count(group, units, members, active)
+        self._pass_on(edit)
         if self._subscribers and (event := edit.event()) is not None:
             self._tell(event)
+
+    def _count(self, group: str, units: Tensor, members: Tensor | None, active: Tensor | None) -> None:
+        """How many units were reset so far, and when each was the last time."""
+        size = self.num_members or 1
+        total = self._totals.get(group)
+        if total is None:
+            total = self._totals[group] = torch.zeros(size, dtype=torch.long, device=units.device)
+        weight = torch.ones_like(units) if active is None else active.long()
+        total.index_add_(0, torch.zeros_like(units) if members is None else members, weight)
+        if group not in self.sizes:
+            return
+        latest = self._latest.get(group)
+        if latest is None:
+            latest = self._latest[group] = torch.full((size, self.sizes[group]), -1, device=units.device)
+        index = (torch.zeros_like(units) if members is None else members, units)
+        now = torch.full_like(units, self.step)
+        latest.index_put_(index, now if active is None else torch.where(active, now, latest[index]))
+
+    def _pass_on(self, entry: Entry) -> None:
+        for sink in tuple(self._sinks):
+            sink(entry)
 
     def add_tensors(
         self, action: str, names: Sequence[str], reason: str = "", output_change: Tensor | None = None
@@ -195,6 +235,8 @@ class EventLog:
         Steps are those of one optimizer: ``clock`` says of which.
         """
         key = (self.clock, self.intervention, action)
+        self.num_edits += 1
+        self.num_undone += action == "undone"
         run = self._open.get(key)
         if run is not None and run.last_step in (self.step, self.step - 1):
             run.count += run.last_step != self.step
@@ -203,14 +245,14 @@ class EventLog:
             if output_change is not None and run.output_change is not None:
                 run.output_change = torch.maximum(run.output_change, output_change)
             return
-        self._num_entries += 1
         run = _Run(
             *(self.step, action, self.intervention, reason, dict.fromkeys(names), self.step),
-            number=self._num_entries,
+            number=self.num_edits,
             output_change=output_change,
         )
         self._open[key] = run
         self._runs.append(run)
+        self._pass_on(run)
         if self._subscribers:
             self._tell(run.event())
 
@@ -246,6 +288,27 @@ class EventLog:
 
         return stop
 
+    def pass_to(self, sink: Callable[[Entry], object]) -> Callable[[], None]:
+        """Hand every edit on as it is noted, still on its device; of a run of edits, its beginning.
+
+        Args:
+            sink: Takes an :data:`Entry`, whose ``event()`` may wait for a device.
+
+        Returns:
+            A function that ends it.
+        """
+        self._sinks.append(sink)
+
+        def stop() -> None:
+            if sink in self._sinks:
+                self._sinks.remove(sink)
+
+        return stop
+
+    def latest_resets(self) -> dict[str, Tensor]:
+        """The step of each unit's latest reset, -1 where there was none: int64 ``[U]``, or ``[S, U]``."""
+        return {name: steps if self.num_members else steps[0] for name, steps in self._latest.items()}
+
     def num_resets(self) -> dict[str, Tensor]:
         """Units reset so far per group, int64 ``[]`` (``[S]`` for a stack of members)."""
         return {name: total if self.num_members else total[0] for name, total in self._totals.items()}
@@ -254,9 +317,11 @@ class EventLog:
         """The totals; the events themselves are a log, not a state."""
         return {name: total.clone() for name, total in self._totals.items()}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the totals."""
+    def load_state_dict(self, state: Mapping[str, Tensor], latest: Mapping[str, Tensor], num_edits: int) -> None:
+        """Restore the totals, the steps of the latest resets, and the number of edits so far."""
         self._totals = {name: total.clone() for name, total in state.items()}
+        self._latest = {name: steps.clone().reshape(self.num_members or 1, -1) for name, steps in latest.items()}
+        self._open, self.num_edits = {}, num_edits
 
     def __len__(self) -> int:
         return len(self._units) + len(self._runs)
@@ -281,6 +346,11 @@ class EventLog:
             except Exception as error:
                 error.add_note(f"raised by a function subscribed to handle.events, at {event}")
                 raise
+
+
+Entry = _UnitEdit | _Run
+"""An edit as it was noted: ``event()`` reads it, ``number`` says the how manieth it is (of a run, its first), and
+``can_be_read`` at what price."""
 
 
 class _Subscriber:

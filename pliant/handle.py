@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,9 +16,11 @@ from pliant.errors import IllegalConfiguration
 from pliant.events import EventLog
 from pliant.forward import call
 from pliant.interventions.base import Context, Intervention
-from pliant.interventions.state import Memory, cloned, copy_of
+from pliant.interventions.state import Memory, copy_of, matches
+from pliant.lasting import Lasting
 from pliant.optimizer_state import MomentSpec, check_declared
 from pliant.reminders import Reminders
+from pliant.resume import Keeper
 from pliant.rounds import ByHand, Rounds, live_of
 from pliant.schedule import Schedule
 from pliant.sharded import Whole, reshard, sharded_modules
@@ -31,10 +33,10 @@ from pliant.units.export import Inputs
 from pliant.units.init import InitSpec, initialisers
 from pliant.wiring import (
     change_of,
+    check_boundary,
     check_method,
     check_same,
     check_shapes,
-    check_state,
     editable_groups,
     find_owners,
     inputs_first,
@@ -44,14 +46,14 @@ from pliant.wiring import (
     on_step,
     passed_on,
     prepare,
+    recorded,
+    with_terms,
 )
 
 __all__ = ["Handle"]
 
-STATE_VERSION = 3
 
-
-class Handle:
+class Handle(Lasting):
     """Everything that was attached: hooks, clocks, state and randomness. Made by :func:`attach`.
 
     Attributes:
@@ -59,6 +61,23 @@ class Handle:
         methods: The interventions, in order.
         events: The log of edits.
         excluded: Unit groups that are left alone although a method's pattern matches them, and why.
+        where: The part of the model in which methods act, besides their own patterns.
+
+    Example:
+        >>> import pliant
+        >>> model, x = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)), torch.randn(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> method = pliant.ShrinkAndPerturb(shrink=0.9, noise_scale=0.01, every=2)
+        >>> handle = pliant.attach(model, optimizer, method, example_inputs=x)
+        >>> for _ in range(4):
+        ...     optimizer.zero_grad()
+        ...     model(x).square().mean().backward()
+        ...     optimizer.step()
+        >>> handle
+        <Handle: ShrinkAndPerturb; attached, step 4, 4 events>
+        >>> [(event.step, event.action) for event in handle.events]
+        [(2, 'shrink'), (2, 'add_noise'), (4, 'shrink'), (4, 'add_noise')]
+        >>> handle.detach()
     """
 
     def __init__(
@@ -75,9 +94,13 @@ class Handle:
         process_group: Any,
         moments: MomentSpec = None,
         measure_change: Inputs | None = None,
+        max_change: float | None = None,
+        where: str = "*",
     ) -> None:
         self.units, self.methods, self.num_members = units, tuple(methods), num_members
         self.excluded: dict[str, str] = {}
+        super().__init__()
+        self.where = where
         self._optimizers = list(optimizers)
         self._tensors = named_tensors(model)
         self._sharded_modules = sharded_modules(model)
@@ -101,9 +124,9 @@ class Handle:
             dry_run=dry_run,
             declared=moments,
             measure=None if measure_change is None else partial(change_of, model, measure_change),
+            max_change=max_change,
         )
         self._schedules = [Schedule(self.methods) for _ in self._optimizers]
-        self._num_boundaries = 0
         self._reminders = Reminders(self.methods)
         self._owned = [self._groups_of(item) for item in self._optimizers]
         self._check_methods()
@@ -127,6 +150,20 @@ class Handle:
             self._collector.remove()
             raise
         self._accelerated = any(tensor.is_cuda for tensor in self._tensors.values())
+        self._keeper = Keeper(
+            model,
+            self._optimizers,
+            self.methods,
+            units,
+            self._usable,
+            self._editor,
+            self._schedules,
+            self._memory,
+            self._make_memory,
+            progress=self._progress,
+            num_members=num_members,
+        )
+        self._writes_logs = process_group is None or torch.distributed.get_rank(process_group) == 0
         self._rounds = Rounds(
             self.methods,
             list(zip(*self._contexts, strict=True)) if self.methods else [() for _ in optimizers],
@@ -136,6 +173,7 @@ class Handle:
             editor=self._editor,
             enter=self._enter,
             check=self._check_tensors,
+            progress=self._progress,
         )
         for index, item in enumerate(self._optimizers):
             acts_before = any(method.changes_gradients for method in self.methods)
@@ -171,15 +209,19 @@ class Handle:
 
         Args:
             data: Optionally, data of the new task.
+
+        Raises:
+            IllegalConfiguration: In a quiet period, if a method acts at task boundaries.
         """
         self._check_attached()
+        check_boundary(self.methods, is_quiet=self.is_quiet)
         self._reminders.called("task_boundary")
-        self._num_boundaries += 1
+        self._progress.num_boundaries += 1
         self._rounds.observe()
         reshard(self._sharded_modules)
         for method, contexts in zip(self.methods, self._contexts, strict=True):
             for ctx in contexts:
-                ctx.task = self._num_boundaries
+                ctx.task = self._progress.num_boundaries
                 self._enter(method, ctx)
                 self._editor.stepped = None
                 method.at_task_boundary(ctx, data)
@@ -196,17 +238,8 @@ class Handle:
         """
         self._check_attached()
         self._reminders.called("penalty")
-        total = torch.zeros((), device=self._device)
-        for method, contexts in zip(self.methods, self._contexts, strict=True):
-            if type(method).penalty is Intervention.penalty or self.events.dry_run:
-                continue
-            for ctx in contexts:
-                ctx.loss, ctx.reference = loss, reference
-                term = method.penalty(ctx)
-                ctx.loss = ctx.reference = None  # the graph must not be kept alive
-                if term is not None:
-                    total = total + term
-        return total
+        nothing = torch.zeros((), device=self._device)
+        return nothing if self.events.dry_run else with_terms(nothing, self.methods, self._contexts, loss, reference)
 
     def batch(self, batch: Any) -> Any:
         """A batch as the methods want it to be trained on; call it before the forward pass.
@@ -284,12 +317,7 @@ class Handle:
         resets = sum(int(total.sum()) for total in self.num_resets.values())
         self._rounds.observe()
         found: dict[str, float] = {"num_steps": float(self.num_steps), "num_resets": float(resets)}
-        for label, method, contexts in zip(labels(self.methods), self.methods, self._contexts, strict=True):
-            for ctx in contexts:
-                which = f"[{ctx.index}]" if len(contexts) > 1 else ""
-                for key, value in method.on_record(ctx).items():
-                    found[f"{label}.{key}{which}"] = float(value)
-        return found
+        return found | recorded(self.methods, self._contexts)
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
         """A copy of a second network that a method keeps: ``handle.snapshot("tortoise")`` is tensor name to values.
@@ -311,56 +339,13 @@ class Handle:
             hook.remove()
         self._hooks.clear()
         self._collector.remove()
+        self._close_logs()
         for memory in self._memory:
             memory.clear()
 
     def also_remove(self, hooks: Sequence[Any]) -> None:
         """Take over hooks that others put on the optimizers: :meth:`detach` removes them."""
         self._hooks.extend(hooks)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue bit by bit: plain tensors, numbers and strings.
-
-        It loads with ``torch.load(..., weights_only=True)``.
-        """
-        self._rounds.observe()
-        return {
-            "version": STATE_VERSION,
-            "methods": [repr(method) for method in self.methods],
-            "groups": {group.name: group.size for group in self.units},
-            "num_members": self.num_members,
-            "schedules": [schedule.state_dict() for schedule in self._schedules],
-            "num_boundaries": self._num_boundaries,
-            "state": {index: cloned(memory.units) for index, memory in enumerate(self._memory)},
-            "memory": {str(index): memory.state_dict() for index, memory in enumerate(self._memory)},
-            "random": self._editor.random_state(),
-            "num_resets": self._no_resets() | self.events.state_dict(),
-        }
-
-    def _no_resets(self) -> dict[str, Tensor]:
-        names = [group.name for group in self.units if any(group.name in usable for usable in self._usable)]
-        return {
-            name: torch.zeros(self.num_members or 1, dtype=torch.long, device=self._device_of(name)) for name in names
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`state_dict`.
-
-        Raises:
-            IllegalConfiguration: If it was saved by another version, other methods, or on a model with other unit
-                groups; nothing has been changed then.
-        """
-        check_state(state, self.state_dict())
-        for schedule, saved in zip(self._schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved, self._device)
-        self._num_boundaries = state["num_boundaries"]
-        if self._num_boundaries:
-            self._reminders.called("task_boundary")
-        for index, memory in enumerate(self._memory):
-            memory.load_state_dict({"units": state["state"][index], **state["memory"][str(index)]})
-        self._editor.load_random_state(state["random"])
-        self.events.load_state_dict({k: v.to(self._device_of(k)) for k, v in state["num_resets"].items() if v.any()})
-        self._rounds.plan()
 
     @property
     def is_attached(self) -> bool:
@@ -371,7 +356,8 @@ class Handle:
         attached = "attached" if self.is_attached else "detached"
         names = ", ".join(labels(self.methods)) or "no method"
         events = f"{len(self.events)} events" + (" (dry run)" if self.events.dry_run else "")
-        return f"<Handle: {names}; {attached}, step {self.num_steps}, {events}>"
+        quiet = f", quiet since step {self._progress.quiet_since}" if self.is_quiet else ""
+        return f"<Handle: {names}; {attached}, step {self.num_steps}{quiet}, {events}>"
 
     # ---- hooks ----
     def _pre_hook(self, index: int) -> Any:
@@ -435,14 +421,10 @@ class Handle:
             check_same(named_tensors(self._model), self._tensors, self.units, self._owners)
 
     # ---- set-up ----
-    def _check_attached(self) -> None:
-        if not self._hooks:
-            raise IllegalConfiguration("this handle is detached; call pliant.attach again.")
-
     def _trained(self, optimizer: Optimizer) -> dict[str, Tensor]:
         """The parameters that an optimizer owns and that are not frozen, by name."""
         owned = {name: self._tensors[name] for name, owner in self._owners.items() if owner is optimizer}
-        return {name: tensor for name, tensor in owned.items() if tensor.requires_grad}
+        return {name: item for name, item in owned.items() if item.requires_grad and matches(name, self.where)}
 
     def _groups_of(self, optimizer: Optimizer) -> list[Any]:
         """The groups whose clock is this optimizer's: it owns their first incoming tensor."""
@@ -451,16 +433,13 @@ class Handle:
     def _check_methods(self) -> None:
         self._usable: list[frozenset[str]] = []
         for method in self.methods:
-            groups = editable_groups(method, self.units, self._tensors, self.excluded)
+            groups = editable_groups(method, self.units, self._tensors, self.excluded, self.where)
             check_method(method, groups, self._tensors, self._owners, self._editor)
             self._usable.append(frozenset(group.name for group in groups))
 
     @property
     def _device(self) -> torch.device:
         return next(iter(self._tensors.values())).device
-
-    def _device_of(self, group: str) -> torch.device:
-        return self._tensors[self.units[group].slices[0].name].device
 
     def _make_memory(self, m: int) -> Memory:
         method = self.methods[m]
@@ -487,10 +466,10 @@ class Handle:
             edit=self._editor,
             clock=self._schedules[optimizer_index].clock,
             memory=self._memory[method_index],
-            stats=self._collector.stats,
-            features=self._collector.features,
+            collector=self._collector,
             forward=self._forward,
             modules=dict(self._model.named_modules()),
             num_members=self.num_members,
             layer_types=layer_types(self._model, self._tensors),
+            progress=self._progress,
         )

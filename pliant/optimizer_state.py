@@ -5,6 +5,12 @@ at zero, but Adagrad's ``sum`` starts at its ``initial_accumulator_value``, Rpro
 and ASGD's ``ax``, an average of weights, at the weights. One counter per tensor (``step``) cannot start anew for a
 few entries, so Adam's bias correction is not repeated for a unit that is reset: its first update is
 :math:`(1-\beta_1)/\sqrt{1-\beta_2}` (3.2 by default) times that of a new Adam.
+
+Schedule-free optimizers keep two points per weight: the base iterate ``z`` and, inside the parameter, either
+:math:`y = (1-\beta)z + \beta x` (training) or the average :math:`x` (evaluation). A weight that has just been born has
+no past, so :math:`x = y = z`: ``z`` starts as a copy of the weight, and then :math:`x` is one, in both modes. The
+weight that the average gives to the next iterate, :math:`c_{k+1}`, counts the steps of the whole parameter group and
+goes on. Edits that are no new life (shrinking, noise, clipping) would have to move both points; they are refused.
 """
 
 from __future__ import annotations
@@ -27,6 +33,8 @@ __all__ = [
     "check_declared",
     "check_optimizer",
     "check_units",
+    "fresh_entries",
+    "is_schedule_free",
     "moments",
     "restart",
     "restartable",
@@ -55,6 +63,8 @@ _SCALARS = {"mu_product": 1.0, "mu": 1.0}
 
 _FACTORED = ("row_var", "col_var")
 
+_SCHEDULE_FREE = frozenset(["AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"])
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -77,6 +87,16 @@ def check_optimizer(optimizer: Optimizer) -> None:
         NotYetSupported: For LBFGS.
     """
     kind = type(optimizer).__name__
+    if type(optimizer).__module__.partition(".")[0] == "schedulefree" and not is_schedule_free(optimizer):
+        raise NotYetSupported(
+            f"{kind} moves the weights between its points in a way that Pliant does not follow. Use "
+            f"{', '.join(sorted(_SCHEDULE_FREE))} of schedulefree."
+        )
+    if optimizer is None:
+        raise IllegalConfiguration(
+            "there is no optimizer yet (None). Make it first; a Trainer makes its own when training begins: pass "
+            "callbacks=[pliant.huggingface.Protect(methods)] or [pliant.lightning.Protect(methods)] to it."
+        )
     if not isinstance(optimizer, Optimizer):
         raise IllegalConfiguration(
             f"{kind} is not a torch.optim.Optimizer; pass the optimizer whose step() updates the model's parameters."
@@ -89,9 +109,16 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
 
 _USE = (
-    "Use SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad, Adadelta, ASGD, Rprop, SparseAdam or Muon for the "
+    "Use SGD, Adam, AdamW, NAdam, RAdam, Adamax, RMSprop, Adagrad, Adadelta, ASGD, Rprop, SparseAdam, Muon or a "
+    "schedule-free optimizer for the "
     "parameters that are edited."
 )
+
+
+def is_schedule_free(optimizer: object) -> bool:
+    """Whether an optimizer keeps the base iterate ``z`` beside a parameter that is an average, or lies between both."""
+    kinds = ((kind.__module__.partition(".")[0], kind.__name__) for kind in type(optimizer).__mro__)
+    return any(package == "schedulefree" and name in _SCHEDULE_FREE for package, name in kinds)
 
 
 def check_units(optimizer: Optimizer, parameter: Tensor, name: str) -> None:
@@ -151,6 +178,31 @@ def moments(optimizer: Optimizer, parameter: Tensor, name: str, declared: Moment
             )
         found.append(Moment(value, fresh))
     return found
+
+
+def fresh_entries(optimizer: Optimizer, parameter: Tensor, key: str, declared: MomentSpec = None) -> Tensor | None:
+    """A state of a whole parameter as it is for weights that have just been born, of the parameter's shape.
+
+    Args:
+        optimizer: The optimizer that owns the parameter.
+        parameter: The parameter, with its new values.
+        key: The name of the state.
+        declared: Further names, as the user has declared them.
+
+    Returns:
+        The entries, or ``None`` if they are not known.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> fresh_entries(torch.optim.Adam([weight]), weight, "exp_avg")
+        tensor([0., 0.])
+    """
+    fresh = _fresh(optimizer, parameter, key, declared)
+    if fresh is None or fresh == "keep":
+        return None
+    if isinstance(fresh, str):
+        return parameter.detach().clone()
+    return torch.full_like(parameter.detach(), fresh)
 
 
 def restartable(optimizer: Optimizer, parameter: Tensor, name: str, declared: MomentSpec = None) -> list[Moment]:
@@ -219,6 +271,8 @@ def _fresh(optimizer: Optimizer, parameter: Tensor, key: str, declared: MomentSp
     if isinstance(optimizer, Adagrad) and key == "sum":
         return _both(float(optimizer.defaults["initial_accumulator_value"]), parameter)
     if isinstance(optimizer, ASGD) and key == "ax":
+        return "weights"
+    if key == "z" and is_schedule_free(optimizer):
         return "weights"
     if isinstance(optimizer, Rprop) and key == "prev":
         return 0.0

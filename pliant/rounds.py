@@ -10,6 +10,7 @@ from pliant.devices import can_read
 from pliant.edit import Editor
 from pliant.errors import NotYetSupported
 from pliant.interventions.base import Context, Intervention
+from pliant.interventions.context import Progress
 from pliant.schedule import MAX_SAMPLES, Schedule
 from pliant.stats import MAX_WAITING, Accumulator, Collector
 
@@ -122,6 +123,8 @@ class Round:
         for m in schedule.due():
             method, ctx = self._pairs[m]
             ctx.live, ctx.elapsed = live, schedule.since(m)
+            if self._rounds.progress.is_quiet and not method.acts_in_quiet:
+                continue
             self._rounds.enter(method, ctx)
             method.after_step(ctx)
         editor.live = None
@@ -193,6 +196,7 @@ class Rounds:
         editor: The writer.
         enter: Called before an intervention does anything.
         check: Called now and then: do the tensors still belong to the model?
+        progress: Says whether a quiet period is on.
     """
 
     def __init__(
@@ -206,8 +210,10 @@ class Rounds:
         editor: Editor,
         enter: Callable[[Intervention, Context], None],
         check: Callable[[], None],
+        progress: Progress,
     ) -> None:
         self.collector, self.editor, self.enter, self.check = collector, editor, enter, check
+        self.progress = progress
         self._schedules, self._rows, self._heard = schedules, rows, heard
         self._each = [Round(self, methods, *own) for own in zip(rows, schedules, heard, strict=True)]
         self.plan()

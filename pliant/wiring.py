@@ -18,6 +18,7 @@ from pliant.units import find_units
 from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
+from pliant.units.patterns import matches
 from pliant.units.rename import as_named_in
 from pliant.units.several import Models
 
@@ -25,23 +26,27 @@ __all__ = [
     "as_optimizers",
     "change_of",
     "check_batch",
+    "check_boundary",
     "check_conflicts",
     "check_method",
     "check_same",
     "check_shapes",
-    "check_state",
     "editable_groups",
     "find_owners",
     "inputs_first",
     "is_dry_step",
+    "is_within",
     "labels",
     "needed_statistics",
     "on_step",
     "parts_of",
     "passed_on",
     "prepare",
+    "recorded",
+    "refuse_trainer",
     "units_of",
     "unwrapped",
+    "with_terms",
     "wrappers_of",
 ]
 
@@ -84,12 +89,36 @@ def parts_of(model: Models) -> dict[str, nn.Module]:
 
 def as_optimizers(optimizer: Any) -> list[Any]:
     """One optimizer, or several, as a list; who uses them says what is wrong with something else."""
-    if isinstance(optimizer, (list, tuple)):
-        return list(optimizer)
-    inner = getattr(optimizer, "optimizer", None)  # Accelerate's wrapper holds the real one
-    if isinstance(inner, Optimizer) and not isinstance(optimizer, Optimizer):
-        return [inner]
-    return [optimizer]
+    return [_inner(item) for item in (optimizer if isinstance(optimizer, (list, tuple)) else [optimizer])]
+
+
+def _inner(optimizer: Any) -> Any:
+    """The optimizer whose ``step()`` runs hooks: Accelerate's and Lightning's wrappers hold it, and run none."""
+    inner = getattr(optimizer, "optimizer", None)
+    is_one = isinstance(optimizer, Optimizer) and "_optimizer_step_post_hooks" in vars(optimizer)
+    return _inner(inner) if isinstance(inner, Optimizer) and not is_one else optimizer
+
+
+_TRAINERS = {
+    ("transformers", "Trainer"): "Trainer(..., callbacks=[pliant.huggingface.Protect(methods)])",
+    ("lightning", "Trainer"): "Trainer(..., callbacks=[pliant.lightning.Protect(methods)])",
+    ("pytorch_lightning", "Trainer"): "Trainer(..., callbacks=[pliant.lightning.Protect(methods)]) of `lightning`",
+}
+
+
+def refuse_trainer(model: Any) -> None:
+    """Refuse a framework's trainer in place of a model: its optimizer does not exist before training begins.
+
+    Raises:
+        IllegalConfiguration: Naming the callback that attaches at the right moment.
+    """
+    for kind in type(model).__mro__:
+        callback = _TRAINERS.get((kind.__module__.partition(".")[0], kind.__name__))
+        if callback is not None:
+            raise IllegalConfiguration(
+                f"{type(model).__name__} is a trainer, not a model, and makes its optimizer when training begins: use "
+                f"{callback}."
+            )
 
 
 def units_of(model: nn.Module, example_inputs: Any, units: UnitGraph | None) -> UnitGraph:
@@ -172,28 +201,17 @@ def check_same(
                 )
 
 
-def check_state(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Refuse a state that was saved with something else than what is attached.
+def check_boundary(methods: Sequence[Intervention], *, is_quiet: bool) -> None:
+    """Refuse a task boundary in a quiet period, if what methods do at boundaries would be left out.
 
     Raises:
-        IllegalConfiguration: Naming what differs.
+        IllegalConfiguration: Naming them.
     """
-    for key, what in (
-        ("version", "format version"),
-        ("methods", "interventions"),
-        ("groups", "unit groups"),
-        ("num_members", "number of members"),
-    ):
-        if key not in state:
-            raise IllegalConfiguration(f"this is no state of a pliant handle: it has no {key!r}.")
-        if state[key] != mine[key]:
-            raise IllegalConfiguration(
-                f"the saved state has different {what}: {state[key]} instead of {mine[key]}. Attach with what it was "
-                "saved with, or start without loading it."
-            )
-    if len(state["schedules"]) != len(mine["schedules"]):
+    waiting = [type(method).__name__ for method in methods if method.needs_boundary]
+    if is_quiet and waiting:
         raise IllegalConfiguration(
-            f"the saved state belongs to {len(state['schedules'])} optimizers; {len(mine['schedules'])} are attached."
+            f"{', '.join(waiting)} acts at task boundaries, and a quiet period is on, in which nothing is edited. Call "
+            "handle.resume() before handle.task_boundary()."
         )
 
 
@@ -211,9 +229,16 @@ def find_owners(tensors: Mapping[str, Tensor], optimizers: Sequence[Optimizer]) 
 
 
 def editable_groups(
-    method: Intervention, units: UnitGraph, tensors: Mapping[str, Tensor], excluded: dict[str, str]
+    method: Intervention, units: UnitGraph, tensors: Mapping[str, Tensor], excluded: dict[str, str], where: str = "*"
 ) -> list[UnitGroup]:
     """The groups that a method edits; those with frozen parameters go to ``excluded``, with the reason.
+
+    Args:
+        method: The method.
+        units: The unit graph.
+        tensors: Parameters and buffers by name.
+        excluded: Group name to the reason why it is left alone.
+        where: The part of the model in which methods act, besides their own patterns.
 
     Raises:
         NoEffect: If none is left.
@@ -224,7 +249,13 @@ def editable_groups(
     try:
         groups = units.require(pattern)
     except NoEffect as error:
-        raise NoEffect(f"{type(method).__name__}: {error}") from None
+        raise NoEffect(" ".join(filter(None, [f"{type(method).__name__}: {error}", method.hint]))) from None
+    groups = tuple(group for group in groups if is_within(group.name, where))
+    if not groups:
+        raise NoEffect(
+            f"{type(method).__name__}: no unit group that matches {pattern!r} is in attach(where={where!r}), so it "
+            f"would do nothing. The model's groups are: {', '.join(group.name for group in units)}."
+        )
     for group in groups:
         fixed = [n for n in group.tensors if isinstance(tensors[n], nn.Parameter) and not tensors[n].requires_grad]
         if fixed:
@@ -246,6 +277,16 @@ def editable_groups(
     return usable
 
 
+def is_within(group: str, where: str) -> bool:
+    """Whether a unit group is in a part of the model; whoever names a module names all kinds of units in it.
+
+    Example:
+        >>> [is_within(name, "encoder, head") for name in ("encoder.0", "encoder.1:heads", "head", "body.0")]
+        [True, True, True, False]
+    """
+    return matches(group, where) or matches(group.replace(":", "."), where)
+
+
 def check_method(
     method: Intervention,
     groups: Sequence[UnitGroup],
@@ -257,9 +298,10 @@ def check_method(
 
     Raises:
         IllegalConfiguration: If nobody owns a parameter, activations cannot be seen, or an initial distribution is
-            unknown.
+            unknown or zero.
         NotYetSupported: If an optimizer's state cannot be reset unit by unit.
     """
+    stacked = edit.num_members is not None
     for group in groups:
         for name in group.tensors:
             if not isinstance(tensors[name], nn.Parameter):
@@ -277,8 +319,15 @@ def check_method(
                 "hook. Leave the group out with where=..."
             )
         if method.redraws:
-            for piece in group.role("incoming"):
-                edit.init_of(piece.name)
+            drawn = [(edit.init_of(piece.name), piece) for piece in group.role("incoming")]
+            matrices = [init for init, piece in drawn if piece.rank(tensors[piece.name], is_stack=stacked) > 1]
+            if matrices and all(init.kind == "constant" and init.scale == 0 for init in matrices):
+                raise IllegalConfiguration(
+                    f"{type(method).__name__} would draw units of {group.name!r} anew, whose incoming weights all "
+                    "start at zero: with outgoing zeros they would stay dead (a LoRA adapter of an embedding; "
+                    "pliant.lora.RankRecycling knows how). Leave the group out with where=..., or say how it is drawn "
+                    "with init=..."
+                )
 
 
 def needed_statistics(methods: Sequence[Intervention], usable: Sequence[frozenset[str]]) -> dict[str, frozenset[str]]:
@@ -313,6 +362,37 @@ def passed_on(batch: Any, methods: Sequence[Intervention], contexts: Sequence[Se
         if type(method).on_batch is not Intervention.on_batch:
             batch = method.on_batch(row[0], batch)
     return batch
+
+
+def with_terms(
+    total: Tensor,
+    methods: Sequence[Intervention],
+    contexts: Sequence[Sequence[Context]],
+    loss: Tensor | None,
+    reference: Inputs | None,
+) -> Tensor:
+    """A number plus the loss terms of all methods on all optimizers, with their graphs: ``[]``."""
+    for method, row in zip(methods, contexts, strict=True):
+        if type(method).penalty is Intervention.penalty:
+            continue
+        for ctx in row:
+            ctx.loss, ctx.reference = loss, reference
+            term = method.penalty(ctx)
+            ctx.loss = ctx.reference = None  # the graph must not be kept alive
+            if term is not None:
+                total = total + term
+    return total
+
+
+def recorded(methods: Sequence[Intervention], contexts: Sequence[Sequence[Context]]) -> dict[str, float]:
+    """What the methods report of themselves, by ``"<method>.<name>"``, with ``"[1]"`` where optimizers are several."""
+    found: dict[str, float] = {}
+    for label, method, row in zip(labels(methods), methods, contexts, strict=True):
+        for ctx in row:
+            which = f"[{ctx.index}]" if len(row) > 1 else ""
+            for key, value in method.on_record(ctx).items():
+                found[f"{label}.{key}{which}"] = float(value)
+    return found
 
 
 def check_batch(model: nn.Module, batch: Inputs) -> None:

@@ -47,6 +47,11 @@ class Selection:
             self._positions[key] = table.index_select(0, self.units).flatten()
         return self._positions[key]
 
+    def part(self, places: Tensor) -> Selection:
+        """Some of the units of a single model, by their places in the list."""
+        active = None if self.active is None else self.active[places]
+        return Selection(self.units[places], self.members, (len(places),), active)
+
     def of(self, values: Tensor) -> Tensor:
         """The selected entries ``[n]`` of something per unit, ``[U]`` or ``[S, U]``."""
         return values[self.units] if self.members is None else values[self.members, self.units]

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pliant
-from pliant import interventions, manifolds, metrics, report, spectrum, statistics
+from pliant import interventions, lora, manifolds, metrics, report, spectrum, statistics, tokens
 from pliant.bench.experiment import method_table
 from pliant.bench.streams import STREAMS
 from pliant.commands import COMMANDS
@@ -17,7 +17,7 @@ PUBLIC = {
     "find_units declare_units verify UnitGraph UnitGroup",
     "monitor Monitor Alarm CSVWriter JSONLWriter MLflowWriter TensorBoardWriter WandbWriter",
     "fresh_twin probe ProbeResult live_twin LiveTwin diagnose Diagnosis",
-    "attach Handle",
+    "attach Handle LoadReport EditLog LoggedEvent read_edits follow_resets",
     "FIRE L2 AdaptiveNormalization CChain ContinualBackprop ExperienceReplay FeatureNorm FreshStart",
     "GradientNoise HareAndTortoise InsertDropout InsertNormalization L2EffectiveRank L2Init LayerReset",
     "NormalizeAndProject OptimizerReset Parseval PlasticityInjection ReDo ReGraMa",
@@ -80,6 +80,10 @@ METHODS = {
     "weight_noise": "noise_scale relative_to every where",
 }
 
+PPO = (
+    "num_envs rollout_length num_epochs batch_size phase_steps gamma gae_lambda clip_range entropy_weight value_weight "
+    "max_grad_norm"
+)
 STREAM_OPTIONS = {
     "permuted_digits": "num_examples num_test num_epochs batch_size",
     "permuted_mnist": "data_dir num_examples num_epochs batch_size",
@@ -120,6 +124,11 @@ STREAM_OPTIONS = {
         "num_fields vocabulary growth capacity zipf period bias num_examples num_epochs batch_size num_test"
     ),
     "character_drift": "text data_dir change context num_examples num_epochs batch_size num_test num_characters",
+    "changing_control": (f"{PPO} changes actions num_sensors size width episode_steps"),
+    "slippery_ant": f"{PPO} friction parts",
+    "ant": f"{PPO} friction parts",
+    "hopper": f"{PPO} friction parts",
+    "walker": f"{PPO} friction parts",
     "folder": "data_dir digest shuffle_tasks num_epochs batch_size",
     "iterable": "source num_classes loss score num_epochs batch_size",
 }
@@ -161,6 +170,20 @@ STATISTICS = """
     expanded_level forgetting holm interquartile_mean iqm mean_ranks p_value performance_profile
     probability_of_improvement rank_agreement recent_transfer time_to_loss time_to_threshold times
 """
+
+LORA = """
+    BASE_FILE Pair RankRecycling check_peft contributions folded_delta folded_weights load_folded pairs save_folded
+"""
+
+TOKENS = """
+    TokenReset TokenTable count_tokens grow_vocabulary occurrences rare_tokens renew_tokens token_tables
+"""
+
+OF_MODULES = {
+    lora.RankRecycling: "fraction every maturity_threshold fold shared_base saving where",
+    tokens.TokenReset: "unseen_for every init noise_scale where head",
+}
+"""Methods for one kind of model, which are named by their module: ``pliant.lora:RankRecycling``."""
 
 
 def test_the_public_names():
@@ -238,3 +261,8 @@ def test_metrics_and_reports():
     assert sorted(statistics.__all__) == STATISTICS.split()
     assert sorted(spectrum.__all__) == SPECTRUM.split()
     assert sorted(manifolds.__all__) == MANIFOLDS.split()
+    assert sorted(lora.__all__) == LORA.split()
+    assert sorted(tokens.__all__) == TOKENS.split()
+    for cls, options in OF_MODULES.items():
+        assert [field.name for field in dataclasses.fields(cls)] == options.split()
+        assert list(cls.defaults) == options.split()

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from pliant import records
 from pliant.bench import checkpoint
-from pliant.bench.engine import Members, Stopped
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import Experiment
 from pliant.bench.jobs import Plan
 from pliant.bench.streams.base import Stream, Task
+from pliant.bench.trainer import Stopped, Trainer, trainer_of
 from pliant.errors import IllegalConfiguration, PliantError
 
 if TYPE_CHECKING:
@@ -98,13 +98,8 @@ class _Short:
     def task(self, index: int, seed: int) -> Task:
         """The task, cut to at most ``limit`` steps."""
         task = self._stream.task(index % self._num_tasks, seed)
-        per_pass = -(-len(task.targets) // task.batch_size)
         self.whole = self.limit >= task.num_steps
-        if self.limit < per_pass:
-            some = slice(self.limit * task.batch_size)
-            task = dataclasses.replace(task, inputs=task.inputs[some], targets=task.targets[some], num_epochs=1)
-        else:
-            task = dataclasses.replace(task, num_epochs=min(task.num_epochs, self.limit // per_pass))
+        task = task.cut(self.limit)
         self.num_steps = task.num_steps
         return task
 
@@ -125,15 +120,15 @@ def _measure(
         return short.whole or spent > budget or (times[-1][1] > budget / 4 and times[-1][0] > times[1][0])
 
     endless = [item if item.schedule.name == "per_task" else item.replace(num_tasks=10**6) for item in experiments]
-    members = Members(endless, seeds, folder, stacked=stacked, checkpoint_every=1e9, should_stop=enough)
+    members = trainer_of(experiment)(endless, seeds, folder, stacked=stacked, checkpoint_every=1e9, should_stop=enough)
     whole = [members.stream.task(index, seeds[0]) for index in {0, experiment.num_tasks // 2, experiment.num_tasks - 1}]
     num_steps = sum(task.num_steps for task in whole) / len(whole)
     data = max(task.num_bytes for task in whole)
     del whole
-    members.stream = short  # type: ignore[assignment]
+    members.stream = short
     before = 0.0
 
-    def note(state: Members) -> None:
+    def note(state: Trainer) -> None:
         nonlocal before
         times.append((short.num_steps, state.seconds - before))
         before = state.seconds

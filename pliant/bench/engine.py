@@ -2,52 +2,32 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
-from pliant import metrics, records
-from pliant.bench import checkpoint, measure
+from pliant import metrics
+from pliant.bench import measure
 from pliant.bench.batches import TaskData, TestData
 from pliant.bench.cohorts import check_together, find_units_of, is_elementwise, make_cohorts
 from pliant.bench.ensemble import needs_device, stack
 from pliant.bench.experiment import Experiment
 from pliant.bench.heads import renew_head
-from pliant.bench.memory import return_freed
 from pliant.bench.objective import Meter, Objective
 from pliant.bench.selection import BestWeights
 from pliant.bench.streams.base import generator, traits
+from pliant.bench.trainer import Failure, Stopped, Trainer, trainer_of
 from pliant.bench.training import Steps, make_steps
-from pliant.errors import IllegalConfiguration, NotYetSupported, RecordError, UnsupportedError
+from pliant.errors import IllegalConfiguration, NotYetSupported, UnsupportedError
 
 __all__ = ["Failure", "Members", "Stopped", "can_stack", "can_stack_together"]
 
 
-class Stopped(Exception):
-    """The run was asked to stop; what it had finished is in its checkpoint."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why and at which task (its index) one seed failed."""
-
-    task: int
-    message: str
-
-
 _FIRST = 256
 """Examples of the first task that methods which change the model look at."""
-
-_TRIM_EVERY = 2.0
-"""Seconds between two times of giving freed memory back, which takes some milliseconds."""
-
-_VERSION = "2"
-"""Of the checkpoints: another one's are not read."""
 
 
 def can_stack(experiment: Experiment, device: str = "cpu") -> bool:
@@ -61,6 +41,8 @@ def can_stack(experiment: Experiment, device: str = "cpu") -> bool:
         experiment: what would run.
         device: where.
     """
+    if trainer_of(experiment) is not Members:
+        return False
     if any(method.changes_model for method in experiment.build_methods()):
         return False
     model = experiment.build_model(0)
@@ -98,7 +80,8 @@ def _example(experiment: Experiment) -> Tensor:
     return torch.zeros(5, *said.input_shape, dtype=said.input_dtype)
 
 
-class Members:
+@final
+class Members(Trainer):
     """Several members trained together (or one alone), with everything that they need.
 
     Args:
@@ -126,6 +109,8 @@ class Members:
         RecordError: a checkpoint of something else.
     """
 
+    version: ClassVar[str] = "2"
+
     def __init__(
         self,
         experiment: Experiment | Sequence[Experiment],
@@ -144,29 +129,13 @@ class Members:
         if not stacked and len(seeds) * len(chosen) != 1:
             raise IllegalConfiguration(f"{chosen[0].id}: seeds that are not stacked run one at a time")
         check_together(chosen)
-        self.experiment = chosen[0]
-        self.experiments = tuple(item for item in chosen for _ in seeds)
-        self.seeds = tuple(seeds) * len(chosen)
-        self.folder = folder
+        super().__init__(chosen, seeds, folder, checkpoint_every, should_stop)
         self.stacked = stacked
-        self.checkpoint_every = checkpoint_every
-        self.should_stop = should_stop
         self.device = torch.device(device)
-        self.stream = self.experiment.build_stream()
-        self.traits = traits(self.stream)
         self.objective = Objective(self.traits.loss, self.traits.score)
-        self.next_task = 0
-        self.seconds = 0.0
-        self.series: dict[str, list[Tensor]] = {}
-        self.failures: dict[int, Failure] = {}
         self._past: dict[int, TestData] = {}  # test sets that are needed again; after an interruption made anew
         self._build(chosen, tuple(seeds), by_hand)
         self._restore()
-
-    @property
-    def online_series(self) -> str:
-        """The series of the score before each update."""
-        return self.traits.series
 
     # -- construction ------------------------------------------------------------------------------------------
 
@@ -191,72 +160,16 @@ class Members:
         self._num_resets = torch.zeros(len(self.seeds), dtype=torch.float64)
         self.steps: Steps = make_steps(self.model, self.cohorts, stacked=self.stacked, by_hand=by_hand)
 
-    def _identity(self) -> dict[str, str]:
-        described = [cohort.experiment.to_dict() for cohort in self.cohorts]
-        several = {"experiments": described}
-        experiment = records.canonical_json(described[0] if len(described) == 1 else several)
-        return {"experiment": experiment, "torch": str(torch.__version__), "engine": _VERSION}
+    def _state(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "cohorts": [cohort.state_dict() for cohort in self.cohorts]}
 
-    def _restore(self) -> None:
-        state = None if self.folder is None else checkpoint.load_checkpoint(self.folder, self.seeds)
-        if state is None or self.folder is None:
-            return
-        for key, value in self._identity().items():
-            if state.get(key) != value:
-                raise RecordError(
-                    f"{self.folder / checkpoint.FOLDER}: the checkpoint of seeds {list(self.seeds)} was written with "
-                    f"another {key} ({state.get(key)!r:.80}); delete the folder to start those seeds again"
-                )
+    def _load_state(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         for cohort, saved in zip(self.cohorts, state["cohorts"], strict=True):
             cohort.load_state_dict(saved)
         self._num_resets = self._count_resets()
-        self.series = {name: list(values.unbind(0)) for name, values in state["series"].items()}
-        self.failures = {int(member): Failure(*entry) for member, entry in state["failures"].items()}
-        self.next_task = int(state["next_task"])
-        self.seconds = float(state["seconds"])
-
-    def save(self) -> None:
-        """Write the checkpoint of the current task boundary."""
-        if self.folder is None:
-            return
-        state = {
-            **self._identity(),
-            "model": self.model.state_dict(),
-            "cohorts": [cohort.state_dict() for cohort in self.cohorts],
-            "series": {name: torch.stack(values) for name, values in self.series.items()},
-            "failures": {member: [failure.task, failure.message] for member, failure in self.failures.items()},
-            "next_task": self.next_task,
-            "seconds": self.seconds,
-        }
-        checkpoint.save_checkpoint(self.folder, self.seeds, state)
 
     # -- running -----------------------------------------------------------------------------------------------
-
-    def run(self, on_task: Callable[[Members], None] = lambda members: None) -> None:
-        """Run the remaining tasks; ``on_task`` is called after each.
-
-        Raises:
-            Stopped: ``should_stop`` said so; the state of the last task boundary is saved.
-        """
-        last_saved = last_trimmed = time.monotonic()
-        while self.next_task < self.experiment.num_tasks and len(self.failures) < len(self.seeds):
-            if self.should_stop():
-                if self.next_task > 0:
-                    self.save()
-                raise Stopped
-            started = time.monotonic()
-            self._run_task(self.next_task)
-            self.next_task += 1
-            if time.monotonic() - last_trimmed >= _TRIM_EVERY:
-                return_freed()
-                last_trimmed = time.monotonic()
-            self.seconds += time.monotonic() - started
-            on_task(self)
-            finished = self.next_task == self.experiment.num_tasks
-            if not finished and time.monotonic() - last_saved >= self.checkpoint_every:
-                self.save()
-                last_saved = time.monotonic()
 
     def close(self) -> None:
         """Detach everything from model and optimizer."""
@@ -349,8 +262,7 @@ class Members:
         counts = self._count_resets()
         row["num_resets"] = counts - self._num_resets
         self._num_resets = counts
-        for name, values in row.items():
-            self.series.setdefault(name, []).append(values.double())
+        self._add_row(row)
 
     def _end_of_task(self, data: TaskData) -> Meter:
         """Score and loss on the task's own data, at most the first ``MAX_EVALUATED`` examples."""
@@ -393,13 +305,6 @@ class Members:
 
     def _count_resets(self) -> Tensor:
         return torch.cat([cohort.num_resets() for cohort in self.cohorts])
-
-    # -- results -----------------------------------------------------------------------------------------------
-
-    def series_of(self, member: int) -> dict[str, list[float]]:
-        """Return the series of one member: all its tasks, or those before the task in which it failed."""
-        stop = self.failures[member].task if member in self.failures else self.next_task
-        return {name: [float(values[member]) for values in columns[:stop]] for name, columns in self.series.items()}
 
 
 def _selected(data: TaskData, outputs: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from pliant import records
 from pliant.bench import checkpoint
-from pliant.bench.engine import Members, can_stack
+from pliant.bench.engine import can_stack
 from pliant.bench.experiment import Experiment
 from pliant.bench.memory import check_memory, fitting_members
+from pliant.bench.trainer import trainer_of
 from pliant.errors import IllegalConfiguration, RecordError
 
 __all__ = [
@@ -149,7 +150,7 @@ def survey(
         prepare()
     task = stream.task(0, pending[0])
     check_memory(experiment, 1, task)
-    Members(experiment, pending[:1], None, stacked=False).close()
+    trainer_of(experiment)(experiment, pending[:1], None, stacked=False).close()
     stacked = can_stack(experiment)
     groups: list[tuple[int, ...]] = []
     for group in checkpoint.find_checkpoints(folder):

@@ -25,6 +25,20 @@ def _adam(lr: float) -> dict[str, Any]:
     return {"name": "adam", "lr": lr}
 
 
+def _ppo(num_tasks: int) -> dict[str, Any]:
+    """PPO of Dohare et al. (2024): one instance, 160 updates for each 2048 steps; standard Adam, and equal betas."""
+    net = {"name": "actor_critic", "hidden": [256, 256]}
+    small = {"name": "actor_critic", "hidden": [64, 64]}
+    found = {
+        "paper": {"stream": {}, "optimizer": _adam(1e-4), "model": net},
+        "equal_betas": {"stream": {}, "optimizer": {**_adam(1e-4), "betas": [0.99, 0.99]}, "model": net},
+        # A few minutes of the same robot: too short for it to walk.
+        "mini": {"stream": {"phase_steps": 10240, "parts": 1}, "optimizer": _adam(3e-4), "model": small},
+    }
+    lengths = {"mini": 10}
+    return {name: {**settings, "num_tasks": lengths.get(name, num_tasks)} for name, settings in found.items()}
+
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "random_label_digits": {
         # Small tasks that are learnt to the end, many steps each, so that the collapse shows within 40 tasks at every
@@ -407,5 +421,28 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "num_tasks": 500,
         },
     },
+    "changing_control": {
+        # Found on tuning seeds by benchmarks/rl/search.py: plain PPO learns the first changes as well as a fresh agent,
+        # and loses more than half of that within a hundred. One seed takes 24,000 updates and a million steps.
+        "mini": {
+            "stream": {
+                "changes": ["sensors"],
+                "size": 5,
+                "num_envs": 32,
+                "rollout_length": 8,
+                "phase_steps": 1024,
+                "num_epochs": 6,
+                "batch_size": 256,
+                "entropy_weight": 0.05,
+            },
+            "optimizer": {"name": "adam", "lr": 0.01, "fused": True},
+            "model": {"name": "actor_critic", "hidden": [32, 32]},
+            "num_tasks": 1000,
+        },
+    },
+    "slippery_ant": _ppo(100),
+    "ant": _ppo(500),
+    "hopper": _ppo(500),
+    "walker": _ppo(500),
 }
 """Stream name to preset name to settings: stream options, optimizer, model, num_tasks, and maybe a schedule."""

@@ -14,11 +14,11 @@ from typing import IO, Any
 import torch
 
 from pliant import records
-from pliant.bench.engine import Members, Stopped
 from pliant.bench.environment import run_meta
 from pliant.bench.experiment import Experiment
 from pliant.bench.jobs import DIVERGED, Job, make_jobs, pending_seeds, plan_jobs
 from pliant.bench.stacks import make_stack, survey_all, tidy_stacks
+from pliant.bench.trainer import Stopped, Trainer, trainer_of
 from pliant.errors import IllegalConfiguration, PliantError, RecordError
 from pliant.records import Record, StorageError
 
@@ -116,32 +116,32 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _progress(members: Members) -> list[Progress]:
+def _progress(members: Trainer) -> list[Progress]:
     """How far each experiment of a job is."""
     found = []
-    for cohort in members.cohorts:
-        positions = range(cohort.members.start, cohort.members.stop)
+    num_seeds = len(members.seeds) // len(members.settings)
+    for number, experiment in enumerate(members.settings):
+        positions = range(number * num_seeds, (number + 1) * num_seeds)
         alive = [k for k in positions if k not in members.failures]
         rows = [row[alive].mean() for row in members.series[members.online_series]] if alive else []
-        experiment = cohort.experiment
         found.append(
             Progress(
                 experiment_id=experiment.id,
                 label=experiment.label,
-                seeds=cohort.seeds,
+                seeds=members.seeds[:num_seeds],
                 num_done=members.next_task,
                 num_tasks=experiment.num_tasks,
                 score=float(rows[-1]) if rows else float("nan"),
                 mean_score=float(sum(rows) / len(rows)) if rows else float("nan"),
                 num_failed=len(positions) - len(alive),
-                seconds=members.seconds / len(members.cohorts),
+                seconds=members.seconds / len(members.settings),
                 series=members.online_series,
             )
         )
     return found
 
 
-def write_failed(job: Job, error: str, failure: str, members: Members | None = None) -> None:
+def write_failed(job: Job, error: str, failure: str, members: Trainer | None = None) -> None:
     """Record all seeds of a job as failed, except those that have a complete record already.
 
     Args:
@@ -177,7 +177,7 @@ def write_missing(job: Job, found: Sequence[Record]) -> None:
     job.forget()
 
 
-def _records_of(members: Members, started: str) -> list[Record]:
+def _records_of(members: Trainer, started: str) -> list[Record]:
     found = []
     for position, (experiment, seed) in enumerate(zip(members.experiments, members.seeds, strict=True)):
         failure = members.failures.get(position)
@@ -257,16 +257,16 @@ def _run_job(job: Job, on_progress: Callable[[Progress], None], should_stop: Cal
         records.prepare_folder(job.results, experiment.to_dict(), experiment.id)
     started = run_meta()["started"]
     several = len(job.experiments) > 1
-    members: Members | None = None
+    members: Trainer | None = None
     watch = _Watch(job.deadline, should_stop)
 
-    def report(state: Members) -> None:
+    def report(state: Trainer) -> None:
         watch.task_done()
         for progress in _progress(state):
             on_progress(progress)
 
     try:
-        members = Members(
+        members = trainer_of(job.experiments[0])(
             job.experiments,
             job.seeds,
             job.folder,

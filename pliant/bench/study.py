@@ -51,7 +51,7 @@ class StudyTrial:
         number: From 0; 0 is the setting that the search started from.
         values: What was searched, by ``owner.option``; periods in tasks where the space has them in tasks.
         experiment_id: Its folder in ``trials``.
-        score: By the study's rule; None if a seed failed and the score is one of those that are better when lower.
+        score: By the study's rule; None if a seed failed and the score has no worst value.
         num_failed: Seeds that failed.
     """
 
@@ -119,7 +119,7 @@ class Study:
     @property
     def curve(self) -> list[float]:
         """The expected score of the best of k of these trials, for k = 1, 2, ...; see :func:`best_of_k`."""
-        worst = math.inf if self.lower_is_better else 0.0
+        worst = math.inf if self.lower_is_better else -math.inf
         scores = [worst if trial.score is None else trial.score for trial in self.trials]
         return best_of_k(scores, lower_is_better=self.lower_is_better)
 
@@ -382,13 +382,14 @@ def _ask(study: Study, numbers: Sequence[int], name: str, seed: int) -> list[dic
     distributions = {key: _distribution(domain) for key, domain in study.space.items()}
     direction = "minimize" if study.lower_is_better else "maximize"
     memory = optuna.create_study(direction=direction)
+    worst = math.inf if study.lower_is_better else -math.inf
     for trial in study.trials:
         if trial.values:  # a starting point outside of the space teaches nothing about it
             memory.add_trial(
                 optuna.trial.create_trial(
                     params={key: _encode(study.space[key], value) for key, value in trial.values.items()},
                     distributions=distributions,
-                    value=math.inf if trial.score is None else trial.score,
+                    value=worst if trial.score is None else trial.score,
                 )
             )
     taken = {json.dumps(dict(trial.values), sort_keys=True) for trial in study.trials}

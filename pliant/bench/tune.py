@@ -59,7 +59,7 @@ class Trial:
 
     Attributes:
         experiment: The setting.
-        score: By :data:`RULE`; infinite where a seed failed and lower is better.
+        score: By :data:`RULE`; infinite where a seed failed and there is no worst score.
         num_failed: Seeds that failed.
         lower_is_better: Whether the stream's score is one of those.
     """
@@ -166,7 +166,7 @@ def score(experiment: Experiment, seeds: Sequence[int], results: Path, last_frac
         record = records.read_record(records.record_path(results, experiment.id, seed))
         if record.status != "complete":
             num_failed += 1
-            values.append(math.inf if lower else 0.0)
+            values.append(about.worst)
             continue
         scored = list(record.series[about.series])[-num_scored(experiment.num_tasks, last_fraction) :]
         values.append(sum(scored) / len(scored))
@@ -179,7 +179,9 @@ def rule(experiment: Experiment, last_fraction: float) -> str:
     about = traits(experiment.build_stream())
     text = text.replace("accuracy", about.score)
     if about.lower_is_better:
-        text = text.replace("highest", "lowest").replace("counts as 0", "makes its setting the last")
+        text = text.replace("highest", "lowest")
+    if math.isinf(about.worst):
+        text = text.replace("counts as 0", "makes its setting the last")
     return text
 
 

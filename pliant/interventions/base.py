@@ -42,6 +42,10 @@ class Intervention(ABC):
             :class:`Scalar` or :class:`Host`.
         redraws: Whether it draws initial values, so that every initial distribution must be known.
         changes_model: Whether it changes the model itself, in :meth:`surgery`.
+        acts_in_quiet: Whether :meth:`after_step` is also called in a quiet period (``handle.pause()``). True for what
+            acts a little at every step and starts nothing anew (decay, clipping, projections), and for methods that
+            look at ``ctx.is_quiet`` themselves.
+        hint: What else to say where no unit group matches: which models have what the method acts on.
         source: The publication in short, for tables: ``"Sokar et al. 2023"``.
         defaults: Where each default comes from, field by field: a table of the paper, the authors' code, a choice of
             this library and why. ``pliant show METHOD`` prints them.
@@ -53,6 +57,8 @@ class Intervention(ABC):
     state: ClassVar[Mapping[str, StateKind]] = {}
     redraws: ClassVar[bool] = False
     changes_model: ClassVar[bool] = False
+    acts_in_quiet: ClassVar[bool] = False
+    hint: ClassVar[str] = ""
     source: ClassVar[str] = ""
     defaults: ClassVar[Mapping[str, str]] = {}
     search: ClassVar[Mapping[str, Domain]] = {}

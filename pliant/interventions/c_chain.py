@@ -76,6 +76,7 @@ class CChain(Intervention):
     window: int = 100
     every: int = 1
 
+    acts_in_quiet: ClassVar[bool] = True
     source: ClassVar[str] = "Tang et al. 2025"
     search: ClassVar[Mapping[str, Domain]] = {"share": Range(0.005, 0.5, log=True)}
     defaults: ClassVar[Mapping[str, str]] = {

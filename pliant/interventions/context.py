@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from pliant.edit import Editor
 from pliant.errors import IllegalConfiguration, NoEffect
 from pliant.interventions.state import Memory, matches
 from pliant.sharded import whole
-from pliant.stats import GroupStats
+from pliant.stats import Collector, GroupStats
 from pliant.stats.capture import listening
 from pliant.stats.reader import TapReader
 from pliant.units.depth import module_of
@@ -23,7 +24,7 @@ from pliant.units.export import Inputs
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
 
-__all__ = ["Clock", "Context", "Sample"]
+__all__ = ["Clock", "Context", "Progress", "Sample"]
 
 
 class Clock:
@@ -76,6 +77,24 @@ class Sample(NamedTuple):
     live: Tensor | None
 
 
+@dataclass
+class Progress:
+    """What a handle counts beside the clocks of its optimizers.
+
+    Attributes:
+        num_boundaries: Task boundaries so far.
+        quiet_since: The step at which the quiet period began; -1 where there is none.
+    """
+
+    num_boundaries: int = 0
+    quiet_since: int = -1
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is to be edited at present."""
+        return self.quiet_since >= 0
+
+
 class Context:
     """What an intervention sees of the run: read anything, change only through ``edit``.
 
@@ -108,13 +127,14 @@ class Context:
         edit: Editor,
         clock: Clock,
         memory: Memory,
-        stats: Callable[[UnitGroup], GroupStats],
-        features: Callable[[UnitGroup], list[Tensor]],
+        collector: Collector,
         forward: Callable[..., Any],
         modules: Mapping[str, nn.Module],
         num_members: int | None,
         layer_types: Mapping[str, type[nn.Module]],
+        progress: Progress,
     ) -> None:
+        self._progress = progress
         self.layer_types = layer_types
         self.units, self.clock, self.edit, self.num_members = units, clock, edit, num_members
         self.modules = modules
@@ -127,9 +147,17 @@ class Context:
         self.optimizer, self.index = optimizer, index
         self._owned, self._parameters = owned, parameters
         self._buffers: dict[str, Tensor] | None = None
-        self._memory, self._stats, self._features, self._forward = memory, stats, features, forward
+        self._memory, self._collector, self._forward = memory, collector, forward
+        self._stats, self._features = collector.stats, collector.features
         self._selected: dict[str, tuple[tuple[UnitGroup, ...], list[Tensor]]] = {}
         self._readers: dict[str, TapReader] = {}
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether a quiet period is on: only methods with ``acts_in_quiet`` are asked then, and must edit nothing that
+        gives units or weights a new start.
+        """
+        return self._progress.is_quiet
 
     def groups(self, where: str = "*") -> tuple[UnitGroup, ...]:
         """The editable groups that match a pattern and belong to this context's optimizer."""
@@ -159,6 +187,21 @@ class Context:
         ``"features"`` must be in the method's ``needs``.
         """
         return self._features(group)
+
+    def count_rows(self, module: str, into: MutableMapping[str, Tensor], key: str) -> None:
+        """From ``prepare``: count, until ``detach``, which rows of an embedding training looks up.
+
+        Args:
+            module: The embedding's name.
+            into: A mapping of :meth:`tensors`, so that the counts are saved; ``into[key]`` is int64 ``[rows]``, of
+                this process alone: :meth:`total_rows` sums over processes.
+            key: Under which name.
+        """
+        self._collector.count_rows(module, into, key)
+
+    def total_rows(self, counts: Tensor) -> Tensor:
+        """What :meth:`count_rows` has counted, over all processes; all of them must ask at once."""
+        return self._collector.total_rows(counts)
 
     def is_seen(self, group: UnitGroup) -> bool:
         """Whether this step's training forward went through the group (a network may use one of its heads only)."""

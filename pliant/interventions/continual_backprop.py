@@ -117,6 +117,7 @@ class ContinualBackprop(Intervention):
     compensate_bias: bool = False
 
     redraws: ClassVar[bool] = True
+    acts_in_quiet: ClassVar[bool] = True
     source: ClassVar[str] = "Dohare et al. 2024"
     search: ClassVar[Mapping[str, Domain]] = {
         "replacement_rate": Range(1e-6, 1e-2, log=True),
@@ -284,6 +285,10 @@ class ContinualBackprop(Intervention):
     def after_step(self, ctx: Context) -> None:
         """Replace where the budget allows."""
         step = ctx.clock.step
+        if ctx.is_quiet:  # what is not replaced now is not made up for later
+            for group in ctx.groups(self.where):
+                ctx.state(group)["since"].zero_()
+            return
         due = [
             (group, self._utility(ctx, group, ctx.state(group)))
             for group in ctx.groups(self.where)  # all are checked before any is edited

@@ -62,6 +62,7 @@ class HareAndTortoise(Intervention):
     every: int | None = 200
 
     state: ClassVar[Mapping[str, StateKind]] = {"tortoise": Snapshot()}
+    acts_in_quiet: ClassVar[bool] = True
     source: ClassVar[str] = "Lee et al. 2024"
     search: ClassVar[Mapping[str, Domain]] = {
         "decay": Choice((0.9, 0.99, 0.999, 0.9999)),
@@ -98,7 +99,7 @@ class HareAndTortoise(Intervention):
         else:
             for mine, other in zip(slow, fast, strict=True):
                 mine.lerp_(other, ((1 - self.decay) * ctx.live).to(mine.dtype))
-        if ctx.clock.every(self.every):
+        if ctx.clock.every(self.every) and not ctx.is_quiet:
             for name in hare:
                 ctx.edit.assign(name, tortoise[name], moments="keep", reason="back to the tortoise")
 

@@ -105,6 +105,7 @@ class L2EffectiveRank(Intervention):
         "seen": Host(0),
         "dead": PerUnit(dtype="bool", per_group=True),
     }
+    acts_in_quiet: ClassVar[bool] = True
     source: ClassVar[str] = "Prakash et al. 2025"
     search: ClassVar[Mapping[str, Domain]] = {
         "strength": Range(1e-4, 1e-1, log=True),

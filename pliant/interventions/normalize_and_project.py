@@ -81,6 +81,7 @@ class NormalizeAndProject(Intervention):
     where: str = "*"
 
     state: ClassVar[Mapping[str, StateKind]] = {"norm": PerParameter("norm")}
+    acts_in_quiet: ClassVar[bool] = True
     source: ClassVar[str] = "Lyle et al. 2024"
     search: ClassVar[Mapping[str, Domain]] = {"affine": Choice(("decay", "project", "keep"))}
     defaults: ClassVar[Mapping[str, str]] = {

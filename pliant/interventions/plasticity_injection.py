@@ -117,6 +117,7 @@ class PlasticityInjection(Intervention):
     changes_model: ClassVar[bool] = True
     redraws: ClassVar[bool] = True
     state: ClassVar[Mapping[str, StateKind]] = {"is_injected": Host(False)}
+    acts_in_quiet: ClassVar[bool] = True
     source: ClassVar[str] = "Nikishin et al. 2023"
     defaults: ClassVar[Mapping[str, str]] = {
         "module": "a choice of this library: the smallest head (the paper splits its networks after the convolutions)",
@@ -194,6 +195,11 @@ class PlasticityInjection(Intervention):
         new = self._new(ctx, prefix)
         if ctx.host["is_injected"] or not new:
             return
+        if ctx.is_quiet:  # there is no second time
+            raise IllegalConfiguration(
+                f"PlasticityInjection is due at step {ctx.clock.step}, in a quiet period, in which nothing is edited. "
+                "Call handle.resume() before."
+            )
         ctx.host["is_injected"] = True
         live, ctx.edit.live = ctx.edit.live, None  # it happens, whether the step at its time was skipped or not
         tensors = {name: item for name, item in ctx.edit.tensors.items() if name.startswith(f"{prefix}.new.")}

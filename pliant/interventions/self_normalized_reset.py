@@ -92,6 +92,7 @@ class SelfNormalizedReset(Intervention):
 
     needs: ClassVar[frozenset[str]] = frozenset({"active_fraction"})
     redraws: ClassVar[bool] = True
+    acts_in_quiet: ClassVar[bool] = True
     source: ClassVar[str] = "Farias & Jozefiak 2024"
     search: ClassVar[Mapping[str, Domain]] = {
         "percentile": Choice((0.9, 0.95, 0.99, 0.999)),
@@ -151,7 +152,7 @@ class SelfNormalizedReset(Intervention):
         groups = [group for group in ctx.groups(self.where) if ctx.is_seen(group)]
         active = [ctx.stats(group).active_fraction for group in groups]
         self._count(ctx, groups, [fraction > self.min_active for fraction in active])
-        if ctx.clock.every(self.check_every):
+        if ctx.clock.every(self.check_every) and not ctx.is_quiet:
             overdue = [  # all are checked before any is edited
                 (group, self._overdue(ctx, group, fraction)) for group, fraction in zip(groups, active, strict=True)
             ]

@@ -57,6 +57,7 @@ class WeightClipping(Intervention):
     kappa: float | None = 1.0
     where: str = "*"
 
+    acts_in_quiet: ClassVar[bool] = True
     source: ClassVar[str] = "Elsayed et al. 2024"
     search: ClassVar[Mapping[str, Domain]] = {"kappa": Range(0.5, 5.0, log=True)}
     defaults: ClassVar[Mapping[str, str]] = {

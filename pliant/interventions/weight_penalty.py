@@ -43,6 +43,7 @@ class WeightPenalty(Intervention):
     apply: str = "decoupled"
 
     elementwise: ClassVar[bool] = False
+    acts_in_quiet: ClassVar[bool] = True
 
     @abstractmethod
     def value(self, ctx: Context, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -43,6 +43,18 @@ class Setting:
             such leaf.
         verdict: ``"stays"``, ``"moves between leaves"``, ``"leaves from a redistributed leaf"`` or ``"leaves"``.
         reason: Why, in one sentence.
+
+    Example:
+        >>> import pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double(), torch.randn(8, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> sgd = torch.optim.SGD(wide.model.parameters(), lr=0.1)
+        >>> control = audit(wide.model, wide.partition, x, lambda y: y.square().mean(), sgd, steps=5).settings[0]
+        >>> control.name, control.verdict, control.from_clones.distance < 1e-12
+        ('plain SGD', 'stays', True)
+        >>> control.from_leaf is None  # one hidden layer: no tensor has blocks on both sides
+        True
     """
 
     name: str
@@ -59,6 +71,17 @@ class Audit:
     Attributes:
         settings: One finding per setting, alone.
         steps: Number of optimizer steps.
+
+    Example:
+        >>> import pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Dropout(0.5), nn.Linear(2, 1)).double()
+        >>> x = torch.randn(8, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> adam = torch.optim.Adam(wide.model.parameters())
+        >>> report = audit(wide.model, wide.partition, x, lambda y: (y - 1).square().mean(), adam, steps=5)
+        >>> [item.name for item in report.settings], report.breaking
+        (['plain SGD', 'Adam', '2.p=0.5'], ('2.p=0.5',))
     """
 
     settings: tuple[Setting, ...]

@@ -33,6 +33,16 @@ class Condition:
         condition: ``"incoming"``, ``"outgoing"``, ``"block_constant"`` or ``"leaf"``.
         defect: Largest absolute violation by any entry, relative to the tensor's largest absolute entry.
         holds: Whether that is within the tolerance.
+
+    Example:
+        >>> import pliant
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).double()
+        >>> _ = nn.init.ones_(model[2].weight)
+        >>> wide = pliant.manifolds.clone(model, 2, torch.randn(3, 2).double())
+        >>> with torch.no_grad():
+        ...     _ = wide.model[2].weight[0, 0].mul_(2)  # the activations stay equal, what reads them does not
+        >>> certificate(wide.model, wide.partition).failures
+        (Condition(tensor='2.weight', condition='outgoing', defect=0.25, holds=False),)
     """
 
     tensor: str
@@ -50,6 +60,19 @@ class Certificate:
         conditions: Every condition, tensor by tensor.
         tolerance: Largest relative defect that counts as rounding.
         distance: Distance to the manifold; for a leaf, to the cloning manifold.
+
+    Example:
+        >>> import pliant
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).double()
+        >>> _ = nn.init.ones_(model[0].bias)
+        >>> wide = pliant.manifolds.clone(model, 2, torch.randn(3, 2).double())
+        >>> certificate(wide.model, wide.partition).holds
+        True
+        >>> with torch.no_grad():
+        ...     _ = wide.model[0].bias[0].add_(1)  # 2 beside 1: both are 0.5 away from their mean
+        >>> print(certificate(wide.model, wide.partition))
+        both: does not hold (distance 7.07e-01)
+          0.bias: incoming by 2.5e-01
     """
 
     kind: str

@@ -44,6 +44,19 @@ class Clone:
         change: Largest relative difference of the outputs to the base's, in float64 on generic parameters, inputs and
             buffers, in evaluation and in training mode with dropout off.
         scores: By what weights of queries and keys were multiplied, where dimensions inside heads are copied.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+        >>> wide = clone(model, 2, torch.randn(4, 2).double(), optimizer=torch.optim.Adam(model.parameters()))
+        >>> wide.change < 1e-12, wide.partition.of("0")
+        (True, (0, 0, 1, 1, 2, 2))
+        >>> torch.equal(wide.model[0].weight[::2], model[0].weight)  # repeated
+        True
+        >>> torch.equal(wide.model[2].weight[:, ::2] * 2, model[2].weight)  # divided
+        True
+        >>> wide.optimizer.param_groups[0]["params"][0] is wide.model[0].weight
+        True
     """
 
     model: nn.Module

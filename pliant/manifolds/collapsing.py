@@ -40,6 +40,18 @@ class Collapsed:
             activations of the small model on the example inputs; the outputs of the wide one are not used but for the
             unit. Usually far above it (docs/manifolds.md says by how much). ``None`` where an operation has no rule.
         unbounded: Why there is no bound; empty where there is one.
+
+    Example:
+        >>> import torch, pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double(), torch.randn(4, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> collapse(wide.model, wide.partition, x).change < 1e-12
+        True
+        >>> _ = wide.model.load_state_dict(pliant.manifolds.kicked(wide.model, wide.partition, 1e-3))
+        >>> near = collapse(wide.model, wide.partition, x)
+        >>> round(near.distance.total, 9), 0 < near.change <= near.bound < 1e-3
+        (0.001, True)
     """
 
     model: nn.Module

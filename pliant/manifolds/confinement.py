@@ -31,6 +31,19 @@ class Confinement:
         residual_ratio: :math:`\lVert R(t)\rVert / \lVert R(0)\rVert` of the difference to block-constant weights:
             1 on a leaf, ``nan`` where the start is block-constant.
         residual_drift: :math:`\lVert R(t) - R(0)\rVert`, relative to the norm of the weights with blocks.
+
+    Example:
+        >>> import pliant
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+        >>> x = torch.randn(8, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> _ = wide.model.load_state_dict(pliant.manifolds.redistributed(wide.model, wide.partition), strict=False)
+        >>> for decay in (0.0, 0.1):  # decay moves between leaves: by 1 - 0.1 * 0.1 in each step
+        ...     sgd = lambda copied: torch.optim.SGD(copied.parameters(), lr=0.1, weight_decay=decay)
+        ...     end = confinement(wide.model, wide.partition, x, lambda y: (y - 1).square().mean(), sgd, steps=10)
+        ...     print(end.distance < 1e-12, round(end.residual_ratio, 6), round(0.99**10, 6))
+        True 1.0 0.904382
+        True 0.904382 0.904382
     """
 
     distance: float
@@ -63,6 +76,19 @@ def confinement(
 
     Returns:
         The distance at the end.
+
+    Example:
+        >>> import pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Dropout(0.0), nn.Linear(3, 1)).double()
+        >>> x = torch.randn(8, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> def leave(rate):
+        ...     wide.model[2].p = rate
+        ...     sgd, loss = (lambda copied: torch.optim.SGD(copied.parameters(), lr=0.1)), (lambda y: y.square().mean())
+        ...     return confinement(wide.model, wide.partition, x, loss, sgd, steps=5).distance
+        >>> leave(0.0) < 1e-12, leave(0.5) > 1e-3
+        (True, True)
     """
     wide = copy_of(model)  # whoever listens to the model does not hear the copy, and what is attached to the copy does
     stepper = optimizer(wide)

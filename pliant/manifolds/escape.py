@@ -41,6 +41,17 @@ def variance_ratio(
         partition: Its blocks.
         inputs: A batch.
         loss: From the output to a scalar.
+
+    Example:
+        >>> import pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double(), torch.randn(8, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> round(variance_ratio(wide.model, wide.partition, x), 9)
+        1.0
+        >>> _ = wide.model.load_state_dict(pliant.manifolds.reset_clones(wide.model, wide.partition))
+        >>> 0 < variance_ratio(wide.model, wide.partition, x) < 0.9
+        True
     """
     block_structure(model, partition)  # refuses a partition of another model
     seen = observe(model, inputs, loss, units=partition.units, where="*,*:residual")
@@ -73,6 +84,19 @@ class Escape:
         ratios: :func:`variance_ratio` of the activations there; empty unless it was asked for.
         rate: Slope of ``log(distance)`` in a step over the part that grows from ten times the first distance to a tenth
             of the largest; ``nan`` where there is no such part.
+
+    Example:
+        >>> import pliant
+        >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Tanh(), nn.Linear(2, 1, bias=False)).double()
+        >>> _ = [nn.init.zeros_(p) for p in model.parameters()]
+        >>> x, y = torch.ones(4, 1).double(), torch.ones(4, 1).double()
+        >>> pair = pliant.manifolds.partition(pliant.find_units(model, x), {"0": [0, 0]})
+        >>> curvature = pliant.manifolds.stability(model, pair, (x, y), "mse")
+        >>> kick = pliant.manifolds.kicked(model, pair, 1e-6, direction=curvature.direction)
+        >>> sgd = lambda copied: torch.optim.SGD(copied.parameters(), lr=0.1)
+        >>> left = escape(model, pair, x, lambda out: 0.5 * (out - y).square().mean(), sgd, steps=100, kick=kick)
+        >>> abs(left.rate - math.log(curvature.growth(lr=0.1))) < 1e-3  # it leaves as fast as the curvature says
+        True
     """
 
     steps: tuple[int, ...]
@@ -136,6 +160,20 @@ def escape(
 
     Returns:
         The curve and its rate.
+
+    Example:
+        >>> import pliant
+        >>> model, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double(), torch.randn(8, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> def run(kick):
+        ...     sgd = lambda copied: torch.optim.SGD(copied.parameters(), lr=0.1)
+        ...     loss = lambda y: (y - 1).square().mean()
+        ...     return escape(wide.model, wide.partition, x, loss, sgd, steps=20, kick=kick, every=10)
+        >>> still = run(None)  # without a kick nothing leaves
+        >>> still.steps, max(still.distances) < 1e-12
+        ((0, 10, 20), True)
+        >>> round(run(pliant.manifolds.kicked(wide.model, wide.partition, 1e-3)).distances[0], 9)
+        0.001
     """
     wide = copy.deepcopy(model)
     if kick is not None:

@@ -38,6 +38,16 @@ class FrozenGroup:
             this depends on the loss, and says nothing about being trapped. ``None`` without a loss.
         num_parameters: Incoming weights and biases of frozen units.
         leakage: Largest :math:`|f'(z)|` of a unit counted as frozen; zero means exactly frozen on these samples.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+        >>> with torch.no_grad():
+        ...     _ = model[0].bias.copy_(torch.tensor([100.0, -100.0, 0.0]))
+        >>> group = frozen_units(model, torch.randn(8, 2)).groups["0"]
+        >>> group.frozen.tolist(), group.zero.tolist()  # saturated at 1 and -1: what reads these units still trains
+        ([True, True, False], [False, False, False])
+        >>> group.num_parameters, group.leakage  # two weights and a bias each
+        (6, 0.0)
     """
 
     frozen: Tensor = field(repr=False)
@@ -55,6 +65,16 @@ class FrozenUnits:
         groups: By name.
         unseen: Groups whose derivative is not known, with the reason.
         num_samples: Group name to the number of samples seen.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> with torch.no_grad():
+        ...     _ = model[0].bias.copy_(torch.tensor([-100.0, 100.0, 100.0])), model[2].bias.fill_(-1000.0)
+        >>> seen = frozen_units(model, torch.randn(8, 2))
+        >>> {name: int(group.frozen.sum()) for name, group in seen.groups.items()}, seen.num_samples
+        ({'0': 1, '2': 3}, {'0': 8, '2': 8})
+        >>> seen.num_parameters  # a unit with 2 weights and a bias, and three with 3 weights and a bias
+        15
     """
 
     groups: Mapping[str, FrozenGroup]
@@ -129,6 +149,14 @@ def frozen_in(seen: Observation, *, tolerance: float = 0.0) -> FrozenUnits:
 
     Raises:
         IllegalConfiguration: If the tolerance is negative.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
+        >>> with torch.no_grad():
+        ...     _ = model[0].weight.zero_(), model[0].bias.copy_(torch.tensor([0.0, 3.0]))
+        >>> seen = observe(model, torch.randn(8, 2))  # one look, two tolerances: the derivative of tanh at 3 is 0.00987
+        >>> [frozen_in(seen, tolerance=tolerance).groups["0"].frozen.tolist() for tolerance in (0.0, 0.01)]
+        [[False, False], [False, True]]
     """
     if not tolerance >= 0:
         raise IllegalConfiguration(f"tolerance={tolerance}: it must be 0 or more.")

@@ -87,6 +87,17 @@ def reset_clones(model: nn.Module, partition: Partition, *, seed: int = 0) -> di
 
     Raises:
         IllegalConfiguration: If the partition does not fit the model.
+
+    Example:
+        >>> import pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double(), torch.randn(4, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> _ = wide.model.load_state_dict(reset_clones(wide.model, wide.partition))
+        >>> torch.allclose(wide.model(x), model(x), atol=1e-12)  # the same function, off the manifold
+        True
+        >>> pliant.manifolds.distance(wide.model, wide.partition).relative > 0.1
+        True
     """
     block_structure(model, partition)  # refuses a partition of another model
     generator = torch.Generator().manual_seed(seed)
@@ -123,6 +134,17 @@ class NoiseBurst:
         sigma: Ratio of the norms.
         steps: Only in the first so many steps.
         seed: Seed of the noise.
+
+    Example:
+        >>> layer, burst = nn.Linear(3, 2, bias=False), NoiseBurst(sigma=0.1)
+        >>> layer.weight.grad = torch.full((2, 3), 2.0)
+        >>> burst(layer, 0)
+        >>> noise = layer.weight.grad - 2
+        >>> round(float(noise.norm() / torch.full((2, 3), 2.0).norm()), 5)
+        0.1
+        >>> burst(layer, 1)  # its one step is over
+        >>> torch.equal(layer.weight.grad - 2, noise)
+        True
     """
 
     sigma: float
@@ -148,6 +170,15 @@ class DropoutBurst:
     Attributes:
         rate: Their rate meanwhile.
         steps: Number of steps; afterwards the rate is 0.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0))
+        >>> burst, rates = DropoutBurst(rate=0.5, steps=2), []
+        >>> for step in range(-1, 3):  # -1: before the first step, as escape() calls it
+        ...     burst(model, step)
+        ...     rates.append(model[1].p)
+        >>> rates  # in steps 0, 1, 2, 3
+        [0.5, 0.5, 0.0, 0.0]
     """
 
     rate: float

@@ -32,6 +32,16 @@ class Partition:
         units: The unit graph whose groups are partitioned.
         labels: Group name to the block of each unit, ``[U]``; blocks are numbered by their first unit. Groups that
             are left out have one block per unit.
+
+    Example:
+        >>> import pliant
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+        >>> units = pliant.find_units(model, torch.randn(3, 2))
+        >>> blocks = Partition(units, {"0": (0, 1, 0, 0)})
+        >>> blocks.num_blocks("0"), blocks.block_sizes("0"), blocks.cloned_fraction("0"), blocks.is_trivial
+        (2, (3, 1), 0.75, False)
+        >>> Partition(units, {}).is_trivial  # one block per unit
+        True
     """
 
     units: UnitGraph = field(repr=False)

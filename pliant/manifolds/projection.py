@@ -33,6 +33,16 @@ class Distance:
         total: Euclidean distance over all parameters of the model, in units of the parameters.
         relative: ``total`` over the norm of the parameters that have blocks; 0 where there are none.
         tensors: Parameter name to its own distance; the squares add up to that of ``total``.
+
+    Example:
+        >>> import pliant
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+        >>> wide = pliant.manifolds.clone(model, 2, torch.randn(3, 2).double())
+        >>> with torch.no_grad():
+        ...     _ = wide.model[0].bias[0].add_(2)  # both copies are then 1 away from their mean
+        >>> off = distance(wide.model, wide.partition)
+        >>> round(off.total, 6), {name: round(own, 6) for name, own in off.tensors.items()}
+        (1.414214, {'0.weight': 0.0, '0.bias': 1.414214, '2.weight': 0.0})
     """
 
     kind: Kind
@@ -73,6 +83,16 @@ def normal_part(
 
     Returns:
         Tensor name to its normal part in float64, for tensors with blocks that are in ``state``.
+
+    Example:
+        >>> import pliant
+        >>> model, x = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double(), torch.randn(8, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> wide.model(x).square().mean().backward()
+        >>> gradient = {name: parameter.grad for name, parameter in wide.model.named_parameters()}
+        >>> off = normal_part(wide.model, wide.partition, state=gradient)  # of clones, nothing
+        >>> list(off), max(float(part.abs().max()) for part in off.values()) < 1e-12
+        (['0.weight', '0.bias', '2.weight'], True)
     """
     _check_kind(kind)
     blocks = block_structure(model, partition)
@@ -114,6 +134,20 @@ def residual(model: nn.Module, partition: Partition, *, state: Mapping[str, Tens
     r""":math:`R = W - P_{BC}W` of the parameters: on the cloning manifold gradient descent never changes it.
 
     Two points of the cloning manifold with equal :math:`R` are on one leaf. Buffers are left out.
+
+    Example:
+        >>> import pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+        >>> x = torch.randn(8, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> _ = wide.model.load_state_dict(pliant.manifolds.redistributed(wide.model, wide.partition), strict=False)
+        >>> before, sgd = residual(wide.model, wide.partition), torch.optim.SGD(wide.model.parameters(), lr=0.1)
+        >>> wide.model(x).square().mean().backward()
+        >>> sgd.step()
+        >>> after = residual(wide.model, wide.partition)
+        >>> float(before["2.weight"].norm()) > 0.1, all(torch.allclose(after[name], before[name]) for name in before)
+        (True, True)
     """
     trained = {name for name, _ in model.named_parameters()}
     off = normal_part(model, partition, "block_constant", state=state)
@@ -132,6 +166,17 @@ def distance(
         partition: The partition of its units.
         kind: As for :func:`normal_part`.
         state: Other values than the model's own, by name.
+
+    Example:
+        >>> import pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double()
+        >>> wide = pliant.manifolds.clone(model, 2, torch.randn(3, 2).double())
+        >>> round(distance(wide.model, wide.partition).total, 12)
+        0.0
+        >>> leaf = pliant.manifolds.redistributed(wide.model, wide.partition)  # unequal copies on the same manifold
+        >>> [distance(wide.model, wide.partition, kind, state=leaf).total < 1e-9 for kind in ("both", "block_constant")]
+        [True, False]
     """
     trained = {name for name, _ in model.named_parameters()}
     off = {k: v for k, v in normal_part(model, partition, kind, state=state).items() if k in trained}
@@ -146,6 +191,14 @@ def dimension(model: nn.Module, partition: Partition, kind: Kind = "both") -> in
     """Number of dimensions of a manifold inside the space of all parameters of the model.
 
     A leaf of the cloning manifold has as many as the block-constant one.
+
+    Example:
+        >>> import pliant
+        >>> model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> units = pliant.find_units(model, torch.randn(3, 2))
+        >>> blocks = pliant.manifolds.partition(units, {"0": [0, 0, 0, 0], "2": [0, 0, 0, 0]})
+        >>> dimension(model, blocks), dimension(model, blocks, "block_constant")  # of 37; 2.weight has 3 * 3 + 1, or 1
+        (16, 7)
     """
     _check_kind(kind)
     blocks = block_structure(model, partition)

@@ -45,6 +45,17 @@ class FoundPartition:
             number up to scale. Only groups that allow such a change.
         unified: Parameters and buffers of the same function in which such clones are plain ones; the model's own where
             there are none.
+
+    Example:
+        >>> import pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).double(), torch.randn(5, 8).double()
+        >>> wide = pliant.manifolds.clone(model, {"0": [3, 1, 1, 1, 1, 1]}, x)  # one unit of six, three times
+        >>> found = find_partition(wide.model, wide.units)
+        >>> found.found, found.cloned_fraction, found.null_cloned_fraction
+        (('0',), {'0': 0.375}, {'0': 0.0})
+        >>> found.partition.block_sizes("0"), found.distance.relative < 1e-12
+        ((3, 1, 1, 1, 1, 1), True)
     """
 
     partition: Partition

@@ -44,6 +44,18 @@ class Stability:
         num_normal: Number of normal directions.
         gradient_norm: Norm of the gradient: not near zero, this is no stationary point.
         direction: Eigenvector of ``smallest``, by parameter name, of norm 1.
+
+    Example:
+        >>> import pliant
+        >>> model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Tanh(), nn.Linear(2, 1, bias=False)).double()
+        >>> _ = [nn.init.zeros_(p) for p in model.parameters()]  # a stationary point, and both units are clones
+        >>> batch = torch.ones(4, 1).double(), torch.ones(4, 1).double()
+        >>> pair = pliant.manifolds.partition(pliant.find_units(model, batch[0]), {"0": [0, 0]})
+        >>> found = stability(model, pair, batch, "mse")
+        >>> found.verdict, round(found.smallest, 9), round(found.largest, 9), found.num_normal
+        ('saddle', -1.0, 1.0, 2)
+        >>> round(found.growth(lr=0.1), 9), round(found.growth(lr=0.1, momentum=0.9), 3)  # momentum: faster
+        (1.1, 1.316)
     """
 
     smallest: float
@@ -100,6 +112,17 @@ def stability(
 
     Raises:
         IllegalConfiguration: If the partition is trivial or does not fit, or dropout is on.
+
+    Example:
+        >>> import pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double(), torch.randn(64, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> found = stability(wide.model, wide.partition, (x, torch.ones(64, 1).double()), "mse")
+        >>> found.num_normal, found.cross < 1e-9  # of 17 directions; at plain copies these do not couple to the others
+        (8, True)
+        >>> found.verdict, found.gradient_norm > 0.1  # no stationary point: the curvature of this moment
+        ('saddle', True)
     """
     if partition.is_trivial:
         raise IllegalConfiguration("every block of the partition is a single unit: there is no normal direction.")

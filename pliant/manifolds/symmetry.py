@@ -43,6 +43,17 @@ class UnitSymmetries:
     Attributes:
         kinds: ``"sign"``, ``"scale"`` or both.
         through: What is changed: ``"incoming"`` weights and biases, or the gain and offset of a ``"norm"`` after them.
+
+    Example:
+        >>> import pliant
+        >>> x = torch.randn(4, 2)
+        >>> def of(*layers):
+        ...     model = nn.Sequential(nn.Linear(2, 3), *layers, nn.Linear(3, 1))
+        ...     return unit_symmetries(model, pliant.find_units(model, x), x)["0"]
+        >>> of(nn.ReLU())
+        UnitSymmetries(kinds=('scale',), through='incoming')
+        >>> of(nn.BatchNorm1d(3), nn.ReLU())  # the norm undoes what its inputs are multiplied by: its gain is changed
+        UnitSymmetries(kinds=('scale',), through='norm')
     """
 
     kinds: tuple[Symmetry, ...]

@@ -35,6 +35,19 @@ class NormalShare:
         share: Norm of the normal part over the norm, in [0, 1]; 0 for a vector of zeros.
         norm: Norm of the whole vector.
         tensors: Parameter name to the norm of its normal part over the norm of the whole vector.
+
+    Example:
+        >>> import pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double(), torch.randn(8, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> for size in (0.0, 0.1):
+        ...     if size:
+        ...         _ = wide.model.load_state_dict(pliant.manifolds.kicked(wide.model, wide.partition, size))
+        ...     found = trap_test(wide.model, wide.partition, x, lambda y: (y - 1).square().mean()).gradient
+        ...     print(found.share < 1e-12, found.norm > 0.1, list(found.tensors))
+        True True ['0.weight', '0.bias', '2.weight']
+        False True ['0.weight', '0.bias', '2.weight']
     """
 
     share: float
@@ -49,6 +62,17 @@ class UnitSpread:
     Attributes:
         forward: Largest range of an activation within a block, relative to the group's largest activation.
         backward: The same of the gradients of the activations; ``None`` where they cannot be seen.
+
+    Example:
+        >>> import pliant
+        >>> model, x = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double(), torch.randn(8, 2).double()
+        >>> _ = nn.init.ones_(model[2].weight)
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> with torch.no_grad():
+        ...     _ = wide.model[2].weight[0, 0].mul_(2)  # read by 1 and by 0.5: equal activations, unequal gradients
+        >>> spread = trap_test(wide.model, wide.partition, x, lambda y: y.square().mean()).spread["0"]
+        >>> spread.forward < 1e-12, round(spread.backward, 9)
+        (True, 0.5)
     """
 
     forward: float
@@ -66,6 +90,19 @@ class TrapTest:
         spread: Group name to the range of activations and their gradients within its blocks.
         distance: Distance of the weights to the manifold.
         tolerance: Largest share that counts as rounding.
+
+    Example:
+        >>> import pliant
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double(), torch.randn(8, 2).double()
+        >>> wide = pliant.manifolds.clone(model, 2, x)
+        >>> adam = torch.optim.Adam(wide.model.parameters())
+        >>> found = trap_test(wide.model, wide.partition, x, lambda y: y.square().mean(), optimizer=adam)
+        >>> found.stays, found.gradient.share < 1e-12, found.update.share < 1e-9
+        (True, True, True)
+        >>> _ = wide.model.load_state_dict(pliant.manifolds.kicked(wide.model, wide.partition, 1e-3))
+        >>> trap_test(wide.model, wide.partition, x, lambda y: y.square().mean()).stays  # near is not trapped
+        False
     """
 
     gradient: NormalShare

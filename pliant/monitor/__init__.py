@@ -19,7 +19,7 @@ from pliant.units import UnitGraph
 from pliant.units.export import refuse_wrapped
 from pliant.units.init import InitSpec
 from pliant.units.several import Models, as_module
-from pliant.wiring import as_optimizers, units_of, unwrapped, wrappers_of
+from pliant.wiring import as_optimizers, refuse_trainer, units_of, unwrapped, wrappers_of
 
 __all__ = [
     "DEFAULT",
@@ -117,6 +117,7 @@ def monitor(
         ()
         >>> watch.detach()
     """
+    refuse_trainer(model)
     plain, process_group = unwrapped(model, units)
     module = as_module(plain)
     refuse_wrapped(module, sharded=units is not None)

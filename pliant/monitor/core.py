@@ -16,10 +16,12 @@ from pliant.monitor.alarms import Alarm, Alarms
 from pliant.monitor.history import History, Reading
 from pliant.monitor.instruments import Instruments
 from pliant.monitor.ledger import Ledger
+from pliant.monitor.resume import fit_monitor
 from pliant.monitor.telling import Teller
 from pliant.monitor.twin import no_twin
 from pliant.monitor.watched import WATCHED
 from pliant.monitor.writers import Writer
+from pliant.saving import LoadReport, OnMismatch
 from pliant.stats.listener import is_in_graph
 from pliant.units import UnitGraph
 from pliant.units.init import InitSpec
@@ -308,8 +310,23 @@ class Monitor:
             "weights": self._instruments.weights.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(
+        self,
+        state: Mapping[str, Any],
+        on_mismatch: OnMismatch = "error",
+        renamed: Mapping[str, str] | None = None,
+    ) -> LoadReport:
         """Continue from :meth:`state_dict`: the weights at the beginning are those of the run that was saved.
+
+        Args:
+            state: What was saved.
+            on_mismatch: ``"error"``: other unit groups are refused. ``"reinit_group"``: the alarms of every group whose
+                number of units has changed begin anew, and so does the comparison with a fresh twin; the history is
+                kept.
+            renamed: Old module name to its new one, where modules have been renamed since.
+
+        Returns:
+            What became of every unit group.
 
         Raises:
             IllegalConfiguration: If it was saved by another version, or on other unit groups; nothing has been
@@ -319,22 +336,27 @@ class Monitor:
             raise IllegalConfiguration(
                 f"the monitor's state has version {state.get('version')!r}; this is version {STATE_VERSION}."
             )
-        mine = {group.name: group.size for group in self._instruments.groups}
-        if mine != state["groups"]:
-            raise IllegalConfiguration(
-                f"the monitor's state is of the unit groups {state['groups']}, and the model has {mine}."
-            )
+        state, report = fit_monitor(
+            state,
+            groups={group.name: group.size for group in self._instruments.groups},
+            weights=self._instruments.weights.state_dict(),
+            tasks=self._ledger.tasks,
+            on_mismatch=on_mismatch,
+            renamed=renamed,
+        )
         self._step, self._last, self.every = state["step"], state["last"], state["every"]
         self.history.load_state_dict(state["history"])
         self._current = {metric: dict(places) for metric, places in state["current"].items()}
         self._unheard = dict.fromkeys(state["unheard"])
         self._alarms.load_state_dict(state["alarms"])
         self._ledger.load_state_dict(state["ledger"])
-        self._instruments.twin.load_state_dict(state["twin"])
+        if state["twin"] is not None:
+            self._instruments.twin.load_state_dict(state["twin"])
         self._instruments.weights.load_state_dict(state["weights"])
         self._read_at, self._window_from = max(self._last + self.every, self._step + 1), None
         self._instruments.rest()
         self._plan()
+        return report
 
     def detach(self) -> None:
         """Remove every hook and close the writers; the history stays."""

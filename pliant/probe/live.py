@@ -24,6 +24,7 @@ from pliant.probe.loading import moved
 from pliant.probe.objective import Loss, Objective
 from pliant.probe.optimizers import MakeOptimizer, Moments, maker
 from pliant.probe.result import final_value, interval_text
+from pliant.saving import OnMismatch, check_choice, shape_text
 from pliant.units.init import InitSpec
 from pliant.write import stream_of
 
@@ -230,25 +231,40 @@ class LiveTwin:
             "race": running,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], on_mismatch: OnMismatch = "error") -> None:
         """Restore :meth:`state_dict`, after the model and its optimizer have been restored.
 
+        Args:
+            state: What was saved.
+            on_mismatch: If a race was on, and the model has other tensors now than its networks: ``"error"``, or
+                ``"reinit_group"``, which abandons that race and keeps those that are over.
+
         Raises:
-            IllegalConfiguration: If the state is of another version, window or seed.
+            IllegalConfiguration: If the state is of another version, window or seed, or of another model; nothing has
+                been changed then.
         """
+        check_choice(on_mismatch)
         for key, mine in (("version", _VERSION), ("window", self.window), ("seed", self.seed)):
             if state.get(key) != mine:
                 raise IllegalConfiguration(
                     f"this state of a live twin has {key}={state.get(key)!r}, not {mine!r}: make it as it was."
                 )
+        running = state["race"]
+        differs = None if running is None else _difference(running["networks"][0], self._model.state_dict())
+        if differs is not None and on_mismatch == "error":
+            raise IllegalConfiguration(
+                f"a race was on when this state of a live twin was saved, and its networks are not like the model: "
+                f'{differs}. Load it with on_mismatch="reinit_group", which abandons that race.'
+            )
         self.num_steps, self.num_races = state["num_steps"], state["num_races"]
         self.num_abandoned, self._last_start = state["num_abandoned"], state["last_start"]
         self._spent, self._elapsed, self._left = state["spent"], state["elapsed"], None
         self._races.clear()
         self._races.extend(Race(**race) for race in state["races"])
         self._race = None
-        running = state["race"]
-        if running is not None:
+        if differs is not None:
+            self.num_abandoned += 1
+        elif running is not None:
             with preserved_randomness(self._model):
                 race = self._networks(running["step"], [copy_of(self._model), copy_of(self._model)])
                 for net, saved in zip(race.networks, running["networks"], strict=True):
@@ -312,6 +328,16 @@ class LiveTwin:
         mean_gap = sum(race.losses[0]) / len(race.losses[0]) - sum(race.losses[1]) / len(race.losses[1])
         self._races.append(Race(race.step, live, fresh, mean_gap, race.seconds))
         self._race = None
+
+
+def _difference(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> str | None:
+    """The first tensor in which two networks differ, in words."""
+    for name in (*saved, *mine):
+        shapes = [tuple(net[name].shape) if isinstance(net.get(name), Tensor) else None for net in (saved, mine)]
+        if (name in saved) != (name in mine) or shapes[0] != shapes[1]:
+            texts = [shape_text(shape) if shape is not None else "absent" for shape in shapes]
+            return f"{name!r} is {texts[0]} in the race, and {texts[1]} in the model"
+    return None
 
 
 _FIRST = 3.0  # what a step of a race costs in plain steps, until it has been measured: two networks, and copies

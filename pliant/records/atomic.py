@@ -13,7 +13,16 @@ __all__ = ["StorageError", "sync_folder", "write_atomically"]
 
 
 class StorageError(RecordError):
-    """Something could not be written: the disk is full, or the folder may not be written to."""
+    """Something could not be written: the disk is full, or the folder may not be written to.
+
+    Example:
+        >>> import tempfile
+        >>> try:
+        ...     write_atomically(Path(tempfile.mkdtemp()) / "no" / "such" / "folder.txt", "1 2 3")
+        ... except StorageError as error:
+        ...     print(isinstance(error, RecordError), "Free space or choose another folder" in str(error))
+        True True
+    """
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:

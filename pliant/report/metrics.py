@@ -116,6 +116,55 @@ _KNOWN = (
         "Weight magnitude",
         "Mean absolute value of the weights; growing weights make every step relatively smaller.",
     ),
+    Metric(
+        "online_return",
+        "Return while learning",
+        "Mean return of the episodes that ended in a task, or the mean reward of its steps where the stream says so, "
+        "while the agent explores and learns.",
+        better="higher",
+    ),
+    Metric(
+        "end_return",
+        "Return at the end of a task",
+        "The return over the last rollout of a task: what was learnt of it.",
+        better="higher",
+    ),
+    Metric(
+        "policy_entropy",
+        "Policy entropy",
+        "Mean entropy of the policy in the states that it visits, in nats: how much it still explores.",
+    ),
+    Metric(
+        "state_coverage",
+        "State coverage",
+        "Entropy of how often the cells of a fixed grid of states were visited, as a share of the largest possible.",
+        percent=True,
+    ),
+    Metric(
+        "policy_dormant_fraction",
+        "Dormant units of the policy",
+        "Dormant units of the policy's network alone, in the states that the agent visits.",
+        percent=True,
+    ),
+    Metric(
+        "value_dormant_fraction",
+        "Dormant units of the value",
+        "Dormant units of the value's network alone, in the states that the agent visits.",
+        percent=True,
+    ),
+    Metric(
+        "approx_kl",
+        "Change of the policy",
+        "Estimated divergence of the policy before and after the last round of updates of a task.",
+    ),
+    Metric(
+        "value_loss", "Error of the value", "Mean squared error of the value in the last round of updates of a task."
+    ),
+    Metric(
+        "explained_variance",
+        "Explained variance of returns",
+        "Share of the variance of the returns that the value explains, before the last round of updates of a task.",
+    ),
     Metric("num_resets", "Units reset", "How many hidden units the method has replaced."),
     Metric("loss", "Loss", "Mean training loss over the task.", better="lower"),
 )

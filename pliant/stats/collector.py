@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from pliant.devices import can_read
 from pliant.errors import IllegalConfiguration, NoEffect, NotYetSupported
 from pliant.stats.listener import Dated, Kept, Listeners, Passes, silence, that_count
 from pliant.stats.reader import TapReader, quantity
+from pliant.stats.rows import RowCounter
 from pliant.units.graph import UnitGraph
 from pliant.units.group import UnitGroup
 
@@ -382,6 +383,7 @@ class Collector:
     ) -> None:
         self.model, self.process_group = model, process_group
         self.accumulators: dict[str, Accumulator] = {}
+        self._row_counters: list[RowCounter] = []
         for name, wanted in needs.items():
             group = units[name]
             reader = TapReader(group, units.replays.get(name), tensors, members=num_members is not None)
@@ -441,6 +443,27 @@ class Collector:
             raise NoEffect(f"no features are kept for {group.name!r}; list 'features' in the intervention's `needs`.")
         return [item.reader.matrix(act) for act in item.features]
 
+    def count_rows(self, module: str, into: MutableMapping[str, Tensor], key: str) -> None:
+        """From now on, count which rows of an embedding training looks up, see ``pliant.stats.rows``.
+
+        Args:
+            module: The embedding's name.
+            into: Where the counts are; ``into[key]`` is int64 ``[rows]``.
+            key: Under which name.
+        """
+        self._row_counters.append(RowCounter(self.model.get_submodule(module), into, key))
+
+    def total_rows(self, counts: Tensor) -> Tensor:
+        """Counts of one process, summed over all of them where there are several."""
+        if self.process_group is None:
+            return counts
+        total = counts.clone()
+        torch.distributed.all_reduce(total, group=self.process_group)
+        return total
+
     def remove(self) -> None:
         """Remove every hook."""
         self.listener.remove()
+        for counter in self._row_counters:
+            counter.remove()
+        self._row_counters.clear()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pliant.errors import IllegalConfiguration
+from pliant.units.adapters import adapter_fills
 from pliant.units.export import canonical_names
 from pliant.units.recorded_init import recorded_fills
 
@@ -93,10 +94,10 @@ def initialisers(
         model: The model.
         init: ``None``: what PyTorch's own ``reset_parameters`` draws for the module that owns the tensor, and in a
             Hugging Face model what its ``_init_weights`` draws (``initializer_range``, scaled residual projections,
-            T5's factors), see :mod:`pliant.units.recorded_init`. A name of :data:`NAMED`: that distribution for every
-            matrix and kernel, zero for their biases. A mapping from patterns of tensor names to names: the first that
-            matches; ``"zeros"`` and ``"ones"`` also serve bare vectors, such as a learned scale. Instead of a name,
-            an :class:`Init` holds for every entry of the tensors that match.
+            T5's factors), see :mod:`pliant.units.recorded_init`, and in LoRA adapters what ``peft`` does. A name of
+            :data:`NAMED`: that distribution for every matrix and kernel, zero for their biases. A mapping from patterns
+            of tensor names to names: the first that matches; ``"zeros"`` and ``"ones"`` also serve bare vectors, such
+            as a learned scale. Instead of a name, an :class:`Init` holds for every entry of the tensors that match.
         members: The tensors carry a leading dimension of ensemble members, which no fan counts.
         inputs_first: Matrices stored as inputs x outputs (``x @ W``), whose fans are exchanged.
 
@@ -110,7 +111,7 @@ def initialisers(
     canonical = canonical_names(model)
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     result: dict[str, Init | None] = {}
-    recorded = recorded_fills(model)
+    recorded = {**recorded_fills(model), **adapter_fills(model)}
     for name in dict.fromkeys(canonical.values()):
         path, _, leaf = _PARAMETRIZED.sub(r"\1", name).rpartition(".")
         result[name] = _of_module(model.get_submodule(path), leaf, tensors[name], members)

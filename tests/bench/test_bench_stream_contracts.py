@@ -14,14 +14,16 @@ import torch
 from pliant.bench.experiment import Experiment
 from pliant.bench.presets import PRESETS
 from pliant.bench.streams import STREAMS, write_folder
-from pliant.bench.streams.base import Stream, Task, generator, traits
+from pliant.bench.streams.base import Stream, Task, generator, is_supervised, traits
 from pliant.errors import IllegalConfiguration
 
 TENSORS = ("inputs", "targets", "test_inputs", "test_targets", "valid_inputs", "valid_targets")
 OWN = {"folder", "iterable"}
+EXAMPLES = {name: presets for name, presets in PRESETS.items() if is_supervised(STREAMS[name])}
+"""Presets of the streams whose tasks are sets of examples; those of agents have tests of their own."""
 NEEDS_FILES = {
     (name, preset)
-    for name, presets in PRESETS.items()
+    for name, presets in EXAMPLES.items()
     for preset, settings in presets.items()
     if traits(STREAMS[name](**settings["stream"])).requires_data
 }
@@ -31,7 +33,7 @@ FILES = {"dataset": "imagenet32", "num_all": data_files.NUM_FILES, "num_train": 
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     f"{name} {preset}": (name, settings["stream"])
-    for name, presets in PRESETS.items()
+    for name, presets in EXAMPLES.items()
     for preset, settings in presets.items()
     if (name, preset) not in NEEDS_FILES
 }

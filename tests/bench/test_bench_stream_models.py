@@ -12,11 +12,13 @@ from pliant.bench.experiment import Experiment
 from pliant.bench.models import MODELS, CharGRU, CharTransformer, EmbeddingMLP, Forecaster, ViT
 from pliant.bench.presets import PRESETS
 from pliant.bench.streams import STREAMS, Task, traits
+from pliant.bench.streams.base import is_supervised
 from pliant.errors import IllegalConfiguration
 
 MINIS = [
     (name, preset)
     for name, presets in PRESETS.items()
+    if is_supervised(STREAMS[name])
     for preset, settings in presets.items()
     if preset.startswith(("mini", "demo")) and not traits(STREAMS[name](**settings["stream"])).requires_data
 ]

@@ -21,6 +21,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 ELSEWHERE = {
     "environments.md": "bench/test_bench_environments_page.py",
     "diagnosis.md": "diagnosis/test_diagnosis.py",
+    "language_models.md": "lm/test_lm_transformers.py",
     "manifolds.md": "manifolds/test_manifolds_page.py",
     "monitor.md": "monitor/test_monitor_readings.py",
     "probe.md": "probe/test_probe_docs.py",

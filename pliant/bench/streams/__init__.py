@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pliant.bench.streams.base import Stream, Task, Traits, traits
+from pliant.bench.streams.changing_control import ChangingControl
 from pliant.bench.streams.character_drift import CharacterDrift
 from pliant.bench.streams.class_incremental import ClassIncremental
 from pliant.bench.streams.click_through import ClickThrough
@@ -16,6 +17,7 @@ from pliant.bench.streams.input_permuted import InputPermuted
 from pliant.bench.streams.iterable import IterableStream
 from pliant.bench.streams.label_noise import LabelNoise
 from pliant.bench.streams.label_permuted import LabelPermuted
+from pliant.bench.streams.locomotion import Ant, Hopper, SlipperyAnt, Walker
 from pliant.bench.streams.permuted_digits import PermutedDigits
 from pliant.bench.streams.permuted_mnist import PermutedMNIST
 from pliant.bench.streams.random_label_digits import RandomLabelDigits
@@ -28,6 +30,8 @@ from pliant.bench.streams.stationary_digits import StationaryDigits
 
 __all__ = [
     "STREAMS",
+    "Ant",
+    "ChangingControl",
     "CharacterDrift",
     "ClassIncremental",
     "ClickThrough",
@@ -37,6 +41,7 @@ __all__ = [
     "DayAndWeather",
     "FivePlusOne",
     "FolderStream",
+    "Hopper",
     "InputPermuted",
     "IterableStream",
     "LabelNoise",
@@ -47,12 +52,14 @@ __all__ = [
     "RandomLabelImages",
     "Recurring",
     "RegimeSwitching",
+    "SlipperyAnt",
     "SlowlyChangingRegression",
     "SmoothDrift",
     "StationaryDigits",
     "Stream",
     "Task",
     "Traits",
+    "Walker",
     "traits",
     "write_folder",
 ]
@@ -80,6 +87,11 @@ STREAMS: dict[str, type] = {
         RegimeSwitching,
         ClickThrough,
         CharacterDrift,
+        ChangingControl,
+        SlipperyAnt,
+        Ant,
+        Hopper,
+        Walker,
         FolderStream,
         IterableStream,
     )

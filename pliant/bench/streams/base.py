@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 import numpy as np
@@ -17,12 +17,14 @@ from pliant.errors import IllegalConfiguration
 __all__ = [
     "LOSSES",
     "LOWER_IS_BETTER",
+    "UNBOUNDED",
     "Augment",
     "Stream",
     "Task",
     "Traits",
     "check_length",
     "generator",
+    "is_supervised",
     "require",
     "tensor_bytes",
     "traits",
@@ -33,6 +35,9 @@ LOSSES: tuple[str, ...] = ("cross_entropy", "mse", "binary_cross_entropy")
 
 LOWER_IS_BETTER: frozenset[str] = frozenset({"mse"})
 """Scores of which less is better; of all others, more."""
+
+UNBOUNDED: frozenset[str] = frozenset({"return"})
+"""Scores of which more is better and that may be below zero."""
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
 """From a batch of inputs and a generator to inputs of the same shape and dtype."""
@@ -107,6 +112,14 @@ class Task:
         tensors = [value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def cut(self, num_steps: int) -> Task:
+        """Return the task cut to about so many optimizer steps, at least one: what a run costs is measured on it."""
+        per_pass = -(-len(self.targets) // self.batch_size)
+        if num_steps < per_pass:
+            some = slice(num_steps * self.batch_size)
+            return replace(self, inputs=self.inputs[some], targets=self.targets[some], num_epochs=1)
+        return replace(self, num_epochs=min(self.num_epochs, num_steps // per_pass))
+
     def augmented(self, inputs: Tensor, epoch: int, step: int) -> Tensor:
         """Return a batch as it is trained on: augmented with the randomness of its pass and its place in the pass.
 
@@ -128,6 +141,8 @@ class Stream(Protocol):
     reads files may have a method ``prepare()``, called once before a run, that makes sure of them. Further class
     attributes are ``not_identity``, the names of options that change no result, ``control``, True where nothing
     changes between tasks, and ``title``, its name on paper.
+    A stream whose tasks are no examples names what goes through them: ``trainer``, as ``"module:Class"``; see
+    ``pliant.bench.rl``.
     """
 
     name: ClassVar[str]
@@ -153,8 +168,8 @@ class Traits:
     """What a stream says of itself beyond its tasks, with defaults for what it leaves unsaid.
 
     Attributes:
-        loss: what is minimised, one of :data:`LOSSES`.
-        score: the online measure: ``accuracy``, ``mse``, ``auc``.
+        loss: what is minimised, one of :data:`LOSSES`; of agents, the algorithm.
+        score: the online measure: ``accuracy``, ``mse``, ``auc``; of agents ``return``.
         requires_data: the data set that it reads from files, or None.
         measures_past: earlier tasks' test sets still mean something, so that forgetting can be measured.
         input_shape: shape of one example; default ``(num_inputs,)``.
@@ -178,9 +193,19 @@ class Traits:
         return self.score in LOWER_IS_BETTER
 
     @property
+    def worst(self) -> float:
+        """What a failed seed counts as: the worst score that there is, infinite where there is none."""
+        return math.inf if self.lower_is_better else -math.inf if self.score in UNBOUNDED else 0.0
+
+    @property
     def series(self) -> str:
         """The record's series of the score before each update; test series end alike."""
         return f"online_{self.score}"
+
+
+def is_supervised(stream: object) -> bool:
+    """Whether the tasks of a stream (or of a class of streams) are examples; those of agents are not."""
+    return not hasattr(stream, "trainer")
 
 
 def traits(stream: Stream) -> Traits:
@@ -193,7 +218,8 @@ def traits(stream: Stream) -> Traits:
     """
     said: dict[str, Any] = {field.name: getattr(stream, field.name, field.default) for field in fields(Traits)}
     said["input_shape"] = tuple(said["input_shape"]) or (stream.num_inputs,)
-    require(said["loss"] in LOSSES, stream, f"loss {said['loss']!r} is none of {', '.join(LOSSES)}")
+    known = said["loss"] in LOSSES or not is_supervised(stream)
+    require(known, stream, f"loss {said['loss']!r} is none of {', '.join(LOSSES)}")
     return Traits(**said)
 
 

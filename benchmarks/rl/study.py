@@ -1,0 +1,144 @@
+"""Does an agent lose its plasticity in a thousand changes, and what helps? The runs; ``page.py`` reads their records.
+
+    python benchmarks/rl/study.py --out ../rl_results              # settings, then runs: whatever is missing
+    python benchmarks/rl/study.py --out ../rl_results --seeds 10 --max-hours 2
+    python benchmarks/rl/study.py --out ../rl_results --only tune  # settings alone, on seeds 100 and 101
+    python benchmarks/rl/study.py --out ../rl_results --only thin  # runs nothing: writes what is committed of it
+
+Eight ways to train PPO (``ways.py``) on the mini preset of ``changing_control``. First every way gets the best of three
+settings, on two tuning seeds and the first 150 changes; then seeds 0 to 9 run over all 1,000. Seeds come in rounds, all
+ways with seed 0 first, so that what is there is a fair comparison at any time. Interrupted or killed, the same command
+goes on to the bit. What was expected stands in ``expectations.json``, committed before the first reported run.
+
+What is committed (``benchmarks/results/rl/``) has every series as means over 20 changes, to five digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+
+from benchmarks.rl.ways import GRID, WAYS, mini  # noqa: E402
+from pliant import records  # noqa: E402
+from pliant.bench.experiment import Experiment  # noqa: E402
+from pliant.bench.runner import run_experiments  # noqa: E402
+from pliant.bench.tune import grid  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "rl"
+TUNING = "tuning.json"
+TUNING_SEEDS, TUNING_TASKS = (100, 101), 150
+BIN = 20
+
+
+def tune(out: Path) -> dict[str, Any] | None:
+    """The best setting of each way; None after Ctrl-C. What was chosen once stays chosen."""
+    for folder in (out, RESULTS):
+        if (folder / TUNING).exists():
+            found: dict[str, Any] = json.loads((folder / TUNING).read_text(encoding="utf-8"))
+            return found
+    settings = {name: [mini(name, each, TUNING_TASKS) for each in GRID[name]] for name in WAYS}
+    tuning = grid(
+        settings, out / "tuning", tuning_seeds=TUNING_SEEDS, last_fraction=1.0, num_workers=0, checkpoint_every=60.0
+    )
+    if tuning is None:
+        return None
+    chosen = {
+        name: {
+            "setting": GRID[name][int(np.argmax([trial.merit for trial in trials]))],
+            "scores": [round(trial.score, 5) if np.isfinite(trial.score) else None for trial in trials],
+            "settings": list(GRID[name]),
+        }
+        for name, trials in tuning.trials.items()
+    }
+    found = {"rule": tuning.rule, "tuning_seeds": list(TUNING_SEEDS), "ways": chosen}
+    records.write_atomically(out / TUNING, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def experiments(tuning: dict[str, Any]) -> dict[str, Experiment]:
+    """Every way with its setting, over the whole stream."""
+    return {name: mini(name, tuning["ways"][name]["setting"]) for name in WAYS}
+
+
+def thin(out: Path) -> dict[str, int]:
+    """Write what is committed of the records that are there; returns how many each way has."""
+    counts: dict[str, int] = {}
+    tuning = tune(out)
+    if tuning is None:
+        return counts
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    records.write_atomically(RESULTS / TUNING, json.dumps(tuning, indent=1) + "\n")
+    for name, experiment in experiments(tuning).items():
+        folder = out / experiment.id
+        found = list(records.read_records(folder)) if folder.is_dir() else []
+        counts[name] = len(found)
+        if not found:
+            continue
+        data = {
+            "way": name,
+            "label": WAYS[name].label,
+            "bin": BIN,
+            "experiment": experiment.to_dict(),
+            "id": experiment.id,
+            "seeds": [
+                {
+                    "seed": record.seed,
+                    "status": record.status,
+                    "error": record.error,
+                    "seconds": record.meta.get("seconds"),
+                    "commit": record.meta.get("commit"),
+                    "series": {key: _binned(values) for key, values in record.series.items()},
+                }
+                for record in sorted(found, key=lambda record: record.seed)
+            ],
+        }
+        records.write_atomically(RESULTS / f"{name}.json", json.dumps(data) + "\n")
+    return counts
+
+
+def _binned(values: Any) -> list[float]:
+    series = np.asarray(values, dtype=float)
+    parts = np.array_split(series, -(-len(series) // BIN)) if len(series) else []
+    return [float(f"{part.mean():.5g}") for part in parts]
+
+
+def main() -> int:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="results folder, outside of the repository")
+    parser.add_argument("--seeds", type=int, default=10, help="seeds 0 to N-1")
+    parser.add_argument(
+        "--max-hours", type=float, help="stop at a task boundary after so long; the same command goes on"
+    )
+    parser.add_argument("--only", choices=["tune", "thin"], help="one part")
+    options = parser.parse_args()
+    if options.only == "thin":
+        print(thin(options.out))
+        return 0
+    tuning = tune(options.out)
+    if tuning is None:
+        return 130
+    if options.only == "tune":
+        return 0
+    until = None if options.max_hours is None else time.monotonic() + 3600 * options.max_hours
+    for seed in range(options.seeds):
+        for experiment in experiments(tuning).values():
+            left = None if until is None else max(1e-3, until - time.monotonic())
+            report = run_experiments([experiment], [seed], options.out, num_workers=0, max_seconds=left)
+            print(f"seed {seed}, {experiment.label}: {report.message}", flush=True)
+            if report.interrupted or report.out_of_time:
+                return 130 if report.interrupted else 124
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Jobs of one of two processes: training through the adapters, as torchrun would start it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import frameworks
+
+import pliant
+
+
+def _as_launched(rank: int) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29512", "LOCAL_WORLD_SIZE": "2"}
+
+
+def everything(rank: int, folder: Path) -> dict[str, Any]:
+    """One after the other: imports cost more than training."""
+    _as_launched(rank)
+    jobs = (huggingface, lightning, lightning_sharded)
+    return {job.__name__: job(rank, folder) for job in jobs}
+
+
+def huggingface(rank: int, folder: Path) -> dict[str, Any]:
+    protect = pliant.huggingface.Protect(frameworks.REPLACE, monitor={"every": 2, "budget": None})
+    trainer = frameworks.trainer(folder / "hf", protect)
+    trainer.train()
+    wrapped = type(trainer.model_wrapped).__name__
+    again = pliant.huggingface.Protect(frameworks.REPLACE)
+    resumed = frameworks.trainer(folder / "hf", again)
+    resumed.train(resume_from_checkpoint=str(folder / "hf" / "checkpoint-3"))
+    return {
+        "wrapped": wrapped,
+        "tensors": frameworks.tensors(trainer.model),
+        "events": frameworks.events(protect),
+        "resumed": frameworks.tensors(resumed.model),
+        "readings": {key: value for key, value in trainer.state.log_history[0].items() if key.startswith("pliant/")},
+    }
+
+
+def lightning(rank: int, folder: Path) -> dict[str, Any]:
+    _, regression, _ = frameworks.lightning_modules()
+    protect, module = pliant.lightning.Protect(frameworks.REPLACE), regression()
+    trainer = frameworks.fit(folder, module, protect, devices=2, strategy="ddp")
+    return {
+        "strategy": type(trainer.strategy).__name__,
+        "tensors": frameworks.tensors(module),
+        "events": frameworks.events(protect),
+    }
+
+
+def lightning_sharded(rank: int, folder: Path) -> dict[str, Any]:
+    """FSDP2: the user calls ``fully_shard`` in ``configure_model``, and the callback finds the units before."""
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch.distributed.fsdp import fully_shard
+
+    _, regression, _ = frameworks.lightning_modules()
+
+    class Sharded(regression):  # type: ignore[misc, valid-type]
+        def configure_model(self) -> None:
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+    protect, module = pliant.lightning.Protect(frameworks.REPLACE), Sharded()
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    frameworks.fit(folder, module, protect, devices=2, strategy=strategy)
+    whole = {name: value.full_tensor().detach() for name, value in module.named_parameters()}
+    return {"tensors": whole, "events": frameworks.events(protect)}

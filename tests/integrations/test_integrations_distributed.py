@@ -1,0 +1,38 @@
+"""Two processes through the adapters: DistributedDataParallel in both frameworks, FSDP2 in Lightning."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import frameworks
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "contracts"))
+import two_processes
+
+pytest.importorskip("transformers")
+pytest.importorskip("lightning")
+pytestmark = [pytest.mark.filterwarnings(rule) for rule in frameworks.IGNORED]
+
+
+@pytest.mark.wide
+@pytest.mark.slow
+def test_two_processes_stay_identical(tmp_path):
+    first, second = two_processes.run("frameworks_worker", "everything", tmp_path, timeout=500)
+    for job, one in first.items():
+        other = second[job]
+        assert one["events"] == other["events"], job
+        assert len(one["events"]) > 3, job
+        assert all(torch.equal(value, other["tensors"][name]) for name, value in one["tensors"].items()), job
+    of_trainer = first["huggingface"]
+    assert of_trainer["wrapped"] == "DistributedDataParallel"
+    assert all(torch.equal(value, of_trainer["resumed"][name]) for name, value in of_trainer["tensors"].items())
+    assert of_trainer["readings"] == second["huggingface"]["readings"]
+    assert of_trainer["readings"]["pliant/num_resets"] > 0
+    copied, sharded = first["lightning"], first["lightning_sharded"]
+    assert copied["strategy"] == "DDPStrategy"
+    assert copied["events"] == sharded["events"]
+    for name, value in sharded["tensors"].items():
+        torch.testing.assert_close(value, copied["tensors"][name], atol=1e-5, rtol=1e-4)
