@@ -43,6 +43,9 @@ def contents() -> dict[str, tuple[str, str, Sequence[str]]]:
         names = [name for name in import_module(f"pliant.{module}").__all__ if name not in pliant.__all__]
         if names:
             found[f"pliant.{module}"] = (f"pliant.{module}", f"pliant.{module}", names)
+    for module in pliant._INTEGRATIONS:
+        place = f"pliant.integrations.{module}"
+        found[f"pliant.{module}"] = (f"pliant.{module}", place, import_module(place).__all__)
     return {
         page: (title, prefix, sorted(names, key=str.lower)) for page, (title, prefix, names) in found.items() if names
     }

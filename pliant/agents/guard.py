@@ -177,6 +177,21 @@ def forget(agent: Any) -> None:
 
     Args:
         agent: An agent of Stable-Baselines3.
+
+    Example:
+        >>> import tempfile, pliant
+        >>> from stable_baselines3 import DQN
+        >>> agent = DQN("MlpPolicy", "CartPole-v1", buffer_size=100, device="cpu")
+        >>> handle = pliant.attach(agent, pliant.ReDo())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     agent.save(f"{folder}/agent")
+        ...     loaded = DQN.load(f"{folder}/agent", env=agent.get_env(), device="cpu")
+        >>> try:
+        ...     _ = loaded.learn(1)
+        ... except pliant.IllegalConfiguration:
+        ...     print("it was protected")
+        it was protected
+        >>> pliant.sb3.forget(loaded)
     """
     found = vars(agent).get(_PLACE)
     if isinstance(found, Guard):

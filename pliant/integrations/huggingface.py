@@ -39,6 +39,11 @@ class ProtectedCheckpoint:
 
     A ``Trainer`` without the callback :class:`Protect` refuses to load it: resuming would lose the protection without a
     word. Where PyTorch does not know this class, its error names it. Where that is wanted, see :func:`unprotect`.
+
+    Example:
+        >>> from pliant.integrations.huggingface import ProtectedCheckpoint
+        >>> isinstance(ProtectedCheckpoint(), ProtectedCheckpoint)  # nobody is loading it
+        True
     """
 
     def __new__(cls) -> ProtectedCheckpoint:
@@ -61,6 +66,15 @@ def unprotect(checkpoint: str | Path) -> None:
 
     Raises:
         IllegalConfiguration: If it is no such checkpoint.
+
+    Example:
+        >>> import tempfile, pliant
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     try:
+        ...         pliant.huggingface.unprotect(folder)
+        ...     except pliant.IllegalConfiguration:
+        ...         print("no protected checkpoint")
+        no protected checkpoint
     """
     path = Path(checkpoint) / "scheduler.pt"
     with torch.serialization.safe_globals([ProtectedCheckpoint]):

@@ -31,6 +31,14 @@ class AgentDiagnosis(Mapping[str, Diagnosis]):
         networks: ``"actor"`` and ``"critic"``, or ``"critic"`` alone.
         agent: The algorithm.
         source: Where the states come from, in words.
+
+    Example:
+        >>> import pliant
+        >>> from stable_baselines3 import PPO
+        >>> agent = PPO("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32, device="cpu", seed=0).learn(64)
+        >>> found = pliant.sb3.diagnose(agent, twins=2)
+        >>> sorted(found), found.agent
+        (['actor', 'critic'], 'PPO')
     """
 
     networks: Mapping[str, Diagnosis]

@@ -100,7 +100,8 @@ def test_the_commands_of_all_pages_exist(capsys):
 
 def test_every_public_name_has_an_example():
     without = []
-    for module in ("pliant", *(f"pliant.{name}" for name in pliant._MODULES)):
+    integrations = [f"pliant.integrations.{name}" for name in pliant._INTEGRATIONS]  # all frameworks are in `dev`
+    for module in ("pliant", *(f"pliant.{name}" for name in pliant._MODULES), *integrations):
         for name in import_module(module).__all__:
             value = getattr(import_module(module), name)
             if callable(value) and ">>>" not in (inspect.getdoc(value) or ""):

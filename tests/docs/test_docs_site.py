@@ -90,6 +90,9 @@ def test_every_public_name_is_described(pages):
     for module in pliant._MODULES:
         exported = import_module(f"pliant.{module}").__all__
         names += [f"pliant.{module}.{name}" for name in exported if name not in pliant.__all__]
+    for module in pliant._INTEGRATIONS:
+        place = f"pliant.integrations.{module}"
+        names += [f"{place}.{name}" for name in import_module(place).__all__]
     assert [name for name in names if name not in ids] == []
 
 
