@@ -38,6 +38,7 @@ STUDIES = {
 
 PLAIN = "no protection"
 OPTIMIZERS = {"momentum 0.9": "no protection, momentum 0.9", "Adam": "no protection, Adam"}
+_FEWEST = 3  # methods of a stream: a study that has only begun is left out
 AHEAD, BEHIND, OPEN = "▲", "▼", "·"
 
 
@@ -92,7 +93,7 @@ def _plain_of(method: Method, methods: Iterable[Method]) -> Method | None:
 
 
 def column(study: str, stream: Stream) -> Column | None:
-    """Compare every method of a stream with plain training; None where there is none, or no score."""
+    """Compare every method of a stream with plain training; None where that is missing, or most of the methods are."""
     metric = stream.score
     if metric is None:
         return None
@@ -104,7 +105,7 @@ def column(study: str, stream: Stream) -> Column | None:
         gain = paired_difference(averages(method, metric.name), averages(base, metric.name))
         if gain.num >= 2:
             gains[method.label] = gain
-    if not gains:
+    if len(gains) < _FEWEST:
         return None
     adjusted = dict(zip(gains, holm([p_value(gain) for gain in gains.values()]), strict=True))
     sure = {label for label, p in adjusted.items() if p < 0.05}
@@ -222,16 +223,15 @@ def answer(found: list[Column]) -> str:
     )
 
 
-def write(page: Path = PAGE) -> None:
+def filled(text: str) -> str:
     """Put both between their markers."""
     found = columns()
-    text = page.read_text(encoding="utf-8")
     for name, made in (("answer", answer(found)), ("table", table(found))):
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}\n{made}\n{end}{rest.partition(end)[2]}"
-    write_atomically(page, text)
+    return text
 
 
 if __name__ == "__main__":
-    write()
+    write_atomically(PAGE, filled(PAGE.read_text(encoding="utf-8")))

@@ -107,3 +107,11 @@ def test_every_public_name_has_an_example():
             if callable(value) and ">>>" not in (inspect.getdoc(value) or ""):
                 without.append(f"{module}.{name}")
     assert without == []
+
+
+def test_which_method_says_what_the_records_say():
+    from benchmarks.which_method import PAGE, filled
+
+    text = PAGE.read_text(encoding="utf-8")
+    assert filled(text) == text, "run python benchmarks/which_method.py"
+    assert text.count("▲") > 10
