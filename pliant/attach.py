@@ -155,7 +155,7 @@ def attach(
             max_change=max_change,
             where=where,
         )
-    if methods is None or optimizer is None:
+    if methods is None:
         raise IllegalConfiguration(
             "attach needs a model, its optimizer and the methods; only an agent of Stable-Baselines3 is attached to "
             "without naming optimizers."

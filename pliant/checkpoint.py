@@ -66,7 +66,7 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) ->
         >>> from pliant.checkpoint import pack, unpack
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> handle = pliant.attach(model, optimizer, pliant.ReDo(), example_inputs=torch.randn(3, 4))
-        >>> handle.load_state_dict(unpack(*pack(handle.state_dict())))
+        >>> _ = handle.load_state_dict(unpack(*pack(handle.state_dict())))
         >>> handle.detach()
     """
     if not metadata or _KEY not in metadata:

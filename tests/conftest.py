@@ -9,6 +9,8 @@ import pytest
 import torch
 from shards import part_of
 
+torch.set_num_threads(1)  # also for fixtures of modules, which are made before anything below
+
 # Started in the background, a suite inherits that Ctrl-C is ignored, and so would the programs that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

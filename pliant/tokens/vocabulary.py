@@ -104,7 +104,7 @@ def grow_vocabulary(
     the old size are dropped.
 
     The order, where Pliant is attached: ``state = handle.state_dict()``, ``handle.detach()``, grow, ``attach`` again,
-    ``handle.load_state_dict(state)``.
+    ``handle.load_state_dict(state, on_mismatch="reinit_group")``, which keeps everything that fits.
 
     Args:
         model: The model, without DDP, FSDP and ``torch.compile``.

@@ -74,7 +74,7 @@ def test_where_the_data_lies_is_no_part_of_it():
     ("make", "says"),
     [
         (lambda: Experiment("random_lable_digits"), "there is no stream 'random_lable_digits'; nearest: random_label"),
-        (lambda: Experiment("xyz"), "valid: character_drift, class_incremental, click_through"),
+        (lambda: Experiment("xyz"), "valid: ant, changing_control, character_drift"),
         (
             lambda: Experiment(("random_label_digits", {"num_epoch": 3})),
             "there is no option of stream random_label_digits 'num_epoch'; nearest: num_epochs",

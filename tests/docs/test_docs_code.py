@@ -20,6 +20,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 ELSEWHERE = {
     "environments.md": "bench/test_bench_environments_page.py",
+    "integrations.md": "integrations/frameworks.py",
     "diagnosis.md": "diagnosis/test_diagnosis.py",
     "language_models.md": "lm/test_lm_transformers.py",
     "manifolds.md": "manifolds/test_manifolds_page.py",
