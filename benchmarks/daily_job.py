@@ -164,7 +164,9 @@ def gather(out: Path) -> int:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["days"] == DAYS:
             name = f"{record['kind']}_{record['arm']}_{record['seed']}.json"
-            (RESULTS / name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+            columns = {key: [_or_none(value) for value in values] for key, values in record["columns"].items()}
+            text = json.dumps({**record, "columns": columns}, separators=(",", ":"), allow_nan=False)
+            (RESULTS / name).write_text(text + "\n", encoding="utf-8")
     return len(found)
 
 
@@ -173,8 +175,15 @@ def read() -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
+        for key, values in record["columns"].items():
+            record["columns"][key] = [float("nan") if value is None else value for value in values]
         found.setdefault((record["kind"], record["arm"]), {})[record["seed"]] = record
     return found
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if value != value else value
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -206,7 +215,10 @@ def tables(records: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]) -
                 years = records.get((kind, arm), {})
                 if not years:
                     continue
-                series = {seed: year["columns"][score] for seed, year in years.items()}
+                skipped = (
+                    [float("nan")] if score == "yesterday_on_today" else []
+                )  # on the first day there was no export
+                series = {seed: skipped + year["columns"][score][len(skipped) :] for seed, year in years.items()}
                 first = estimate(_mean(values[:WINDOW]) for values in series.values())
                 last = estimate(_mean(values[-WINDOW:]) for values in series.values())
                 change = estimate(_mean(v[-WINDOW:]) - _mean(v[:WINDOW]) for v in series.values())
@@ -219,13 +231,14 @@ def tables(records: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]) -
                 cells = [name, SHOWN[arm][0], _shown(first), _shown(last), _shown(change, sign=True), against]
                 lines.append(f"| {' | '.join(cells)} | {len(series)} |")
         lines.append("")
-    lines += [
-        "### What the monitor, the live twin and the log say (the first seed)",
-        "",
-        "| data | arm | verdicts, days | days with an alarm | resets | edits taken back | kills | "
-        "units immature at an export | words, first to last day |",
-        "|:--|:--|:--|--:|--:|--:|--:|--:|:--|",
-    ]
+    if any(WATCHED in years for (_, arm), years in records.items() if arm != "fresh"):
+        lines += [
+            "### What the monitor, the live twin and the log say (the watched seed)",
+            "",
+            "| data | arm | verdicts, days | days with an alarm | resets | edits taken back | kills | "
+            "units immature at an export | words, first to last day |",
+            "|:--|:--|:--|--:|--:|--:|--:|--:|:--|",
+        ]
     for kind, name in KINDS.items():
         for arm in ("protected", "unprotected"):
             year = records.get((kind, arm), {}).get(WATCHED)
@@ -250,15 +263,13 @@ def tables(records: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]) -
     for kind, name in KINDS.items():
         if any((kind, arm) in records for arm in ARMS):
             lines += [f"![Test loss by day: {name}](../images/daily_job_{kind}.svg)", ""]
-    missing = [
-        f"{name}, {SHOWN[arm][0]}, seed {seed}"
-        for kind, name in KINDS.items()
-        for arm in ARMS
+    missing = {
+        seed: [name for kind, name in KINDS.items() if any(seed not in records.get((kind, arm), {}) for arm in ARMS)]
         for seed in SEEDS
-        if seed not in records.get((kind, arm), {})
-    ]
-    if missing:
-        lines += [f"Not run yet: {'; '.join(missing)}.", ""]
+    }
+    if any(missing.values()):
+        text = "; ".join(f"seed {seed}: {', '.join(kinds)}" for seed, kinds in missing.items() if kinds)
+        lines += [f"Not run to its end yet: {text}. Seed {WATCHED} is the one that is killed, watched and raced.", ""]
     commits = sorted({year["commit"][:8] for years in records.values() for year in years.values()})
     versions = sorted({year["torch"] for years in records.values() for year in years.values()})
     seconds = sum(year["seconds"] for years in records.values() for year in years.values())

@@ -225,6 +225,7 @@ def _attach_agent(
     units: UnitGraph | None,
     init: InitSpec,
     dry_run: bool,
+    moments: MomentSpec,
     **more: Any,
 ) -> Handle:
     """The same for the trained networks of an agent; its saves then take the handle's state along."""
@@ -242,6 +243,7 @@ def _attach_agent(
                 units=units,
                 init=parts.init if init is None else init,
                 dry_run=dry_run,
+                moments=parts.moments if moments is None else moments,
                 **more,
             )
     except PliantError as error:

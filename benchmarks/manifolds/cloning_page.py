@@ -38,6 +38,7 @@ NAMES = {
 }
 PUBLISHED = {"mlp": (0.44, 0.53), "convnet": (0.68, 0.95), "resnet": (0.76, 0.975), "vit": (0.55, 0.73)}
 """R² at the end under noise and under dropout, as read off the published figures."""
+ONE_SEED = "5ef39c1b8e5a"
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -170,9 +171,19 @@ def page(nets: Runs, records: Sequence[Mapping[str, Any]], preset: Any) -> str:
         "- The problem is made so that width helps. On a problem that the base solves, leaving gains nothing.\n"
         "- R² is read in evaluation mode. Weights off the manifold can have equal activations on the examples that were seen.\n"
         "- A fresh network as wide as the clone takes other steps than the clone at one step size; that it fits better or worse is not the manifold's doing alone.\n"
-        "- Losses differ between networks for many reasons; only differences within a column are paired.",
+        "- Losses differ between networks for many reasons; only differences within a column are paired." + shared(records),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def shared(records: Sequence[Mapping[str, Any]]) -> str:
+    """Said of records that are older than seeds of their own for each purpose."""
+    if not any(record["environment"]["commit"] == ONE_SEED for record in records):
+        return ""
+    return (
+        f"\n- In records of commit {ONE_SEED} a run drew initial weights, dropout and noise from generators that began with one seed. "
+        "They are drawn apart now: `run --out FOLDER` makes other records, in some minutes of one core."
+    )
 
 
 def said(network: str, place: int) -> str:

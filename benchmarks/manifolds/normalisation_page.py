@@ -14,7 +14,7 @@ from benchmarks.manifolds.draw import Line, Panel, Row, panels, rows
 from benchmarks.manifolds.factorial import Factorial, correlation, effect, fall_correlation
 from benchmarks.manifolds.forecast import section
 from benchmarks.manifolds.models import TITLES
-from benchmarks.manifolds.normalisation_control import control, images, lost, named
+from benchmarks.manifolds.normalisation_control import control, images, images_answer, lost, named
 from benchmarks.manifolds.normalisation_findings import (
     CONTRASTS,
     NORM_NAMES,
@@ -65,7 +65,7 @@ def page(records: Records, preset: Any, real: Records = (), real_preset: Any = N
         "*Accuracy* is the mean online training accuracy over the last quarter of the tasks: every batch is predicted before it is learnt. *Symptoms* are read after tasks of that quarter, on "
         "the examples just learnt, in evaluation mode, as the mean over hidden groups of units (attention heads and residual streams are left out).",
         "## Answer",
-        *answer(records, score, bad, change, networks),
+        "\n".join([*answer(records, score, bad, change, networks), *images_answer(real)]),
         "![Online training accuracy over tasks](../images/normalisation.svg)",
         "## Accuracy",
         table(

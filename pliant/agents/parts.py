@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from pliant.agents.observations import example_actions, example_observations
 from pliant.errors import IllegalConfiguration, NotYetSupported
 from pliant.interventions.base import Intervention
+from pliant.optimizer_state import MomentSpec
 from pliant.units.init import Init
 from pliant.units.several import Models
 
@@ -33,6 +34,7 @@ _REFUSED = {
     "ARS": "it has no gradients and no optimizer",
     "CrossQ": "its BatchRenorm layers branch on how many batches they have seen, which cannot be exported",
 }
+_AS_TENSORFLOW = {"square_avg": 1.0}  # of RMSpropTFLike
 _EXAMPLES = 4
 _SEQUENCES = 2
 
@@ -59,6 +61,7 @@ class AgentParts:
         models: The policy, or ``{"actor": ..., "critic": ...}``; target networks are no part of it.
         optimizers: Theirs; the first one steps once per gradient step.
         init: How the parameters were initialised, where that is not PyTorch's default.
+        moments: From where a new weight's moments start, where the optimizer is Stable-Baselines3's own.
         targets: Trained networks and their target networks, in pairs.
         inputs: Makes the inputs of the models out of observations and (for critics) actions.
         example_inputs: Inputs of a few observations drawn from the observation space.
@@ -70,6 +73,7 @@ class AgentParts:
     models: Models
     optimizers: list[Optimizer]
     init: Mapping[str, Init] | None
+    moments: MomentSpec
     targets: tuple[tuple[nn.Module, nn.Module], ...]
     inputs: Callable[[Any, Tensor | None], Any]
     example_inputs: Any
@@ -147,6 +151,7 @@ def parts_of_agent(agent: Any) -> AgentParts:
         models=models,
         optimizers=optimizers,
         init=_initial(policy) if family in ("policy", "recurrent") else None,
+        moments=_AS_TENSORFLOW if any(type(item).__name__ == "RMSpropTFLike" for item in optimizers) else None,
         targets=tuple(targets),
         inputs=inputs,
         example_inputs=inputs(observations, actions),

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import leaderboard, leaderboard_page
 from benchmarks.leaderboard_claims import CLAIMS, Claim
-from benchmarks.leaderboard_page import Run, merit, outcome, verdict
+from benchmarks.leaderboard_runs import Run, merit, outcome, read, verdict
 from benchmarks.leaderboard_settings import PARTS, REPORTED, TUNING, WAYS, base, settings, streams, ways
 from pliant.bench.engine import can_stack_together
 from pliant.bench.tune import check_seeds
@@ -80,7 +80,7 @@ def test_the_page_says_what_the_records_say(results, tmp_path):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    run = leaderboard_page.read(results / "results", "stacked", 2)["permuted_digits"]["l2"]
+    run = read(results / "results", "stacked", 2)["permuted_digits"]["l2"]
     assert set(run.last) == set(run.held_out) == {0, 1}
     (line,) = [line for line in text.splitlines() if line.startswith("| [L2](../methods/l2.md) | step size")]
     assert f"| {50 * (run.whole[0] + run.whole[1]):.1f} ± " in line

@@ -71,6 +71,23 @@ def test_a_reset_unit_of_ppo_is_drawn_as_it_was_born():
     assert parts_of_agent(sac()).init is None, "these draw what PyTorch's layers draw"
 
 
+def test_moments_begin_where_the_agents_own_optimizer_lets_them_begin():
+    from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
+    agent = agent_of(sb3.A2C, n_steps=8, policy_kwargs={"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {}})
+    handle, fresh = pliant.attach(agent, EAGER), []
+    tensors, state = dict(agent.policy.named_parameters()), agent.policy.optimizer.state
+
+    def look(event: Any) -> None:
+        for piece in handle.units[event.group].slices:
+            rows = piece.positions()[list(event.units)].flatten()
+            fresh.append(state[tensors[piece.name]]["square_avg"].index_select(piece.dim, rows).flatten())
+
+    handle.events.subscribe(look)
+    agent.learn(120)
+    assert bool((torch.cat(fresh) == 1).all()), "TensorFlow's RMSprop starts at one"
+
+
 # ---- the callback ----
 class Recorded(Logger):
     """A logger that keeps what was dumped."""
@@ -90,12 +107,13 @@ class Recorded(Logger):
 
 @pytest.mark.parametrize(("make", "steps", "expected"), [(ppo, 128, 16), (sac, 60, 40)])
 def test_the_callback_protects_and_logs_and_evaluation_is_no_sample(make, steps, expected):
-    plain = make().learn(steps, callback=EvalCallback(RandomEnv(VECTOR, SB3["sac"].action), eval_freq=10**6, verbose=0))
+    alone = pliant.sb3.Protect(EAGER, monitor=False)
+    plain = make().learn(steps, callback=alone)
     agent, log = make(), Recorded()
     agent.set_logger(log)
     protect = pliant.sb3.Protect(EAGER, log_every=4, budget=None)
-    space = agent.action_space
-    evaluation = EvalCallback(RandomEnv(VECTOR, space), eval_freq=20, n_eval_episodes=1, verbose=0, warn=False)
+    elsewhere = RandomEnv(copy.deepcopy(VECTOR), agent.action_space)  # its observations are not the agent's own
+    evaluation = EvalCallback(elsewhere, eval_freq=20, n_eval_episodes=1, verbose=0, warn=False)
     agent.learn(steps, callback=[protect, evaluation], log_interval=1)
     assert evaluation.last_mean_reward != 0
     assert protect.handle.num_steps == expected
@@ -108,7 +126,10 @@ def test_the_callback_protects_and_logs_and_evaluation_is_no_sample(make, steps,
             assert math.isfinite(last[f"plasticity/{network}_{metric}"])
     assert last["plasticity/weight_magnitude"] > 0
     assert last["plasticity/alarms"] == 0
-    assert not same(weights(plain), weights(agent))
+    assert same(weights(plain), weights(agent)), "neither evaluation nor monitoring has changed what is reset"
+    assert {name: int(n) for name, n in alone.handle.num_resets.items()} == {
+        name: int(n) for name, n in protect.handle.num_resets.items()
+    }
     before = protect.handle.state_dict()["schedules"]
     agent.predict(VECTOR.sample())
     assert protect.handle.state_dict()["schedules"] == before

@@ -223,9 +223,16 @@ def test_states_must_come_from_somewhere():
 
 
 def test_a_new_rollout_is_normalised_as_in_training():
-    vector = sb3.common.vec_env.VecNormalize(sb3.common.vec_env.DummyVecEnv([lambda: RandomEnv(VECTOR, DISCRETE)]))
-    agent = agent_of(sb3.PPO, env=vector, **ROLLOUT)
-    agent.learn(64)
+    several = [lambda: RandomEnv(VECTOR, DISCRETE), lambda: RandomEnv(VECTOR, DISCRETE)]
+    vector = sb3.common.vec_env.VecNormalize(sb3.common.vec_env.DummyVecEnv(several))
+    agent = agent_of(sb3.PPO, env=vector, **{**ROLLOUT, "n_steps": 32})
+    protect = pliant.sb3.Protect(EAGER, log_every=4)
+    agent.learn(64, callback=protect)
+    assert protect.handle.num_steps == 8
+    own = states_of(agent, 64)
+    order = own.observations.flatten(1).sum(1).sort().values
+    buffer = torch.as_tensor(agent.rollout_buffer.observations).flatten(1).sum(1).sort().values
+    assert torch.equal(order, buffer), "the states of both environments, each once"
     vector.obs_rms.mean += 100.0
     plain = states_of(agent, 20, env=RandomEnv(VECTOR, DISCRETE)).observations
     assert float(plain.max()) == -10.0, "far below the mean, and clipped there"
