@@ -16,17 +16,13 @@ that is within half a per cent, by the wall clock or else by processor time, and
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from overhead import ENVIRONMENT, in_turn, ratios
+from cells import BY, Script, shown
+from overhead import in_turn, ratios
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed" / "environments.json"
 ARMS = ("plain", "plain_again", "wrapped")
@@ -35,7 +31,7 @@ CELLS = (
     *("changing_mass", "permuted_hopper"),
 )
 LIMIT, TOLERANCE = 1.01, 0.005
-BLOCK_SECONDS, WARM_UP, ROUNDS, TRIES = 0.25, 300, 31, 4
+BLOCK_SECONDS, WARM_UP, ROUNDS = 0.25, 300, 31
 NEVER = 10**15  # steps until a change that does not come
 
 
@@ -107,19 +103,6 @@ def measure(cell: str, rounds: int, block_seconds: float) -> dict[str, Any]:
     }
 
 
-def measure_in_process(cell: str, rounds: int, block_seconds: float, tries: int = TRIES) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--cell", cell, "--rounds", str(rounds), "--block-seconds", str(block_seconds)]
-    for attempt in range(1, tries + 1):
-        done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{cell} failed:\n{done.stderr}")
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        result["attempts"] = attempt
-        if result["clock"] is not None:
-            break
-    return result
-
-
 def table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
     lines = [
@@ -127,51 +110,25 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for cell in results["cells"]:
-        arms = cell["ratios"][cell["clock"] or "wall"]
-        shown = [f"{arms[kind]['median']:.4f}" for kind in ARMS[1:]]
-        if cell["clock"] is None:
-            shown = [f"({text})" for text in shown]
-        by = {"wall": "wall clock", "cpu": "processor time", None: "not counted"}[cell["clock"]]
+        both = " | ".join(shown(cell, ARMS[1:], "median"))
         lines.append(
-            f"| {cell['cell']} | {cell['microseconds_per_step']:.0f} µs | {' | '.join(shown)} | {by} "
+            f"| {cell['cell']} | {cell['microseconds_per_step']:.0f} µs | {both} | {BY[cell['clock']]} "
             f"| {cell['microseconds_per_change']:.0f} µs | {cell['change_share']:.1e} |"
         )
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cells whose name contains this")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--block-seconds", type=float, default=BLOCK_SECONDS, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="print the table of the results, measure nothing")
-    parser.add_argument("--quick", action="store_true", help="two short rounds; nothing is kept")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.cell:
-        print(json.dumps(measure(options.cell, options.rounds, options.block_seconds)))
-        return
-    if options.table:
-        print(table(json.loads(options.out.read_text())))
-        return
-    from pliant.bench.environment import run_meta
-
-    rounds, block_seconds, tries = (2, 0.02, 1) if options.quick else (options.rounds, options.block_seconds, TRIES)
-    meta = run_meta()
-    known: dict[str, Any] = {}
-    if options.only and not options.quick and options.out.exists():  # the others stay, with the commit of theirs
-        known = {cell["cell"]: cell for cell in json.loads(options.out.read_text())["cells"]}
-    results: dict[str, Any] = {"limit": LIMIT, "meta": meta, "cells": []}
-    for cell in CELLS:
-        if options.only in cell:
-            known[cell] = {**measure_in_process(cell, rounds, block_seconds, tries), "commit": meta["git_commit"]}
-            results["cells"] = [known[other] for other in CELLS if other in known]
-            if not options.quick:
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
-
+SCRIPT = Script(
+    __file__,
+    __doc__,
+    CELLS,
+    measure,
+    lambda cell, quick: 0.02 if quick else BLOCK_SECONDS,
+    table,
+    RESULTS,
+    ROUNDS,
+    LIMIT,
+)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

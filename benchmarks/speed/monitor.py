@@ -16,21 +16,17 @@ is within one per cent, by the wall clock or else by processor time, and is othe
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from overhead import ENVIRONMENT, TOLERANCE, build, in_turn, ratios
+from cells import BY, Script, shown
+from overhead import TOLERANCE, build, in_turn, ratios
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed" / "monitor.json"
 ARMS = ("plain", "plain_again", "monitored")
 CELLS = ("mlp-512-batch128", "gpt2-batch8")
-PERIOD, WARM_UP, ROUNDS, TRIES = 500, 100, 11, 4
+PERIOD, WARM_UP, ROUNDS = 500, 100, 11
 LIMIT = 1.01
 
 
@@ -117,19 +113,6 @@ def measure(cell: str, rounds: int, period: int) -> dict[str, Any]:
     }
 
 
-def measure_in_process(cell: str, rounds: int, period: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--cell", cell, "--rounds", str(rounds), "--period", str(period)]
-    for attempt in range(1, TRIES + 1):
-        done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{cell} failed:\n{done.stderr}")
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        result["attempts"] = attempt
-        if result["clock"] is not None or period < PERIOD:
-            break
-    return result
-
-
 def table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
     lines = [
@@ -137,54 +120,25 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for cell in results["cells"]:
-        found = cell["ratios"][cell["clock"] or "wall"]
-        shown = [
-            *(f"{found[kind]['totals']:.4f}" for kind in ARMS[1:]),
-            f"{found['monitored']['median']:.4f}",
-        ]
-        if cell["clock"] is None:
-            shown = [f"({text})" for text in shown]
-        by = {"wall": "wall clock", "cpu": "processor time", None: "not counted"}[cell["clock"]]
+        cells = [*shown(cell, ARMS[1:], "totals"), *shown(cell, ["monitored"], "median")]
         lines.append(
-            f"| {cell['cell']} | {cell['milliseconds_per_step']:.2f} ms | {' | '.join(shown)} | {by} "
+            f"| {cell['cell']} | {cell['milliseconds_per_step']:.2f} ms | {' | '.join(cells)} | {BY[cell['clock']]} "
             f"| {100 * cell['own_account']:.2f} % |"
         )
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cells whose name contains this")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--period", type=int, default=PERIOD, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="print the table of the results, measure nothing")
-    parser.add_argument("--quick", action="store_true", help="two short rounds; nothing is kept")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.cell:
-        print(json.dumps(measure(options.cell, options.rounds, options.period)))
-        return
-    if options.table:
-        print(table(json.loads(options.out.read_text())))
-        return
-    from pliant.bench.environment import run_meta
-
-    rounds, period = (2, 20) if options.quick else (options.rounds, options.period)
-    meta = run_meta()
-    known: dict[str, Any] = {}
-    if options.only and not options.quick and options.out.exists():  # the others stay, with the commit of theirs
-        known = {cell["cell"]: cell for cell in json.loads(options.out.read_text())["cells"]}
-    results: dict[str, Any] = {"limit": LIMIT, "meta": meta, "cells": []}
-    for cell in CELLS:
-        if options.only in cell:
-            known[cell] = {**measure_in_process(cell, rounds, period), "commit": meta["git_commit"]}
-            results["cells"] = [known[other] for other in CELLS if other in known]
-            if not options.quick:
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
-
+SCRIPT = Script(
+    __file__,
+    __doc__,
+    CELLS,
+    lambda cell, rounds, size: measure(cell, rounds, int(size)),
+    lambda cell, quick: 20 if quick else PERIOD,
+    table,
+    RESULTS,
+    ROUNDS,
+    LIMIT,
+)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()

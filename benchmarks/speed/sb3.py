@@ -15,23 +15,19 @@ processor time, and is otherwise measured again.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from overhead import ENVIRONMENT, TOLERANCE, in_turn, ratios
+from cells import BY, Script, shown
+from overhead import TOLERANCE, in_turn, ratios
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed" / "sb3.json"
 ARMS = ("plain", "plain_again", "continual_backprop", "and_monitor")
 CELLS = {"ppo-ant": 2048, "sac-ant": 250}
 """Agent and environment: time steps in a block. One of PPO is its default rollout, and then 320 gradient steps."""
-WARM_UP, ROUNDS, TRIES = 2, 15, 4
+WARM_UP, ROUNDS = 2, 15
 LIMIT = 1.03
 
 
@@ -96,19 +92,6 @@ def _median(times: list[tuple[float, float]], number: int) -> float:
     return statistics.median(item[number] for item in times)
 
 
-def measure_in_process(cell: str, rounds: int, block: int, *, again: bool) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--cell", cell, "--rounds", str(rounds), "--block", str(block)]
-    for attempt in range(1, TRIES + 1):
-        done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{cell} failed:\n{done.stderr}")
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        result["attempts"] = attempt
-        if result["clock"] is not None or not again:
-            break
-    return result
-
-
 def table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
     lines = [
@@ -116,50 +99,22 @@ def table(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for cell in results["cells"]:
-        found = cell["ratios"][cell["clock"] or "wall"]
-        shown = [f"{found[kind]['of_medians']:.4f}" for kind in ARMS[1:]]
-        if cell["clock"] is None:
-            shown = [f"({text})" for text in shown]
-        by = {"wall": "wall clock", "cpu": "processor time", None: "not counted"}[cell["clock"]]
-        lines.append(f"| {cell['cell']} | {cell['seconds_per_block']:.2f} s | {' | '.join(shown)} | {by} |")
+        cells = " | ".join(shown(cell, ARMS[1:], "of_medians"))
+        lines.append(f"| {cell['cell']} | {cell['seconds_per_block']:.2f} s | {cells} | {BY[cell['clock']]} |")
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cells whose name contains this")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="print the table of the results, measure nothing")
-    parser.add_argument("--quick", action="store_true", help="two short rounds; nothing is kept")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)
-    parser.add_argument("--block", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.cell:
-        print(json.dumps(measure(options.cell, options.rounds, options.block)))
-        return
-    if options.table:
-        print(table(json.loads(options.out.read_text())))
-        return
-    from pliant.bench.environment import run_meta
-
-    meta = run_meta()
-    known: dict[str, Any] = {}
-    if options.only and not options.quick and options.out.exists():  # the others stay, with the commit of theirs
-        known = {cell["cell"]: cell for cell in json.loads(options.out.read_text())["cells"]}
-    results: dict[str, Any] = {"limit": LIMIT, "meta": meta, "cells": []}
-    for cell, block in CELLS.items():
-        if options.only in cell:
-            rounds = 2 if options.quick else options.rounds
-            block = 128 if options.quick else block
-            found = measure_in_process(cell, rounds, block, again=not options.quick)
-            known[cell] = {**found, "commit": meta["git_commit"]}
-            results["cells"] = [known[other] for other in CELLS if other in known]
-            if not options.quick:
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
-
+SCRIPT = Script(
+    __file__,
+    __doc__,
+    list(CELLS),
+    lambda cell, rounds, size: measure(cell, rounds, int(size)),
+    lambda cell, quick: 128 if quick else CELLS[cell],
+    table,
+    RESULTS,
+    ROUNDS,
+    LIMIT,
+)
 
 if __name__ == "__main__":
-    main()
+    SCRIPT.main()
