@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -127,10 +127,6 @@ class LogUniform(Values):
         return self.low, self.high
 
 
-def _check_several(values: Values, given: Sequence[Any], least: int) -> None:
-    require(len(given) >= least, values, f"{len(given)} values are too few: give {least} or more")
-
-
 def _number_bounds(given: Sequence[Any]) -> tuple[float, float] | None:
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in given):
         return None
@@ -139,9 +135,32 @@ def _number_bounds(given: Sequence[Any]) -> tuple[float, float] | None:
     return float(min(given)), float(max(given))
 
 
+@dataclass(frozen=True)
+class _Given(Values):
+    """Base of the sequences whose values are given one by one; ``_least`` of them at least."""
+
+    values: tuple[Any, ...]
+    _least: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        given = len(self.values)
+        require(given >= self._least, self, f"{given} values are too few: give {self._least} or more")
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Of the values, if they are numbers."""
+        return _number_bounds(self.values)
+
+    @property
+    def listed(self) -> tuple[Any, ...]:
+        """All of them."""
+        return self.values
+
+
 @final
 @dataclass(frozen=True)
-class Choice(Values):
+class Choice(_Given):
     """One of several values, independently, each as likely as any other; never the same twice in a row.
 
     Attributes:
@@ -153,12 +172,6 @@ class Choice(Values):
     (True, True)
     """
 
-    values: tuple[Any, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        _check_several(self, self.values, 2)
-
     def value(self, shift: int, seed: int, purpose: str = "") -> Any:
         """One of the values, and another one than that of the shift before."""
         # A walk of steps 1 .. n-1 around a circle of n values: every value but the last is equally likely.
@@ -166,20 +179,10 @@ class Choice(Values):
         steps[0] = generator(f"shift {purpose} first", seed).integers(len(self.values))
         return self.values[int(steps.sum()) % len(self.values)]
 
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """Of the values, if they are numbers."""
-        return _number_bounds(self.values)
-
-    @property
-    def listed(self) -> tuple[Any, ...]:
-        """All of them."""
-        return self.values
-
 
 @final
 @dataclass(frozen=True)
-class Cycle(Values):
+class Cycle(_Given):
     """The same values again and again, in order.
 
     Attributes:
@@ -189,25 +192,9 @@ class Cycle(Values):
     [1.0, 2.0, 1.0, 2.0]
     """
 
-    values: tuple[Any, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        _check_several(self, self.values, 2)
-
     def value(self, shift: int, seed: int, purpose: str = "") -> Any:
         """The value whose turn it is."""
         return self.values[shift % len(self.values)]
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """Of the values, if they are numbers."""
-        return _number_bounds(self.values)
-
-    @property
-    def listed(self) -> tuple[Any, ...]:
-        """All of them."""
-        return self.values
 
     @property
     def num_values(self) -> int:
@@ -217,7 +204,7 @@ class Cycle(Values):
 
 @final
 @dataclass(frozen=True)
-class Listed(Values):
+class Listed(_Given):
     """Given values, one after the other; behind the last, nothing changes any more.
 
     Attributes:
@@ -227,25 +214,11 @@ class Listed(Values):
     0.05
     """
 
-    values: tuple[Any, ...]
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        _check_several(self, self.values, 1)
+    _least: ClassVar[int] = 1
 
     def value(self, shift: int, seed: int, purpose: str = "") -> Any:
         """The value of that number."""
         return self.values[min(shift, len(self.values) - 1)]
-
-    @property
-    def bounds(self) -> tuple[float, float] | None:
-        """Of the values, if they are numbers."""
-        return _number_bounds(self.values)
-
-    @property
-    def listed(self) -> tuple[Any, ...]:
-        """All of them."""
-        return self.values
 
     @property
     def num_values(self) -> int:
