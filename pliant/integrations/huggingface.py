@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from torch.utils import _pytree as pytree
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
@@ -22,7 +23,8 @@ from pliant.interventions.base import Intervention
 from pliant.isolation import preserved_randomness
 from pliant.optimizer_state import MomentSpec
 from pliant.records.atomic import write_atomically
-from pliant.units import UnitGraph
+from pliant.sharded import sharded_modules
+from pliant.units import UnitGraph, find_units
 from pliant.units.export import refuse_wrapped
 from pliant.units.init import InitSpec
 
@@ -104,7 +106,8 @@ class Protect(Protection, TrainerCallback):
         seed: Seed of all fresh initial values.
         monitor: ``True`` for :func:`pliant.monitor` with its defaults; or names of metrics; or its keyword arguments.
         example_inputs: One small batch as ``model(**batch)`` takes it, to find the unit groups. If left out, it is
-            made of the first two examples of the training set, by the Trainer's own collator.
+            made of the first two examples of the training set, by the Trainer's own collator. With FSDP2 pass it, or
+            the units: they are found before the Trainer shards the model.
         units: Or the unit groups, found before.
         init: As for :func:`pliant.attach`.
         moments: As for :func:`pliant.attach`.
@@ -119,7 +122,8 @@ class Protect(Protection, TrainerCallback):
     Raises:
         IllegalConfiguration: When training begins, for what :func:`pliant.attach` refuses, a model that is wrapped or
             compiled already, and checkpoints of another model, other methods or another version.
-        NotYetSupported: For DeepSpeed, FSDP and tensor parallelism through the Trainer.
+        NotYetSupported: For DeepSpeed, FSDP1 and tensor parallelism through the Trainer, and for methods that keep
+            state for every weight where FSDP2 shards them.
 
     Example:
         >>> import pliant
@@ -155,11 +159,25 @@ class Protect(Protection, TrainerCallback):
         torch.serialization.add_safe_globals([ProtectedCheckpoint])
 
     # ---- the Trainer's events ----
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Where the model will be sharded, find its units before."""
+        trainer, _ = _trainer()
+        if trainer.accelerator.is_fsdp2 and self._units is None and self._example_inputs is not None:
+            with preserved_randomness(trainer.model):
+                device = next(trainer.model.parameters()).device
+                batch = pytree.tree_map_only(torch.Tensor, lambda value: value.to(device), dict(self._example_inputs))
+                self._units = find_units(trainer.model, batch)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach: model and optimizer are prepared, a checkpoint's weights and moments are loaded."""
         trainer, checkpoint = _trainer()
         model, scheduler = kwargs["model"], kwargs["lr_scheduler"]
         _refuse(trainer, model)
+        if self._units is None and sharded_modules(model):
+            raise IllegalConfiguration(
+                "the Trainer has sharded the model, and units are found before that: pass Protect(..., example_inputs="
+                "batch) with Trainer(callbacks=[...]), not with add_callback, or units=pliant.find_units(model, batch)."
+            )
         resumed = self._read(checkpoint, scheduler) if state.global_step else None
         self._begin(
             model,
@@ -262,14 +280,13 @@ def _plain_forward(model: nn.Module) -> Iterator[None]:
 def _refuse(trainer: Any, model: nn.Module) -> None:
     """What cannot be protected through a Trainer, before anything is tried."""
     kind = str(getattr(trainer.accelerator.distributed_type, "value", "NO"))
-    if kind != "NO" and not kind.startswith("MULTI_"):
+    if kind != "NO" and not kind.startswith("MULTI_") and not trainer.accelerator.is_fsdp2:
         raise NotYetSupported(
             f"the Trainer runs with {kind}, where the weights that Pliant would edit are not the model's own. What "
-            "works through it: one process, or DistributedDataParallel. For FSDP2, find the units, call fully_shard, "
-            "make the optimizer and attach in a loop of your own (docs/integrations.md)."
+            'works through it: one process, DistributedDataParallel, or FSDP2 (fsdp_config={"version": 2}).'
         )
     try:
-        refuse_wrapped(model)
+        refuse_wrapped(model, sharded=True)  # by the Trainer; units are found before
     except IllegalConfiguration as error:
         raise IllegalConfiguration(
             f"{error} Here: give the Trainer the plain model; it wraps it itself, and compiles it with "

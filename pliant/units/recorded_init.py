@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pliant.sharded import sharded_modules
 from pliant.units.export import canonical_names
 
 __all__ = ["Fill", "recorded_fills"]
@@ -87,8 +89,10 @@ def _record(model: nn.Module) -> dict[str, Fill | None]:
 def _shell(model: nn.Module) -> nn.Module:
     """A copy with empty tensors of its own under every name: tied ones are initialised apart, then tied."""
     tensors = [*model.parameters(), *model.buffers()]
-    memo: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
-    shell = copy.deepcopy(model, memo)
+    memo: dict[int, Any] = {
+        id(tensor): torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for tensor in tensors
+    }
+    shell = _copied(model, memo)
     for module in shell.modules():
         module.__dict__.pop("_is_hf_initialized", None)
         for key, parameter in module._parameters.items():
@@ -98,6 +102,24 @@ def _shell(model: nn.Module) -> nn.Module:
             if buffer is not None:
                 module._buffers[key] = torch.empty_like(buffer)
     return shell
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """``copy.deepcopy``, also of modules that ``fully_shard`` forbids to copy.
+
+    They are copied without what it gave them: its class in front of theirs, its hooks, and its state, which holds
+    groups of processes.
+    """
+    sharded = sharded_modules(model)
+    for module in sharded:
+        plain = type(module).__mro__[2]  # behind the class that was made for it, and FSDPModule
+        memo[id(module)] = object.__new__(plain)
+    for module in sharded:
+        for key, value in vars(module).items():
+            if not key.startswith("__composable_api_state"):
+                kept = OrderedDict() if key.endswith("_hooks") else copy.deepcopy(value, memo)
+                vars(memo[id(module)])[key] = kept
+    return copy.deepcopy(model, memo)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -41,6 +41,11 @@ def sentences(count: int = 32) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row.clone()} for row in ids]
 
 
+def batch() -> dict[str, torch.Tensor]:
+    """Two of them, as the model takes them."""
+    return {name: torch.stack([item[name] for item in sentences(2)]) for name in ("input_ids", "labels")}
+
+
 def trainer(folder: Path, callback: Any, *, model: Any = None, kind: Any = None, more: Any = (), **given: Any) -> Any:
     """A Trainer for six steps that saves after three of them."""
     import transformers
