@@ -165,6 +165,10 @@ def gather(out: Path) -> int:
         if record["days"] == DAYS:
             name = f"{record['kind']}_{record['arm']}_{record['seed']}.json"
             columns = {key: [_or_none(value) for value in values] for key, values in record["columns"].items()}
+            if record["watched"]:  # of the hidden layers; the monitor's last reading is in the job's last checkpoint
+                latest = torch.load(path.with_name("checkpoint.pt"), weights_only=True)["monitor"]["current"]
+                dead = latest["dead_fraction"].items()
+                record["dead"] = {layer: round(float(share), 5) for layer, share in dead if layer.startswith("body")}
             text = json.dumps({**record, "columns": columns}, separators=(",", ":"), allow_nan=False)
             (RESULTS / name).write_text(text + "\n", encoding="utf-8")
     return len(found)
@@ -235,9 +239,9 @@ def tables(records: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]) -
         lines += [
             "### What the monitor, the live twin and the log say (the watched seed)",
             "",
-            "| data | arm | verdicts, days | days with an alarm | resets | edits taken back | kills | "
-            "units immature at an export | words, first to last day |",
-            "|:--|:--|:--|--:|--:|--:|--:|--:|:--|",
+            "| data | arm | verdicts, days | days with an alarm | dead at the end, first and second layer, % | resets | "
+            "edits taken back | kills | units immature at an export | words, first to last day |",
+            "|:--|:--|:--|--:|--:|--:|--:|--:|--:|:--|",
         ]
     for kind, name in KINDS.items():
         for arm in ("protected", "unprotected"):
@@ -252,6 +256,7 @@ def tables(records: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]) -
                 SHOWN[arm][0],
                 ", ".join(f"{what} {count}" for what, count in verdicts.most_common()),
                 str(sum(map(bool, year.get("alarms", [])))),
+                ", ".join(f"{100 * share:.0f}" for share in year["dead"].values()),
                 f"{columns['resets'][-1]:.0f}",
                 str(year["edits"].get("undone", 0)),
                 str(year["kills"]),
