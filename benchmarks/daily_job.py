@@ -239,8 +239,8 @@ def tables(records: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]) -
         lines += [
             "### What the monitor, the live twin and the log say (the watched seed)",
             "",
-            "| data | arm | verdicts, days | days with an alarm | dead at the end, first and second layer, % | resets | "
-            "edits taken back | kills | units immature at an export | words, first to last day |",
+            "| data | arm | verdicts, days | days with an alarm | dead at the end, first and second layer, % | "
+            "resets | edits taken back | kills | units immature at an export | words, first to last day |",
             "|:--|:--|:--|--:|--:|--:|--:|--:|--:|:--|",
         ]
     for kind, name in KINDS.items():
