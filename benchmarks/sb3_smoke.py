@@ -1,6 +1,6 @@
 """Every agent of Stable-Baselines3 with every method, briefly: does it act, is it refused by name, or does it fail?
 
-    python benchmarks/sb3_smoke.py                      # all of them, about two minutes on a quiet core
+    python benchmarks/sb3_smoke.py                      # all of them, under a minute on a quiet core
     python benchmarks/sb3_smoke.py --agents PPO SAC     # some
     python benchmarks/sb3_smoke.py --methods ReDo L2
 
