@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.leaderboard_claims import CLAIMS, CURVES
@@ -27,13 +28,14 @@ from pliant.intervals import Estimate, estimate, paired_difference
 from pliant.report.metrics import Metric, format_estimate, format_interval, metric_info
 from pliant.report.plots import Axis, curve_chart
 from pliant.report.style import CHART_STYLE, COLOUR_STYLE, Style, escape
-from pliant.statistics import iqm, mean_ranks, probability_of_improvement
+from pliant.statistics import iqm, mean_ranks, probability_of_improvement, rank_agreement
 
 __all__ = ["write"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "leaderboard.md"
 FIGURE = ROOT / "docs" / "images" / "leaderboard_best_of_k.svg"
+COSTS = ROOT / "pliant" / "interventions" / "costs.json"
 CONTROL = "stationary_digits"
 DORMANT = metric_info("dormant_fraction")
 
@@ -91,7 +93,7 @@ def overall(runs: Runs, num_seeds: int = 10) -> str:
                 f"{ahead} / {behind}" if mine else "–",
                 format_interval(middle, 1),
                 _price(control, name),
-                _cost(changing, name),
+                _cost(name),
             ]
         )
     heads = [
@@ -101,11 +103,11 @@ def overall(runs: Runs, num_seeds: int = 10) -> str:
         f"ahead / behind, of {len(changing)}",
         f"IQM of {len(accuracy)} accuracies, %",
         "price where nothing changes, points",
-        "time, of plain",
+        "a step costs",
     ]
     part = _part_of(next(iter(changing)))
     missing = [WAYS[name].label for name in ways(part) if name not in names]
-    note = f"\n\nNot on all streams yet: {', '.join(missing)}." if missing else ""
+    note = f"\n\nNot on all streams yet: {'; '.join(missing)}." if missing else ""
     return "### Leaderboard\n\n" + _table(heads, rows) + note
 
 
@@ -117,11 +119,38 @@ def _price(control: Mapping[str, Run], name: str) -> str:
     return format_estimate(found, metric_info("test_accuracy"), signed=True)
 
 
-def _cost(changing: Mapping[str, Mapping[str, Run]], name: str) -> str:
-    """The geometric mean, over streams, of its time over that of no protection."""
-    ratios = [there[name].seconds / there[BASELINE].seconds for there in changing.values()]
-    finite = [math.log(ratio) for ratio in ratios if math.isfinite(ratio) and ratio > 0]
-    return f"{math.exp(sum(finite) / len(finite)):.1f}" if finite else "–"
+def _cost(name: str) -> str:
+    """Time of a step over that of a plain one, as the method's page has it."""
+    known = json.loads(COSTS.read_text(encoding="utf-8"))["methods"].get(WAYS[name].page or "")
+    return "–" if known is None else f"{known['step']:.2f}"
+
+
+def agreement(runs: Runs, num_seeds: int = 10) -> str:
+    """Whether the order of the methods where nothing changes is their order on the streams."""
+    control = {name: run for name, run in runs.get(CONTROL, {}).items() if name != FRESH and not run.num_failed}
+    rows = []
+    for stream, there in runs.items():
+        names = [name for name in control if name in there and not there[name].num_failed]
+        if stream == CONTROL or len(names) < 3:
+            continue
+
+        def scores(chosen: Mapping[str, Run], of: Callable[[Run], Mapping[int, float]], names: Sequence[str] = names):
+            mine = [merit(chosen[name], of(chosen[name]), num_seeds) for name in names]
+            return [[values[seed] for values in mine] for seed in sorted(set.intersection(*map(set, mine)))]
+
+        learning = scores(there, lambda run: run.whole)
+        rows.append(
+            [
+                _title(stream),
+                format_interval(rank_agreement(scores(control, lambda run: run.whole), learning)),
+                format_interval(rank_agreement(scores(control, lambda run: run.held_out), learning)),
+                str(len(names)),
+            ]
+        )
+    if not rows:
+        return ""
+    heads = ["stream", "with the online score of the control", "with its held-out accuracy", "methods"]
+    return "### Static against continual order\n\n" + _table(heads, rows)
 
 
 def table(stream: str, there: Mapping[str, Run]) -> str:
@@ -148,7 +177,7 @@ def table(stream: str, there: Mapping[str, Run]) -> str:
         rows.append([*row, _text(run.dormant, DORMANT), f"{len(run.last)}{failed}"])
     kind = " (the control: nothing changes)" if stream == CONTROL else ""
     missing = [WAYS[name].label for name in ways(_part_of(stream)) if name not in there]
-    note = f"\n\nNot run yet: {', '.join(missing)}." if missing else ""
+    note = f"\n\nNot run yet: {'; '.join(missing)}." if missing else ""
     return f"### {_title(stream)}{kind}\n\n" + _table(heads, rows, left=2) + note
 
 
@@ -275,7 +304,7 @@ def text(runs: Runs, num_seeds: int = 10) -> str:
     parts += [table(stream, there) for stream, there in runs.items()]
     if any(outcome(claim, runs) for claim in CLAIMS):
         parts.append(claims_table(runs))
-    parts.append(curves_table(runs))
+    parts += [curves_table(runs), agreement(runs, num_seeds)]
     return "\n\n".join(part for part in [*parts, best_table(runs)] if part)
 
 

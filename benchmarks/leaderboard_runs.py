@@ -53,7 +53,6 @@ class Run:
         held_out: Held-out score over the last tasks; empty if the stream has none.
         dormant: Share of dormant units over the last tasks.
         past: Score on earlier tasks at the last boundaries; empty where they mean nothing any more.
-        seconds: Time for a task, its share of those that were trained with it.
         num_diverged: Seeds that diverged.
         num_failed: Seeds that failed, diverged ones included.
     """
@@ -68,7 +67,6 @@ class Run:
     held_out: Mapping[int, float]
     dormant: Mapping[int, float]
     past: Mapping[int, float]
-    seconds: float
     num_diverged: int
     num_failed: int
 
@@ -117,11 +115,6 @@ def _run(stream: str, way: str, entry: Mapping[str, Any], records: Sequence[Reco
         }
 
     failures = [record.meta.get("failure") for record in records if record.status != "complete"]
-    times = [
-        record.meta["seconds"] / record.meta["num_stacked"] / record.num_tasks
-        for record in complete.values()
-        if "seconds" in record.meta
-    ]
     return Run(
         metric=metric_info(score),
         setting=_setting(stream, way, entry["experiment"]),
@@ -133,7 +126,6 @@ def _run(stream: str, way: str, entry: Mapping[str, Any], records: Sequence[Reco
         held_out=ends(f"test_{kind}", lambda found: found.last),
         dormant=ends("dormant_fraction", lambda found: found.last),
         past=ends(f"past_{kind}", lambda found: found.last),
-        seconds=sum(times) / len(times) if times else math.nan,
         num_diverged=sum(failure == DIVERGED for failure in failures),
         num_failed=len(failures),
     )
@@ -157,7 +149,7 @@ def _setting(stream: str, way: str, experiment: Mapping[str, Any]) -> str:
     pairs += list(zip(experiment["methods"], start["methods"], strict=True))
     for mine, theirs in pairs:
         for key, value in mine.items():
-            if key != "lr" and value != theirs.get(key):
+            if key != "lr" and value != theirs.get(key) and value != []:
                 found.append(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}")
     return ", ".join(found)
 

@@ -107,7 +107,6 @@ def run_of(*last, metric="online_accuracy", first=0.5, dormant=0.0, diverged=0):
         held_out={},
         dormant=dict.fromkeys(values, dormant),
         past={},
-        seconds=1.0,
         num_diverged=diverged,
         num_failed=diverged,
     )
