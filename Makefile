@@ -28,7 +28,7 @@ help:
 	@echo "make test-matrix     every method with every architecture and every optimizer (make test covers pairs);"
 	@echo "                     SHARD=3/40: the third of forty parts, for several nights"
 	@echo "make test-lower      the tests with the oldest PyTorch that is supported ($(LOWEST)), in its own venv"
-	@echo "make test-frameworks-lower  the adapters' tests with the oldest supported frameworks, in a venv of their own"
+	@echo "make test-frameworks-lower  adapters, language models, tuning and data with the oldest supported packages, in a venv of their own"
 	@echo "make test-ray        runs on a Ray cluster of two nodes on this machine; Ray is in its own venv"
 	@echo "make docs            the documentation as a site: build/site/index.html"
 	@echo "make readme-picture  docs/images/demo.svg from the records of the last demo"
@@ -60,7 +60,8 @@ test-lower: $(VENV)-lower/.installed
 	$(VENV)-lower/bin/pytest -n $(WORKERS)
 
 test-frameworks-lower: $(VENV)-frameworks/.installed
-	$(VENV)-frameworks/bin/python -m pytest -p no:cacheprovider -m "not wide" tests/integrations
+	$(VENV)-frameworks/bin/python -m pytest -p no:cacheprovider -m "not wide" tests/integrations tests/lm \
+		tests/bench/test_bench_study.py tests/bench/test_bench_data.py tests/test_cli_run.py tests/test_records_merge.py
 
 test-ray: $(VENV)-ray/.installed
 	$(VENV)-ray/bin/python -m pytest -p no:cacheprovider tests/cluster
@@ -113,7 +114,7 @@ $(VENV)-frameworks/.installed: $(SOURCES) $(VENV)/.installed-dev
 		> $$($(VENV)-frameworks/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/other.pth
 	$(VENV)-frameworks/bin/python -c 'import tomllib; \
 		extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-		names = ("huggingface", "lightning", "schedulefree", "rl"); \
+		names = ("huggingface", "lora", "lightning", "schedulefree", "rl", "data", "tune", "frames"); \
 		print(*[item.replace(">=", "==") for name in names for item in extras[name] if "gymnasium" not in item])' \
 		| xargs $(VENV)-frameworks/bin/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts
 	@touch $@

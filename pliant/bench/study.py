@@ -20,6 +20,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -416,7 +417,9 @@ def _sampler(optuna: Any, name: str, *numbers: int) -> Any:
     seed = int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:4], "little")
     if name == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+    with warnings.catch_warnings():  # Optuna 4.0 calls both experimental; they have stayed as they are since
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
 
 
 def _encode(domain: Domain, value: Any) -> Any:

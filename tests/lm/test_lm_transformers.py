@@ -410,6 +410,7 @@ def test_what_cannot_grow_is_refused():
 
 # ---- the pages ----
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # peft 0.18
 def test_the_snippets_of_the_page_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft")
     page = ROOT / "docs" / "language_models.md"
