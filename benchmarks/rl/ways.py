@@ -1,4 +1,4 @@
-"""The eight ways that are compared, at both sizes: as published, and on the small problem with what is tuned."""
+"""The ways that are compared, at both sizes: as published, and on the small problem with what is tuned."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def _l2(strength: float) -> tuple[str, dict[str, Any]]:
 
 
 WAYS: dict[str, Way] = {
+    "preset": Way("PPO, not tuned", equal_betas=False),
     "ppo": Way("PPO", equal_betas=False, published=()),
     "equal_betas": Way("PPO, equal betas", published=()),
     "l2": Way("L2", (_l2(1e-3),), published=(_l2(1e-3),)),
@@ -56,26 +57,34 @@ WAYS: dict[str, Way] = {
     "layer_norm": Way("Layer norm", layer_norm=True),
     "fresh_start": Way("Fresh start", (("fresh_start", {}),)),
 }
-"""By name; whatever is protected at all has equal betas, as published."""
+"""By name; whatever is protected at all has equal betas, as published. The first is the preset as it stands."""
+
+_STEP_SIZES = tuple({"lr": lr} for lr in (3e-3, 1e-2, 3e-2, 3e-4, 1e-3, 1e-1))
+
+
+def _at_both(*settings: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Settings of a method at the preset's step size, and at three tenths of it."""
+    return (*settings, *({"lr": 3e-3, **setting} for setting in settings))
+
 
 GRID: dict[str, tuple[dict[str, Any], ...]] = {
-    **dict.fromkeys(("ppo", "equal_betas", "layer_norm", "fresh_start"), ({"lr": 3e-3}, {"lr": 1e-2}, {"lr": 3e-2})),
-    "l2": ({"l2.strength": 1e-4}, {"l2.strength": 1e-3}, {"l2.strength": 1e-2}),
-    "continual_backprop": (
+    **dict.fromkeys(("ppo", "equal_betas", "layer_norm", "fresh_start"), _STEP_SIZES),
+    "l2": _at_both({"l2.strength": 1e-4}, {"l2.strength": 1e-3}, {"l2.strength": 1e-2}),
+    "continual_backprop": _at_both(
         {"continual_backprop.replacement_rate": 1e-4, "l2.strength": 1e-4},
         {"continual_backprop.replacement_rate": 1e-3, "l2.strength": 1e-4},
         {"continual_backprop.replacement_rate": 1e-3, "l2.strength": 1e-3},
     ),
-    "redo": (
+    "redo": _at_both(
         {"redo.every": 100, "l2.strength": 1e-4},
         {"redo.every": 1000, "l2.strength": 1e-4},
         {"redo.every": 100, "l2.strength": 1e-3},
     ),
-    "l2_init": ({"l2_init.strength": 1e-4}, {"l2_init.strength": 1e-3}, {"l2_init.strength": 1e-2}),
+    "l2_init": _at_both({"l2_init.strength": 1e-4}, {"l2_init.strength": 1e-3}, {"l2_init.strength": 1e-2}),
 }
-"""What is tried of each way on the tuning seeds, equally many settings; ``lr`` is Adam's."""
+"""What is tried of each tuned way on the tuning seeds, equally many settings; ``lr`` is Adam's."""
 
-NUM_SETTINGS = 3
+NUM_SETTINGS = 6
 
 
 def mini(name: str, setting: dict[str, Any] | None = None, num_tasks: int | None = None) -> Experiment:
