@@ -35,6 +35,7 @@ __all__ = ["write"]
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results" / "leaderboard.md"
 FIGURE = ROOT / "docs" / "images" / "leaderboard_best_of_k.svg"
+METHODS = ROOT / "docs" / "methods"
 COSTS = ROOT / "pliant" / "interventions" / "costs.json"
 CONTROL = "stationary_digits"
 DORMANT = metric_info("dormant_fraction")
@@ -308,6 +309,37 @@ def text(runs: Runs, num_seeds: int = 10) -> str:
     return "\n\n".join(part for part in [*parts, best_table(runs)] if part)
 
 
+def sentence(way: str, runs: Runs) -> str:
+    """What a method's own page says of it."""
+    found = []
+    for stream, there in runs.items():
+        if way in there and stream != CONTROL and BASELINE in there:
+            value, p = gains(there)[way]
+            unit = " points" if there[way].metric.percent else " of squared error"
+            text = format_estimate(value, there[way].metric, signed=True)
+            found.append(f"{_short(stream)} {text}{unit}{'' if p < 0.05 else ' (not told apart)'}")
+    if not found:
+        return ""
+    called = "" if WAYS[way].label.lower().replace(" ", "_") == WAYS[way].page else f", as *{WAYS[way].label}*"
+    return (
+        f"In the [leaderboard](../results/leaderboard.md){called} (six settings on tuning seeds, ten other seeds), "
+        f"better than no protection over the last {WINDOW} tasks by: {'; '.join(found)}."
+    )
+
+
+def on_pages(runs: Runs, folder: Path = METHODS) -> None:
+    """Put its sentence on the page of each method, where there is a place for it."""
+    for way, entry in WAYS.items():
+        path = folder / f"{entry.page}.md"
+        if entry.page and way != FRESH and (text := sentence(way, runs)):
+            page = path.read_text(encoding="utf-8")
+            if "<!-- leaderboard -->" not in page:
+                raise ValueError(
+                    f"{path} has no place for the leaderboard: add <!-- leaderboard --> and <!-- /leaderboard -->"
+                )
+            path.write_text(between_markers(page, text, "leaderboard"), encoding="utf-8")
+
+
 def write(results: Path, page: Path = PAGE, drawing: Path = FIGURE, num_seeds: int = 10) -> None:
     """Write tables and figure from the records; what is not there yet is named."""
     for part in PARTS:
@@ -320,3 +352,5 @@ def write(results: Path, page: Path = PAGE, drawing: Path = FIGURE, num_seeds: i
             content = content.replace(drawing.name, path.name)
         page.write_text(between_markers(page.read_text(encoding="utf-8"), content, part), encoding="utf-8")
         path.write_text(figure(runs), encoding="utf-8")
+        if part == "stacked" and page == PAGE:
+            on_pages(runs)

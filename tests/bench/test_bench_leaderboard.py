@@ -149,3 +149,15 @@ def test_a_seed_that_diverged_is_worse_than_every_other():
     found = merit(run_of(0.5, diverged=1), {0: 0.5}, 2)
     assert found == {0: 0.5, 1: float("-inf")}
     assert merit(run_of(2.0, metric="online_mse"), {0: 2.0}, 2) == {0: -2.0}
+
+
+def test_the_committed_pages_are_what_the_committed_records_say():
+    runs = read(leaderboard.RESULTS, "stacked", 10)
+    page = leaderboard_page.PAGE.read_text(encoding="utf-8")
+    for stream, there in runs.items():
+        assert leaderboard_page.table(stream, there) in page, stream
+    assert leaderboard_page.claims_table(runs) in page
+    for way, entry in WAYS.items():
+        if entry.page and way != "fresh_start":
+            said = leaderboard_page.sentence(way, runs)
+            assert said in (leaderboard_page.METHODS / f"{entry.page}.md").read_text(encoding="utf-8"), way
