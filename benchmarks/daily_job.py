@@ -165,8 +165,9 @@ def gather(out: Path) -> int:
         if record["days"] == DAYS:
             name = f"{record['kind']}_{record['arm']}_{record['seed']}.json"
             columns = {key: [_or_none(value) for value in values] for key, values in record["columns"].items()}
-            if record["watched"]:  # of the hidden layers; the monitor's last reading is in the job's last checkpoint
-                latest = torch.load(path.with_name("checkpoint.pt"), weights_only=True)["monitor"]["current"]
+            checkpoint = path.with_name("checkpoint.pt")
+            if record["watched"] and checkpoint.exists():  # the monitor's last reading, of the hidden layers
+                latest = torch.load(checkpoint, weights_only=True)["monitor"]["current"]
                 dead = latest["dead_fraction"].items()
                 record["dead"] = {layer: round(float(share), 5) for layer, share in dead if layer.startswith("body")}
             text = json.dumps({**record, "columns": columns}, separators=(",", ":"), allow_nan=False)
@@ -256,7 +257,7 @@ def tables(records: Mapping[tuple[str, str], Mapping[int, Mapping[str, Any]]]) -
                 SHOWN[arm][0],
                 ", ".join(f"{what} {count}" for what, count in verdicts.most_common()),
                 str(sum(map(bool, year.get("alarms", [])))),
-                ", ".join(f"{100 * share:.0f}" for share in year["dead"].values()),
+                ", ".join(f"{100 * share:.0f}" for share in year.get("dead", {}).values()) or "–",
                 f"{columns['resets'][-1]:.0f}",
                 str(year["edits"].get("undone", 0)),
                 str(year["kills"]),

@@ -318,12 +318,15 @@ def sentence(way: str, runs: Runs) -> str:
             unit = " points" if there[way].metric.percent else " of squared error"
             text = format_estimate(value, there[way].metric, signed=True)
             found.append(f"{_short(stream)} {text}{unit}{'' if p < 0.05 else ' (not told apart)'}")
+            budget = f"{len(there[way].trials)} settings on tuning seeds, {len(there[way].last)} other seeds"
     if not found:
         return ""
-    called = "" if WAYS[way].label.lower().replace(" ", "_") == WAYS[way].page else f", as *{WAYS[way].label}*"
+    label = WAYS[way].label
+    called = "" if label.lower().replace(" ", "_").replace("-", "_") == WAYS[way].page else f", as *{label}*"
+    plain = "plain SGD" if WAYS[way].optimizer else "no protection"
     return (
-        f"In the [leaderboard](../results/leaderboard.md){called} (six settings on tuning seeds, ten other seeds), "
-        f"better than no protection over the last {WINDOW} tasks by: {'; '.join(found)}."
+        f"In the [leaderboard](../results/leaderboard.md){called} ({budget}), "
+        f"better than {plain} over the last {WINDOW} tasks by: {'; '.join(found)}."
     )
 
 

@@ -143,13 +143,13 @@ def _best(curves: Sequence[Sequence[float]], metric: Metric) -> float:
 
 def _setting(stream: str, way: str, experiment: Mapping[str, Any]) -> str:
     """What differs from the start of the search: the step size, and the options of the method."""
-    start = base(stream, way).to_dict()
+    start = json.loads(json.dumps(base(stream, way).to_dict()))  # as the other was: with lists for tuples
     found = [f"step size {experiment['optimizer']['lr']:.3g}"]
     pairs = [(experiment["optimizer"], start["optimizer"])]
     pairs += list(zip(experiment["methods"], start["methods"], strict=True))
     for mine, theirs in pairs:
         for key, value in mine.items():
-            if key != "lr" and value != theirs.get(key) and value != []:
+            if key != "lr" and value != theirs.get(key):
                 found.append(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}")
     return ", ".join(found)
 

@@ -1,6 +1,6 @@
 """How much of a network should continual backprop renew? The rate, tuned on one stream and judged on another.
 
-    python benchmarks/replacement_rate.py --out ../rate     # searches, then runs: whatever is missing
+    python benchmarks/replacement_rate.py                   # searches, then runs: whatever is missing
     python benchmarks/replacement_rate.py --write           # run nothing; only write the page, from the records
 
 It is what a user would type (``docs/running.md``), once with the searches on random labels themselves, on the seeds
@@ -153,7 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.write:
         trials, seeds = (2, 2) if options.quick else (NUM_TRIALS, 10)
-        run(options.out, options.workers, trials, seeds)
+        out = options.out / "quick" if options.quick else options.out  # a search has one budget
+        run(out, options.workers, trials, seeds)
     if not options.quick:
         if not options.write:
             publish(options.out)

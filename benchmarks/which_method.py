@@ -29,6 +29,8 @@ from pliant.statistics import holm, p_value  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "which_method.md"
 COSTS = ROOT / "pliant" / "interventions" / "costs.json"
+ALSO_CALLED = {"inserted LayerNorm": "LayerNorm"}
+"""Two studies have another name for it."""
 STUDIES = {
     "demo": ("demo", "results/demo.md"),
     "comparison": ("all methods", "results/comparison.md"),
@@ -108,7 +110,7 @@ def column(study: str, stream: Stream) -> Column | None:
             continue
         gain = paired_difference(averages(method, metric.name), averages(base, metric.name))
         if gain.num >= 2:
-            gains[method.label] = gain
+            gains[ALSO_CALLED.get(method.label, method.label)] = gain
     if len(gains) < _FEWEST:
         return None
     adjusted = dict(zip(gains, holm([p_value(gain) for gain in gains.values()]), strict=True))
@@ -218,9 +220,10 @@ def answer(found: list[Column]) -> str:
     two = [label for label in labels if tried(label) < 3 and count(label, "ahead", changing) == tried(label)]
     return "\n".join(
         [
-            f"- **Ahead of plain training on two streams or more, behind on none** (of at least three): {_few(clean)}.",
+            "- **Ahead of plain training in two comparisons or more, behind in none** (of at least three): "
+            f"{_few(clean)}.",
             f"- **Ahead more than twice as often as behind**: {_few(mostly)}.",
-            f"- **Measured on two streams only, ahead on both**: {_few(two)}.",
+            f"- **Compared twice only, ahead both times**: {_few(two)}.",
             f"- **Behind more often than ahead**, at the settings that were searched: {_few(rarely)}.",
             f"- **They cost accuracy where nothing changes** (a tenth of a point or more): {_few(priced)}.",
         ]

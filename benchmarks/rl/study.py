@@ -1,17 +1,19 @@
 """Does an agent lose its plasticity in a thousand changes, and what helps? The runs; ``page.py`` reads their records.
 
-    python benchmarks/rl/study.py --out ../rl_results              # settings, then runs: whatever is missing
-    python benchmarks/rl/study.py --out ../rl_results --seeds 2:6 --max-hours 2
-    python benchmarks/rl/study.py --out ../rl_results --only tune  # settings alone, on seeds 100 and 101
-    python benchmarks/rl/study.py --out ../rl_results --only thin  # runs nothing: writes what is committed of it
+    python benchmarks/rl/study.py --out results/rl              # settings, then runs: whatever is missing
+    python benchmarks/rl/study.py --out results/rl --seeds 2:6 --max-hours 2
+    python benchmarks/rl/study.py --out results/rl --only tune  # settings alone, on seeds 100 and 101
+    python benchmarks/rl/study.py --out results/rl --only thin  # runs nothing: writes what is committed of it
 
 Nine ways to train PPO (``ways.py``) on the mini preset of ``changing_control``: the preset as it stands, and eight that
 get the best of six settings, on two tuning seeds and the first 150 changes. Then seeds 2 to 9 run over all 1,000. Seeds
 come in rounds, all ways with seed 2 first, so that what is there is a fair comparison at any time. Interrupted or
-killed, the same command goes on to the bit. What was expected stands in ``expectations.json``, committed before.
+killed, the same command goes on to the bit. What was expected stands in ``expectations.json``, committed before
+anything was tuned.
 
 Seeds 0 and 1 are not reported. They were run with a smaller grid, in which only the ways without a method searched
-their step size; when that was seen in their results, the grid was made equal, and what had been looked at left out.
+their step size; when that was seen in their results, all got six settings, and what had been looked at was left out.
+The ways without a method have six step sizes, those with one two step sizes times three settings of the method.
 
 What is committed (``benchmarks/results/rl/``) has every series as means over 20 changes, to five digits.
 """
@@ -48,6 +50,9 @@ def tune(out: Path) -> dict[str, Any] | None:
     for folder in (out, RESULTS):
         if (folder / TUNING).exists():
             found: dict[str, Any] = json.loads((folder / TUNING).read_text(encoding="utf-8"))
+            tried = {name: way["settings"] for name, way in found["ways"].items()}
+            if tried != {name: list(settings) for name, settings in GRID.items()}:
+                raise SystemExit(f"{folder / TUNING} is of another grid than ways.py has: give another --out")
             return found
     settings = {name: [mini(name, each, TUNING_TASKS) for each in grid_of] for name, grid_of in GRID.items()}
     tuning = grid(
@@ -118,6 +123,8 @@ def _binned(values: Any) -> list[float]:
 
 def _seeds(text: str) -> range:
     first, _, end = text.partition(":")
+    if not (first.isdigit() and end.isdigit()):
+        raise argparse.ArgumentTypeError(f"give A:B, such as 2:10, not {text!r}")
     return range(int(first), int(end))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -120,8 +121,9 @@ class Protect(Protection, TrainerCallback):
         monitor: The monitor.
 
     Raises:
-        IllegalConfiguration: When training begins, for what :func:`pliant.attach` refuses, a model that is wrapped or
-            compiled already, and checkpoints of another model, other methods or another version.
+        IllegalConfiguration: When training begins (with FSDP2, when the Trainer is made), for what
+            :func:`pliant.attach` refuses, a model that is wrapped or compiled already, and checkpoints of another
+            model, other methods or another version.
         NotYetSupported: For DeepSpeed, FSDP1 and tensor parallelism through the Trainer, and for methods that keep
             state for every weight where FSDP2 shards them.
 
@@ -166,14 +168,14 @@ class Protect(Protection, TrainerCallback):
             with preserved_randomness(trainer.model):
                 device = next(trainer.model.parameters()).device
                 batch = pytree.tree_map_only(torch.Tensor, lambda value: value.to(device), dict(self._example_inputs))
-                self._units = find_units(trainer.model, batch)
+                self._found = weakref.ref(trainer.model), find_units(trainer.model, batch)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach: model and optimizer are prepared, a checkpoint's weights and moments are loaded."""
         trainer, checkpoint = _trainer()
         model, scheduler = kwargs["model"], kwargs["lr_scheduler"]
         _refuse(trainer, model)
-        if self._units is None and sharded_modules(model):
+        if self._units_before(model) is None and sharded_modules(model):
             raise IllegalConfiguration(
                 "the Trainer has sharded the model, and units are found before that: pass Protect(..., example_inputs="
                 "batch) with Trainer(callbacks=[...]), not with add_callback, or units=pliant.find_units(model, batch)."
@@ -283,10 +285,10 @@ def _refuse(trainer: Any, model: nn.Module) -> None:
     if kind != "NO" and not kind.startswith("MULTI_") and not trainer.accelerator.is_fsdp2:
         raise NotYetSupported(
             f"the Trainer runs with {kind}, where the weights that Pliant would edit are not the model's own. What "
-            'works through it: one process, DistributedDataParallel, or FSDP2 (fsdp_config={"version": 2}).'
+            'works through it: one process, DistributedDataParallel, or FSDP2 (fsdp=True, fsdp_config={"version": 2}).'
         )
     try:
-        refuse_wrapped(model, sharded=True)  # by the Trainer; units are found before
+        refuse_wrapped(model, sharded=trainer.accelerator.is_fsdp2)  # by the Trainer; units are found before
     except IllegalConfiguration as error:
         raise IllegalConfiguration(
             f"{error} Here: give the Trainer the plain model; it wraps it itself, and compiles it with "

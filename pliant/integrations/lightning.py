@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -146,7 +147,7 @@ class Protect(Protection, Callback):
         self._resumed = None
         if isinstance(strategy, ModelParallelStrategy) and self._units is None:
             parts, inputs = self._parts(pl_module), self._inputs(trainer, pl_module)
-            self._units = find_units(pl_module if parts is None else parts, inputs)
+            self._found = weakref.ref(pl_module), find_units(pl_module if parts is None else parts, inputs)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach: module and optimizers are prepared, and what a checkpoint holds is loaded."""

@@ -99,6 +99,7 @@ class Protection:
         self._handle: Handle | None = None
         self._monitor: Monitor | None = None
         self._kept: dict[str, Any] | None = None
+        self._found: tuple[weakref.ref[nn.Module], UnitGraph] | None = None
         self._model: weakref.ref[nn.Module] | None = None
         self._last_logged = self._logged_at = 0
 
@@ -145,11 +146,9 @@ class Protection:
             state: What was saved, if training is resumed.
         """
         self._end()
-        given = None
-        if self._units is None:
-            given = inputs()
-        units = self._units
+        given, units = None, self._units_before(model)
         if units is None:
+            given = inputs()
             with around(), preserved_randomness(model):
                 units = find_units(model if parts is None else parts, given)
         self._handle = handle = attach(
@@ -178,6 +177,12 @@ class Protection:
                 self._monitor.detach()
             raise
         self._model, self._last_logged = weakref.ref(model), 0
+
+    def _units_before(self, model: nn.Module) -> UnitGraph | None:
+        """The units that were given, or found before the framework sharded this very model."""
+        if self._units is None and self._found is not None and self._found[0]() is model:
+            return self._found[1]
+        return self._units
 
     def _end(self) -> None:
         """Keep the state, remove every hook, and warn of methods that waited in vain."""

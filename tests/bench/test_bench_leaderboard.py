@@ -93,7 +93,7 @@ def test_the_page_says_what_the_records_say(results, tmp_path):
     ElementTree.parse(tmp_path / "figure.svg")
 
 
-def run_of(*last, metric="online_accuracy", first=0.5, dormant=0.0, diverged=0):
+def run_of(*last, metric="online_accuracy", first=0.5, dormant=0.0, diverged=0, held_out=()):
     values = dict(enumerate(last))
     same = dict.fromkeys(values, first)
     return Run(
@@ -104,7 +104,7 @@ def run_of(*last, metric="online_accuracy", first=0.5, dormant=0.0, diverged=0):
         first=same,
         last=values,
         best=0.0,
-        held_out={},
+        held_out=dict(enumerate(held_out)),
         dormant=dict.fromkeys(values, dormant),
         past={},
         num_diverged=diverged,
@@ -154,10 +154,22 @@ def test_a_seed_that_diverged_is_worse_than_every_other():
 def test_the_committed_pages_are_what_the_committed_records_say():
     runs = read(leaderboard.RESULTS, "stacked", 10)
     page = leaderboard_page.PAGE.read_text(encoding="utf-8")
-    for stream, there in runs.items():
-        assert leaderboard_page.table(stream, there) in page, stream
-    assert leaderboard_page.claims_table(runs) in page
+    assert f"<!-- stacked -->\n{leaderboard_page.text(runs)}\n<!-- /stacked -->" in page
     for way, entry in WAYS.items():
         if entry.page and way != "fresh_start":
             said = leaderboard_page.sentence(way, runs)
-            assert said in (leaderboard_page.METHODS / f"{entry.page}.md").read_text(encoding="utf-8"), way
+            block = f"<!-- leaderboard -->\n{said}\n<!-- /leaderboard -->" if said else "<!-- leaderboard -->\n<!-- /"
+            assert block in (leaderboard_page.METHODS / f"{entry.page}.md").read_text(encoding="utf-8"), way
+
+
+def test_the_order_on_the_control_is_held_against_the_order_on_a_stream():
+    scores = {"none": (0.5, 0.51), "l2": (0.6, 0.61), "redo": (0.7, 0.71)}
+    runs = {
+        "permuted_digits": {name: run_of(*values) for name, values in scores.items()},
+        "label_permuted": {name: run_of(*(1 - value for value in values)) for name, values in scores.items()},
+        "stationary_digits": {name: run_of(*values, held_out=values) for name, values in scores.items()},
+    }
+    text = leaderboard_page.agreement(runs, 2)
+    assert "| Permuted digits | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] | 3 |" in text
+    assert "| Label permuted | −1.00 [−1.00, −1.00] | −1.00 [−1.00, −1.00] | 3 |" in text
+    assert leaderboard_page.agreement({"permuted_digits": runs["permuted_digits"]}, 2) == ""
