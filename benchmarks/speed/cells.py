@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overhead import ENVIRONMENT
+from overhead import measure_in_process
 
 BY = {"wall": "wall clock", "cpu": "processor time", None: "not counted"}
 TRIES = 4
@@ -76,27 +73,15 @@ class Script:
         results: dict[str, Any] = {"limit": self.limit, "meta": meta, "cells": []}
         for cell in self.cells:
             if only in cell:
-                found = self._in_process(cell, rounds, self.size(cell, out is None), 1 if out is None else TRIES)
+                size = self.size(cell, out is None)
+                command = [self.file, "--cell", cell, "--rounds", str(rounds), "--size", str(size)]
+                found = measure_in_process(cell, command, 1 if out is None else TRIES)
                 known[cell] = {**found, "commit": meta["git_commit"]}
                 results["cells"] = [known[other] for other in self.cells if other in known]
                 if out is not None:
                     out.parent.mkdir(parents=True, exist_ok=True)
                     out.write_text(json.dumps(results, indent=1) + "\n")
         return results
-
-    def _in_process(self, cell: str, rounds: int, size: float, tries: int) -> dict[str, Any]:
-        command = [sys.executable, self.file, "--cell", cell, "--rounds", str(rounds), "--size", str(size)]
-        for attempt in range(1, tries + 1):
-            done = subprocess.run(
-                command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                raise SystemExit(f"{cell} failed:\n{done.stderr}")
-            result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-            result["attempts"] = attempt
-            if result["clock"] is not None:
-                break
-        return result
 
 
 def shown(cell: dict[str, Any], kinds: Sequence[str], number: str, digits: int = 4) -> list[str]:

@@ -26,11 +26,9 @@ import dataclasses
 import functools
 import importlib
 import json
-import os
 import platform
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +38,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.speed.overhead import BLOCK_SECONDS, ENVIRONMENT, ROUNDS, TRIES, in_turn, ratios, trusted  # noqa: E402
+from benchmarks.speed.overhead import BLOCK_SECONDS, ROUNDS, TRIES, in_turn, measure_in_process, ratios, trusted  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "speed" / "methods.json"
 COSTS = ROOT / "pliant" / "interventions" / "costs.json"
@@ -253,20 +251,6 @@ class stopwatch:  # noqa: N801 (reads like the function it replaces)
         return timed
 
 
-def measure_in_process(name: str, rounds: int, quick: bool) -> dict[str, Any]:
-    """One method, again until the plain copies agree."""
-    command = [sys.executable, __file__, "--method", name, "--rounds", str(rounds), *(["--quick"] if quick else [])]
-    for attempt in range(1, 2 if quick else TRIES + 1):
-        done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{name} failed:\n{done.stderr}")
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        result["attempts"] = attempt
-        if result["clock"] is not None:
-            break
-    return result
-
-
 def processor() -> str:
     """The machine's own name of its processor."""
     info = Path("/proc/cpuinfo")
@@ -340,7 +324,8 @@ def main(arguments: list[str] | None = None) -> None:
     out = options.out or (None if options.quick else RESULTS)
     known: dict[str, Any] = json.loads(out.read_text())["methods"] if out is not None and out.exists() else {}
     for name in [] if options.spread else chosen(options, known):
-        result = measure_in_process(name, options.rounds, options.quick)
+        command = [__file__, "--method", name, "--rounds", str(options.rounds), *(["--quick"] if options.quick else [])]
+        result = measure_in_process(name, command, 1 if options.quick else TRIES)
         known[name] = {**result, "meta": {**run_meta(), "threads": 1, "processor": processor()}}
         by = {"wall": "wall clock", "cpu": "processor time", None: "not counted"}[result["clock"]]
         print(

@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,12 +192,18 @@ def trusted(clocks: dict[str, Any]) -> str | None:
     return None
 
 
-def measure_in_process(cell: Cell, rounds: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--cell", cell.name, "--rounds", str(rounds)]
-    for attempt in range(1, TRIES + 1):
-        done = subprocess.run(command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False)
+def measure_in_process(name: str, command: Sequence[str], tries: int = TRIES) -> dict[str, Any]:
+    """What a command prints in a process of its own, again until the plain copies agree or ``tries`` are used up."""
+    for attempt in range(1, tries + 1):
+        done = subprocess.run(
+            [sys.executable, *command],
+            env={**os.environ, **ENVIRONMENT},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
-            raise SystemExit(f"{cell.name} failed:\n{done.stderr}")
+            raise SystemExit(f"{name} failed:\n{done.stderr}")
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         result["attempts"] = attempt
         if result["clock"] is not None:
@@ -262,7 +268,9 @@ def main() -> None:
     results: dict[str, Any] = {"replacement_rate": REPLACEMENT_RATE, "meta": meta, "cells": []}
     for cell in CELLS:
         if options.only in cell.name:
-            shown = known[cell.name] = {**measure_in_process(cell, options.rounds), "commit": meta["git_commit"]}
+            command = [__file__, "--cell", cell.name, "--rounds", str(options.rounds)]
+            found = measure_in_process(cell.name, command)
+            shown = known[cell.name] = {**found, "commit": meta["git_commit"]}
             ratios = shown["ratios"][shown["clock"] or "wall"]
             print(cell.name, shown["clock"], *(f"{kind} {ratios[kind]['median']:.3f}" for kind in ARMS[1:]), flush=True)
             results["cells"] = [known[other.name] for other in CELLS if other.name in known]

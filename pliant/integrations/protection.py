@@ -171,7 +171,7 @@ class Protection:
                 state = self._kept  # the same model trains on
             if state is not None:
                 self._load(state)
-        except Exception:
+        except Exception:  # whatever it was, no hook may stay behind; it is raised again
             handle.detach()
             if self._monitor is not None:
                 self._monitor.detach()

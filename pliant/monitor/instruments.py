@@ -82,7 +82,7 @@ class Instruments:
         self._listener = Listeners(model, self.rows.values())
         try:
             self._check(where)
-        except Exception:
+        except Exception:  # whatever it was, no hook may stay behind; it is raised again
             self.remove()
             raise
         if "distance_from_initialisation" in names:
