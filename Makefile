@@ -9,6 +9,7 @@ TORCH_INDEX ?=
 LOWEST ?= 2.6.0
 WORKERS ?= 2
 SHARD ?=
+SEEDS ?= 1 2 3 4 5 6 7 8 9 10
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet \
@@ -17,7 +18,7 @@ SOURCES := pyproject.toml constraints.txt
 
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test lint types tests test-wide test-matrix test-lower test-frameworks-lower test-ray docs readme-picture clean
+.PHONY: help demo test lint types tests test-wide test-matrix test-seeds test-lower test-frameworks-lower test-ray docs readme-picture clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +28,7 @@ help:
 	@echo "make lint types tests   one of them at a time"
 	@echo "make test-matrix     every method with every architecture and every optimizer (make test covers pairs);"
 	@echo "                     SHARD=3/40: the third of forty parts, for several nights"
+	@echo "make test-seeds      doctests from other random seeds; SEEDS=\"11 12\": from these"
 	@echo "make test-lower      the tests with the oldest PyTorch that is supported ($(LOWEST)), in its own venv"
 	@echo "make test-frameworks-lower  adapters, language models, tuning and data with the oldest supported packages, in a venv of their own"
 	@echo "make test-ray        runs on a Ray cluster of two nodes on this machine; Ray is in its own venv"
@@ -55,6 +57,9 @@ test-wide: $(VENV)/.installed-dev
 
 test-matrix: $(VENV)/.installed-dev
 	PLIANT_FULL_MATRIX=1 $(if $(SHARD),PLIANT_SHARD=$(SHARD)) $(BIN)/pytest -n $(WORKERS) tests/contracts
+
+test-seeds: $(VENV)/.installed-dev
+	for seed in $(SEEDS); do PLIANT_TEST_SEED=$$seed $(BIN)/pytest -q -n $(WORKERS) -p no:cacheprovider pliant || exit 1; done
 
 test-lower: $(VENV)-lower/.installed
 	$(VENV)-lower/bin/pytest -n $(WORKERS)

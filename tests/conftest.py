@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, and a fixed seed for what a test does not seed itself."""
+"""Shared by all tests; what doctests share with them is in the folder above."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import signal
 import pytest
 import torch
 from shards import part_of
-
-torch.set_num_threads(1)  # also for fixtures of modules, which are made before anything below
 
 # Started in the background, a suite inherits that Ctrl-C is ignored, and so would the programs that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -23,15 +21,6 @@ def pytest_collection_modifyitems(config, items):
         kept = set(map(id, chosen))
         config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
         items[:] = chosen
-
-
-@pytest.fixture(autouse=True)
-def _one_thread_and_seed():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

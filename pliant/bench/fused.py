@@ -14,7 +14,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from pliant.bench.fused_layers import LARGE, LARGE_FIRST, Direct, Layer, Postponed, PostponedFirst
+from pliant.bench.fused_layers import (
+    LARGE,
+    LARGE_FIRST,
+    LONG,
+    Active,
+    Direct,
+    Layer,
+    Postponed,
+    PostponedFirst,
+    PostponedTurned,
+)
 from pliant.bench.fused_updates import Gradients, Part, PlainSGD, Update, is_plain_sgd, member_view, update_of
 from pliant.bench.stacked import StackedLinear
 
@@ -56,9 +66,11 @@ def can_fuse(model: nn.Module) -> bool:
     return all(p.requires_grad and p.device.type == "cpu" and p.dtype in _DTYPES for p in model.parameters())
 
 
+_behind_relu = torch.ops.aten.threshold_backward.grad_input  # looked up once: three look-ups are a third of its time
+
 _DTYPES = (torch.float32, torch.float64)
 
-_MAX_ROWS, _MAX_ROWS_OF_LARGE = 16, 32
+_MAX_ROWS, _MAX_ROWS_OF_LARGE = 16, 64
 """Examples whose updates may wait, in networks with a large first layer alone and in others."""
 
 
@@ -90,6 +102,7 @@ class FusedMLP:
         self._readers = names[1:]  # the modules that read each hidden layer
         self._buffers: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._blocks: dict[tuple[int, int], list[Layer]] = {}
+        self._turned: dict[int, Tensor] = {}
         self._updates: list[tuple[slice | None, Update]] = []
         self._steppers: list[Callable[[], Any] | None] = [None] * len(parts)
         self._sgd: PlainSGD | None = None
@@ -138,7 +151,7 @@ class FusedMLP:
                     layer.begin(rows)
             for k in range(size):
                 at = done + k
-                self._step(layers, inputs[at], outputs[at], at, gradient, slice(k * batch, (k + 1) * batch))
+                self._step(layers, inputs[at], outputs[at], at, gradient, k)
                 if k == size - 1:
                     for layer in layers:
                         layer.end()
@@ -165,9 +178,14 @@ class FusedMLP:
             assert self._sgd is not None
             found: list[Layer] = []
             for index, (weight, bias) in enumerate(self._tensors):
-                large = weight[0].numel() >= (LARGE if index else LARGE_FIRST)
-                kind = Postponed if index else PostponedFirst
-                found.append(kind(weight, bias, self._sgd, size * batch) if large else self._direct[index])
+                if weight[0].numel() < (LARGE if index else LARGE_FIRST):
+                    found.append(self._direct[index])
+                elif index and batch == 1 and size >= LONG:
+                    turned = self._turned.setdefault(index, weight.mT.contiguous())
+                    found.append(PostponedTurned(weight, bias, self._sgd, size, turned))
+                else:
+                    kind = Postponed if index else PostponedFirst
+                    found.append(kind(weight, bias, self._sgd, size, batch))
             if all(layer is direct for layer, direct in zip(found, self._direct, strict=True)):
                 self._sgd = None  # no layer is worth it
             self._blocks[size, batch] = found
@@ -180,13 +198,13 @@ class FusedMLP:
         out_SBC: Tensor,
         number: int,
         gradient: Callable[[int, Tensor], Tensor],
-        rows: slice,
+        place: int,
     ) -> None:
         """One step, but for what comes after the update."""
         hidden, deltas = self._at_size(x_SBI.shape[1])
-        act = x_SBI
-        for layer, into in zip(layers, (*hidden, out_SBC), strict=True):
-            layer.forward(act, into, rows)
+        act, active = x_SBI, [Active(act) for act in (x_SBI, *hidden)]
+        for layer, into, inputs in zip(layers, (*hidden, out_SBC), active, strict=True):
+            layer.forward(act, into, place, inputs)
             if into is not out_SBC:
                 into.relu_()
                 act = into
@@ -198,13 +216,14 @@ class FusedMLP:
         for _, update in self._updates:
             update.begin()
         delta = gradient(number, out_SBC)
+        active.append(Active(delta))
         for index in range(len(layers) - 1, 0, -1):
             layer, read, below = layers[index], hidden[index - 1], deltas[index - 1]
-            layer.backward(delta, below, rows)
-            layer.learn(delta, read, rows)
-            torch.ops.aten.threshold_backward.grad_input(below, read, 0, grad_input=below)
+            layer.backward(delta, below, place, active[index + 1])
+            layer.learn(delta, read, place)
+            _behind_relu(below, read, 0, grad_input=below)
             delta = below
-        layers[0].learn(delta, x_SBI, rows)
+        layers[0].learn(delta, x_SBI, place)
 
     def _tell(self, part: Part, hidden: Sequence[Tensor]) -> None:
         """Let the interventions hear what the units did; the buffers are written again, so they get copies."""

@@ -11,28 +11,70 @@ from torch.nn import functional as F
 
 from pliant.bench.fused_updates import PlainSGD, Update
 
-__all__ = ["LARGE", "LARGE_FIRST", "Direct", "Layer", "Postponed", "PostponedFirst"]
+__all__ = [
+    "LARGE",
+    "LARGE_FIRST",
+    "LONG",
+    "Active",
+    "Direct",
+    "Layer",
+    "Postponed",
+    "PostponedFirst",
+    "PostponedTurned",
+]
 
 LARGE_FIRST, LARGE = 32_768, 262_144
 """Weights of a layer, of one member, from which on it pays to let updates wait: the first layer, and the others."""
+
+LONG = 16
+"""Steps of a block from which on a turned copy of a large layer's weights is worth the making."""
 
 _SPLIT = 4
 """Parts of a large matrix that is multiplied with one vector."""
 
 
+@final
+class Active:
+    """Where a vector of each member is not zero, found when it is first asked for.
+
+    Args:
+        act_S1I: the vectors. Behind a ReLU the gradient is zero wherever the activation is, so both share one of these.
+    """
+
+    __slots__ = ("_act_S1I", "_found")
+
+    def __init__(self, act_S1I: Tensor) -> None:
+        self._act_S1I = act_S1I
+        self._found: tuple[Tensor, Tensor] | None = None
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Indices into all members' entries side by side, and where each member's begin."""
+        if self._found is None:
+            act_S1I = self._act_S1I
+            starts = torch.zeros(1, dtype=torch.int64)
+            if act_S1I.shape[0] > 1:
+                ends = (act_S1I != 0).sum((1, 2)).cumsum(0)
+                starts = torch.cat([starts, ends[:-1]])
+            self._found = act_S1I.reshape(-1).nonzero().view(-1), starts
+        return self._found
+
+
 class Layer(Protocol):
-    """What a layer does in a step; ``rows`` are those of the step in what a block of steps keeps."""
+    """What a layer does in a step; ``place`` is the number of the step in its block."""
 
     def begin(self, x_SRI: Tensor | None) -> None:
         """A block of steps begins; the inputs of all of them, ``[S, R, I]``, are known to the first layer."""
 
-    def forward(self, act_SBI: Tensor, into_SBO: Tensor, rows: slice) -> None:
-        """Write the layer's outputs."""
+    def forward(self, act_SBI: Tensor, into_SBO: Tensor, place: int, active: Active) -> None:
+        """Write the layer's outputs; ``active`` are its inputs that are not zero."""
 
-    def backward(self, delta_SBO: Tensor, into_SBI: Tensor, rows: slice) -> None:
-        """Write the gradient with respect to the layer's inputs; called before :meth:`learn`."""
+    def backward(self, delta_SBO: Tensor, into_SBI: Tensor, place: int, active: Active) -> None:
+        """Write the gradient with respect to the layer's inputs; called before :meth:`learn`.
 
-    def learn(self, delta_SBO: Tensor, act_SBI: Tensor, rows: slice) -> None:
+        ``active`` are the outputs behind which the gradient may not be zero.
+        """
+
+    def learn(self, delta_SBO: Tensor, act_SBI: Tensor, place: int) -> None:
         """Update the layer, or note what is to be done."""
 
     def end(self) -> None:
@@ -53,15 +95,15 @@ class Direct:
     def begin(self, x_SRI: Tensor | None) -> None:
         """See :class:`Layer`."""
 
-    def forward(self, act_SBI: Tensor, into_SBO: Tensor, rows: slice) -> None:
+    def forward(self, act_SBI: Tensor, into_SBO: Tensor, place: int, active: Active) -> None:
         """See :class:`Layer`."""
         self.forward_product(self.bias, act_SBI, into_SBO)
 
-    def backward(self, delta_SBO: Tensor, into_SBI: Tensor, rows: slice) -> None:
+    def backward(self, delta_SBO: Tensor, into_SBI: Tensor, place: int, active: Active) -> None:
         """See :class:`Layer`."""
-        self.backward_product(delta_SBO, into_SBI)
+        self.backward_product(delta_SBO, into_SBI, active)
 
-    def learn(self, delta_SBO: Tensor, act_SBI: Tensor, rows: slice) -> None:
+    def learn(self, delta_SBO: Tensor, act_SBI: Tensor, place: int) -> None:
         """See :class:`Layer`."""
         for members, update in self.updates:
             if members is None:
@@ -80,42 +122,86 @@ class Postponed:
     :math:`W - D^\top H`, so its outputs are :math:`x W^\top + b - (x H^\top + 1) D` and the gradient behind it is
     :math:`\delta W - (\delta D^\top) H`: the same step in another order of summation, which reads the weights where
     they would be read and written.
+
+    Args:
+        weight: ``[S, O, I]``.
+        bias: ``[S, O]``.
+        sgd: says how far weights move.
+        size: steps of a block.
+        batch: examples of a step.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, sgd: PlainSGD, num_rows: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, sgd: PlainSGD, size: int, batch: int) -> None:
         self.weight, self.turned, self.flat_bias, self.bias = weight, weight.mT, bias, bias.unsqueeze(1)
         self.forward_product, self.backward_product = _product_of(weight), _product_back(weight)
-        self.sgd = sgd
-        self.moves = weight.new_zeros(weight.shape[0], num_rows, weight.shape[1])
-        self.inputs = weight.new_zeros(weight.shape[0], num_rows, weight.shape[2])
+        self.sgd, self.batch = sgd, batch
+        self.moves = weight.new_zeros(weight.shape[0], size * batch, weight.shape[1])
+        self.inputs = weight.new_zeros(weight.shape[0], size * batch, weight.shape[2])
+        self.moves_of, self.inputs_of = torch.split(self.moves, batch, 1), torch.split(self.inputs, batch, 1)  # each step's
 
     def begin(self, x_SRI: Tensor | None) -> None:
         """See :class:`Layer`."""
         self.moves.zero_()
 
-    def forward(self, act_SBI: Tensor, into_SBO: Tensor, rows: slice) -> None:
+    def forward(self, act_SBI: Tensor, into_SBO: Tensor, place: int, active: Active) -> None:
         """See :class:`Layer`."""
         self.forward_product(self.bias, act_SBI, into_SBO)
-        if rows.start:
-            near = torch.bmm(act_SBI, self.inputs[:, : rows.start].mT).add_(1)
-            into_SBO.baddbmm_(near, self.moves[:, : rows.start], alpha=-1)
+        self.subtract_moves(act_SBI, into_SBO, place)
 
-    def backward(self, delta_SBO: Tensor, into_SBI: Tensor, rows: slice) -> None:
-        """See :class:`Layer`."""
-        self.backward_product(delta_SBO, into_SBI)
-        if rows.start:
-            near = torch.bmm(delta_SBO, self.moves[:, : rows.start].mT)
-            into_SBI.baddbmm_(near, self.inputs[:, : rows.start], alpha=-1)
+    def subtract_moves(self, act_SBI: Tensor, into_SBO: Tensor, place: int) -> None:
+        """What the steps that wait would have changed in the outputs."""
+        if place:
+            known = slice(place * self.batch)
+            near = torch.bmm(act_SBI, self.inputs[:, known].mT).add_(1)
+            into_SBO.baddbmm_(near, self.moves[:, known], alpha=-1)
 
-    def learn(self, delta_SBO: Tensor, act_SBI: Tensor, rows: slice) -> None:
+    def backward(self, delta_SBO: Tensor, into_SBI: Tensor, place: int, active: Active) -> None:
         """See :class:`Layer`."""
-        self.sgd.scale(delta_SBO, self.moves[:, rows])
-        self.inputs[:, rows] = act_SBI
+        self.backward_product(delta_SBO, into_SBI, active)
+        if place:
+            known = slice(place * self.batch)
+            near = torch.bmm(delta_SBO, self.moves[:, known].mT)
+            into_SBI.baddbmm_(near, self.inputs[:, known], alpha=-1)
+
+    def learn(self, delta_SBO: Tensor, act_SBI: Tensor, place: int) -> None:
+        """See :class:`Layer`."""
+        self.sgd.scale(delta_SBO, self.moves_of[place])
+        self.inputs_of[place].copy_(act_SBI)
 
     def end(self) -> None:
         """See :class:`Layer`."""
         self.weight.baddbmm_(self.moves.mT, self.inputs, alpha=-1)
         self.flat_bias.sub_(self.moves.sum(1))
+
+
+@final
+class PostponedTurned(Postponed):
+    """One example a step: forward, too, only the weights behind active units are read, of a copy with turned axes.
+
+    Args:
+        weight: as there.
+        bias: as there.
+        sgd: as there.
+        size: as there.
+        turned: room for the copy, ``[S, I, O]``; blocks of other lengths may have the same.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, sgd: PlainSGD, size: int, turned: Tensor) -> None:
+        super().__init__(weight, bias, sgd, size, 1)
+        self.turned = turned
+        self.turned_product = _product_back(turned)
+
+    def begin(self, x_SRI: Tensor | None) -> None:
+        """See :class:`Layer`."""
+        super().begin(x_SRI)
+        for into_IO, weight_OI in zip(self.turned, self.weight, strict=True):  # two axes at a time: a faster copy
+            into_IO.copy_(weight_OI.T)
+
+    def forward(self, act_SBI: Tensor, into_SBO: Tensor, place: int, active: Active) -> None:
+        """See :class:`Layer`."""
+        self.turned_product(act_SBI, into_SBO, active)
+        into_SBO.add_(self.bias)
+        self.subtract_moves(act_SBI, into_SBO, place)
 
 
 @final
@@ -127,16 +213,16 @@ class PostponedFirst(Postponed):
         assert x_SRI is not None
         self.moves.zero_()
         self.inputs = x_SRI
-        self.outputs = torch.baddbmm(self.bias, x_SRI, self.turned)
-        self.near = torch.bmm(x_SRI, x_SRI.mT).add_(1)
+        self.outputs_of = torch.split(torch.baddbmm(self.bias, x_SRI, self.turned), self.batch, 1)
+        self.near_of = torch.split(torch.bmm(x_SRI, x_SRI.mT).add_(1), self.batch, 1)
 
-    def forward(self, act_SBI: Tensor, into_SBO: Tensor, rows: slice) -> None:
+    def forward(self, act_SBI: Tensor, into_SBO: Tensor, place: int, active: Active) -> None:
         """See :class:`Layer`."""
-        torch.baddbmm(self.outputs[:, rows], self.near[:, rows], self.moves, alpha=-1, out=into_SBO)
+        torch.baddbmm(self.outputs_of[place], self.near_of[place], self.moves, alpha=-1, out=into_SBO)
 
-    def learn(self, delta_SBO: Tensor, act_SBI: Tensor, rows: slice) -> None:
+    def learn(self, delta_SBO: Tensor, act_SBI: Tensor, place: int) -> None:
         """See :class:`Layer`."""
-        self.sgd.scale(delta_SBO, self.moves[:, rows])
+        self.sgd.scale(delta_SBO, self.moves_of[place])
 
 
 def _product_of(weight_SOI: Tensor) -> Callable[[Tensor, Tensor, Tensor], None]:
@@ -160,8 +246,8 @@ def _product_of(weight_SOI: Tensor) -> Callable[[Tensor, Tensor, Tensor], None]:
     return product
 
 
-def _product_back(weight_SOI: Tensor) -> Callable[[Tensor, Tensor], None]:
-    """What writes ``delta W``, given delta ``[S, B, O]`` and where to.
+def _product_back(weight_SOI: Tensor) -> Callable[[Tensor, Tensor, Active], None]:
+    """What writes ``delta W``, given delta ``[S, B, O]``, where to, and where delta may not be zero.
 
     Behind a ReLU most of delta may be zero, exactly: of a large matrix only the other rows are read. A sum of rows with
     weights is what embedding bags are, and these read memory faster than products of matrices do.
@@ -169,19 +255,13 @@ def _product_back(weight_SOI: Tensor) -> Callable[[Tensor, Tensor], None]:
     num_members, size, width = weight_SOI.shape
     sparse = size * width >= LARGE and weight_SOI.is_contiguous()
     table = weight_SOI.view(num_members * size, width) if sparse else weight_SOI
-    first = torch.zeros(1, dtype=torch.int64)
 
-    def product(delta_SBO: Tensor, into_SBI: Tensor) -> None:
+    def product(delta_SBO: Tensor, into_SBI: Tensor, active: Active) -> None:
         if delta_SBO.shape[1] > 1 or not sparse:
             torch.bmm(delta_SBO, weight_SOI, out=into_SBI)
             return
-        flat = delta_SBO.reshape(-1)
-        rows = flat.nonzero().view(-1)
-        starts = first
-        if num_members > 1:
-            ends = (delta_SBO.view(num_members, size) != 0).sum(1).cumsum(0)
-            starts = torch.cat([first, ends[:-1]])
-        sums = F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=flat[rows])
-        into_SBI.copy_(sums.unsqueeze(1))
+        rows, starts = active.rows()
+        weights = delta_SBO.reshape(-1).index_select(0, rows)
+        into_SBI.copy_(F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights).unsqueeze(1))
 
     return product

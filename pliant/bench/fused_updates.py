@@ -61,6 +61,8 @@ class PlainSGD:
         self.known: list[tuple[float, float]] = []
         self.rate = self.keep = 0.0
         self.rate_S: Tensor | None = None
+        self.scaling = layers[0][0].new_zeros(())
+        self.biases = [bias.unsqueeze(1) for _, bias in layers]
         self.keep_S: Tensor | None = None
 
     def begin(self) -> None:
@@ -76,6 +78,7 @@ class PlainSGD:
         like = self.layers[0][0]
         if len(set(rates)) > 1:
             self.rate_S = _repeated(rates, self.counts, like)
+        self.scaling = like.new_tensor(self.rate) if self.rate_S is None else self.rate_S
         if len(set(keeps)) > 1:
             self.keep_S = _repeated(keeps, self.counts, like)
 
@@ -86,7 +89,7 @@ class PlainSGD:
 
     def scale(self, delta_SBO: Tensor, into_SBO: Tensor) -> None:
         """The gradient times the step size."""
-        torch.mul(delta_SBO, self.rate if self.rate_S is None else self.rate_S, out=into_SBO)
+        torch.mul(delta_SBO, self.scaling, out=into_SBO)  # by a tensor: a number would be made one at every call
 
     def layer(self, index: int, delta_SBO: Tensor, input_SBI: Tensor) -> None:
         """See :class:`Update`."""
@@ -102,7 +105,10 @@ class PlainSGD:
         _add_product(weight, delta_SBO, input_SBI, beta=keep, alpha=-rate)
         if keep != 1:
             bias.mul_(keep)
-        bias.add_(_over_batch(delta_SBO), alpha=-rate)
+        if delta_SBO.shape[1] == 1:
+            self.biases[index].add_(delta_SBO, alpha=-rate)
+        else:
+            bias.add_(delta_SBO.sum(1), alpha=-rate)
 
 
 @final

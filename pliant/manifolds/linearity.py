@@ -16,6 +16,10 @@ from pliant.units.verify import Probe, relative_difference
 
 __all__ = ["transformed_tensors"]
 
+_NUM_DRAWS = 4
+"""Draws of parameters: in one alone a ReLU between few blocks may be off for the whole batch, and hide what is before
+and behind it."""
+
 
 def transformed_tensors(
     model: nn.Module, partition: Partition, example_inputs: Any, *, tolerance: float = 1e-9, seed: int = 0
@@ -24,15 +28,15 @@ def transformed_tensors(
 
     The conditions on block sums are about weights that multiply activations. Where a weight is standardised,
     normalised or otherwise computed from parameters first, they say nothing; only block-constant parameters certify a
-    trap there. Found by running the model on generic parameters that are block-constant in all tensors but one, in
-    evaluation and in training mode with dropout off.
+    trap there. Found by running the model on generic inputs and parameters, which are block-constant in all tensors but
+    one, in evaluation and in training mode with dropout off; in a few draws of them.
 
     Args:
         model: The model; it is not changed.
         partition: Its blocks.
         example_inputs: One small batch.
         tolerance: Largest relative change of the outputs that counts as rounding.
-        seed: Seed of the parameters.
+        seed: Seed of the first draw.
 
     Returns:
         Their names.
@@ -49,18 +53,22 @@ def transformed_tensors(
         >>> transformed_tensors(scaled, blocks, x)
         ('2.parametrizations.weight.original1',)
     """
-    probe = Probe(model, example_inputs, seed, torch.float64)
-    generic = dict(probe.state)
-    floating = {name: value for name, value in generic.items() if value.is_floating_point()}
-    generic.update(project(model, partition, "block_constant", state=floating))
-    before = probe.run(generic)
-    found = []
-    for name in block_structure(model, partition):
-        try:
-            moved = redistributed(model, partition, state=generic, only=name, seed=seed)
-        except IllegalConfiguration:  # blocks on one side only: on the manifold, its weights are block-constant
-            continue
-        after = probe.run({**generic, name: moved[name]})
-        if not max(relative_difference(a, b) for a, b in zip(before, after, strict=True)) <= tolerance:
-            found.append(name)
-    return tuple(found)
+    found: set[str] = set()
+    structure = block_structure(model, partition)
+    for draw in range(seed, seed + _NUM_DRAWS):
+        probe = Probe(model, example_inputs, draw, torch.float64)
+        generic = dict(probe.state)
+        floating = {name: value for name, value in generic.items() if value.is_floating_point()}
+        generic.update(project(model, partition, "block_constant", state=floating))
+        before = probe.run(generic)
+        for name in structure:
+            if name in found:
+                continue
+            try:
+                moved = redistributed(model, partition, state=generic, only=name, seed=draw)
+            except IllegalConfiguration:  # blocks on one side only: on the manifold, its weights are block-constant
+                continue
+            after = probe.run({**generic, name: moved[name]})
+            if not max(relative_difference(a, b) for a, b in zip(before, after, strict=True)) <= tolerance:
+                found.add(name)
+    return tuple(name for name in structure if name in found)

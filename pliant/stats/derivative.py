@@ -76,10 +76,10 @@ def activation_derivative(act: Tensor, edge: GradientEdge | None = None) -> Tens
         (a fused recurrent layer, an ``autograd.Function``), or a recurrence that mixes units at many time steps.
 
     Example:
-        >>> x = torch.randn(5, 3, requires_grad=True)
-        >>> weight = torch.randn(4, 3)
+        >>> x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+        >>> weight = torch.randn(4, 3, dtype=torch.float64)
         >>> z = x @ weight.T
-        >>> assert torch.equal(activation_derivative(torch.relu(z)), (z > 0).float())
+        >>> assert torch.equal(activation_derivative(torch.relu(z)), (z > 0).double())
         >>> assert torch.allclose(activation_derivative(torch.tanh(z)), 1 - torch.tanh(z) ** 2)
         >>> activation_derivative(torch.randn(3))
         'it was computed without gradients'

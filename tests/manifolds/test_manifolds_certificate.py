@@ -174,6 +174,23 @@ def test_weights_that_are_not_used_as_they_are_must_be_block_constant(name: str,
     assert looked(name, exact, blocks).gradient.share <= 1e-12
 
 
+def test_weights_that_are_not_used_as_they_are_are_seen_behind_a_relu_that_may_be_off():
+    """Between two blocks, a ReLU is off for a whole batch in one draw of parameters out of six."""
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 4),
+        torch.nn.ReLU(),
+        torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 4)),
+        torch.nn.ReLU(),
+        torch.nn.Linear(4, 1),
+    )
+    x = torch.randn(3, 4)
+    blocks = manifolds.partition(pliant.find_units(model, x), {"0": [0, 0, 1, 1], "2": [0, 0, 1, 1]})
+    for seed in range(40):
+        assert manifolds.transformed_tensors(model, blocks, x, seed=4 * seed) == (
+            "2.parametrizations.weight.original1",
+        )
+
+
 def test_samples_one_by_one_certify_more_than_a_batch():
     own, wide = net("mlp"), doubled("mlp")
 
