@@ -311,7 +311,7 @@ def text(runs: Runs, num_seeds: int = 10) -> str:
 
 def sentence(way: str, runs: Runs) -> str:
     """What a method's own page says of it."""
-    found = []
+    found, than_other, other = [], [], WAYS[way].variant_of
     for stream, there in runs.items():
         if way in there and stream != CONTROL and BASELINE in there:
             value, p = gains(there)[way]
@@ -319,6 +319,9 @@ def sentence(way: str, runs: Runs) -> str:
             text = format_estimate(value, there[way].metric, signed=True)
             found.append(f"{_short(stream)} {text}{unit}{'' if p < 0.05 else ' (not told apart)'}")
             budget = f"{len(there[way].trials)} settings on tuning seeds, {len(there[way].last)} other seeds"
+            if other in there:
+                value = scaled(paired_difference(there[way].last, there[other].last), there[way].sign)
+                than_other.append(f"{_short(stream)} {format_estimate(value, there[way].metric, signed=True)}{unit}")
     if not found:
         return ""
     label = WAYS[way].label
@@ -327,6 +330,7 @@ def sentence(way: str, runs: Runs) -> str:
     return (
         f"In the [leaderboard](../results/leaderboard.md){called} ({budget}), "
         f"better than {plain} over the last {WINDOW} tasks by: {'; '.join(found)}."
+        + (f" Than {WAYS[other].label.split(', ')[-1]} (not corrected): {'; '.join(than_other)}." if than_other else "")
     )
 
 

@@ -92,6 +92,7 @@ class Way:
         optimizer: Laid over the preset's.
         model: Another model for the streams whose network is an MLP; its widths are the preset's.
         page: Whose page describes it; empty for none.
+        variant_of: The way that it is a variant of, and is compared with on its page; empty for none.
     """
 
     label: str
@@ -99,6 +100,7 @@ class Way:
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     page: str = ""
+    variant_of: str = ""
 
 
 def _one(name: str, label: str, **fixed: Any) -> tuple[str, Way]:
@@ -124,7 +126,9 @@ WAYS: dict[str, Way] = dict([
         "CReLU", model={"name": "benchmarks.activations:ActivationMLP", "activation": "crelu"}, page="crelu",
     )),
     ("adam", Way("no protection, Adam", optimizer={"name": "adam"})),
-    ("adam_equal_betas", Way("Adam with equal betas", optimizer={"name": "adam_equal_betas"}, page="adam_equal_betas")),
+    ("adam_equal_betas", Way(
+        "Adam with equal betas", optimizer={"name": "adam_equal_betas"}, page="adam_equal_betas", variant_of="adam",
+    )),
     _one("self_normalized_reset", "self-normalized reset"),
     ("upgd", Way("UPGD", optimizer={"name": "upgd"}, page="upgd")),
 ])  # fmt: skip

@@ -137,7 +137,10 @@ class Postponed:
         self.sgd, self.batch = sgd, batch
         self.moves = weight.new_zeros(weight.shape[0], size * batch, weight.shape[1])
         self.inputs = weight.new_zeros(weight.shape[0], size * batch, weight.shape[2])
-        self.moves_of, self.inputs_of = torch.split(self.moves, batch, 1), torch.split(self.inputs, batch, 1)  # each step's
+        self.moves_of, self.inputs_of = (
+            torch.split(self.moves, batch, 1),
+            torch.split(self.inputs, batch, 1),
+        )  # each step's
 
     def begin(self, x_SRI: Tensor | None) -> None:
         """See :class:`Layer`."""
