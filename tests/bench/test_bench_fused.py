@@ -143,9 +143,12 @@ def everything_waits(monkeypatch):
     monkeypatch.setattr(fused, "LARGE_FIRST", 1)
 
 
+@pytest.mark.parametrize("turned_from", [2, fused_layers.LONG])
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("method", ["none", "continual_backprop", "adaptable", "l2_and_noise", "redo"])
-def test_updates_that_wait_are_the_same_step(method, batch, units, everything_waits):
+def test_updates_that_wait_are_the_same_step(method, batch, turned_from, units, everything_waits, monkeypatch):
+    """Also where blocks of different lengths share a turned copy, and interventions write weights in between."""
+    monkeypatch.setattr(fused, "LONG", turned_from)
     x, y = batches(STEPS, 3, batch, torch.float64)
     runs = []
     for by_hand in (True, False):
