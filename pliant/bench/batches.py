@@ -18,8 +18,9 @@ _CHUNK_BYTES = 4 * 2**20
 """Batches are gathered in chunks of about this size: larger ones would drive the weights out of the cache."""
 
 
-_MULTIPLE = 32
-"""Batches of a chunk are a multiple of this, so that what is done in blocks of steps does not depend on its size."""
+_MULTIPLE, _MULTIPLE_OF_ONE = 32, 64
+"""Batches of a chunk are a multiple of this, of one example or of more: so what is done in blocks of steps, a power of
+two of them, does not depend on how large the chunks are."""
 
 
 @dataclass
@@ -129,7 +130,8 @@ class TaskData:
         size = min(first.batch_size, num_examples)
         num_full = num_examples // size
         per_batch = num_members * size * self.inputs[0, 0].numel() * self.inputs.element_size()
-        per_chunk = max(_MULTIPLE, _CHUNK_BYTES // max(per_batch, 1) // _MULTIPLE * _MULTIPLE)
+        multiple = _MULTIPLE_OF_ONE if size == 1 else _MULTIPLE
+        per_chunk = max(multiple, _CHUNK_BYTES // max(per_batch, 1) // multiple * multiple)
         flat_inputs, flat_targets = self.inputs.flatten(0, 1), self.targets.flatten(0, 1)
         offset_S1 = torch.tensor(self._rows).unsqueeze(1) * num_examples
         # Passes without a smaller last batch follow each other without a seam: fewer, larger chunks.

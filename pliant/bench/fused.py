@@ -166,7 +166,7 @@ class FusedMLP:
         """How many steps may wait with their updates: until somebody looks at the weights, or there are enough."""
         if self._sgd is None or batch * 2 > self._max_rows:
             return 1
-        size = min(left, self._max_rows // batch)
+        size = min(left, 1 << (self._max_rows // batch).bit_length() - 1)  # a power of two: chunks are multiples of it
         for follower in self._followers:
             size = min(size, follower.num_quiet_steps)
         return size

@@ -181,6 +181,24 @@ def test_updates_do_wait_and_end_with_every_call(everything_waits):
         assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("batch", "chunk"), [(1, 64), (3, 32), (8, 32), (10, 32)])
+def test_blocks_do_not_depend_on_how_large_chunks_are(batch, chunk, everything_waits):
+    x, y = batches(3 * chunk, 2, batch, torch.float32)
+    heads, ends = Heads(Objective(), 4), []
+    constants = heads.constant(y, x.dtype, None)
+    for parts in ([slice(0, 3 * chunk)], [slice(0, chunk), slice(chunk, 3 * chunk)]):
+        model = stack(networks(torch.float32, count=2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        steps = FusedMLP(model, [Part(slice(0, 2), tuple(model.parameters()), optimizer, None)])
+        for part in parts:
+            out = torch.empty(len(x[part]), 2, batch, 4)
+            own = constants[part]
+            steps.run(x[part], out, lambda step, o, own=own: heads.gradient(o, own[step], None))
+        ends.append([parameter.detach().clone() for parameter in model.parameters()])
+    for a, b in zip(*ends, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_member_whose_updates_wait_is_its_single_run_bit_by_bit():
     """At the size of permuted MNIST, whose first layer is large; steps after which units are replaced end a block."""
     rng = torch.Generator().manual_seed(0)
