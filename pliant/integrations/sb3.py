@@ -40,8 +40,8 @@ class Protect(BaseCallback):
     stay attached until :meth:`detach`: further calls of ``learn()`` go on, best with the same callback, which also
     logs. Methods act once per gradient step. Rollouts, ``predict`` and evaluation are no samples.
 
-    Metrics of plasticity go into the agent's own logger as ``plasticity/<network>_<metric>``, means over the layers of
-    the actor, the critic and what they share, with ``plasticity/resets`` and ``plasticity/alarms``. Where the agent's
+    Metrics of plasticity go into the agent's own logger as ``pliant/<network>_<metric>``, means over the layers of
+    the actor, the critic and what they share, with ``pliant/num_resets`` and ``pliant/alarms``. Where the agent's
     own states are known, a freshly initialised twin is measured on them once, for the monitor's alarms.
 
     ``agent.save`` takes the state of the methods along; see ``docs/reinforcement_learning.md`` for how to go on.
@@ -240,15 +240,15 @@ class Protect(BaseCallback):
         if self._handle is None or self._parts is None:
             return
         record = self.logger.record
-        record("plasticity/resets", sum(int(total.sum()) for total in self._handle.num_resets.values()))
+        record("pliant/num_resets", sum(int(total.sum()) for total in self._handle.num_resets.values()))
         if self._monitor is None:
             return
-        record("plasticity/alarms", len(self._monitor.alarms))
+        record("pliant/alarms", len(self._monitor.alarms))
         count = len(self._monitor.history) and self._monitor.latest.step
         if self._logged[0] != count:
             self._logged = count, _means(self._monitor, self._parts)
         for key, value in self._logged[1].items():
-            record(f"plasticity/{key}", value)
+            record(f"pliant/{key}", value)
 
 
 class _Ends:

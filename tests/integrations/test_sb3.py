@@ -118,14 +118,14 @@ def test_the_callback_protects_and_logs_and_evaluation_is_no_sample(make, steps,
     assert evaluation.last_mean_reward != 0
     assert protect.handle.num_steps == expected
     assert protect.monitor.num_steps == expected
-    last = next(values for values in reversed(log.dumped) if "plasticity/resets" in values)  # evaluation also dumps
+    last = next(values for values in reversed(log.dumped) if "pliant/num_resets" in values)  # evaluation also dumps
     resets = sum(int(total) for total in protect.handle.num_resets.values())
-    assert 0 < last["plasticity/resets"] <= resets
+    assert 0 < last["pliant/num_resets"] <= resets
     for network in ("actor", "critic"):
         for metric in ("dormant_fraction", "effective_rank", "stable_rank", "weight_growth"):
-            assert math.isfinite(last[f"plasticity/{network}_{metric}"])
-    assert last["plasticity/weight_magnitude"] > 0
-    assert last["plasticity/alarms"] == 0
+            assert math.isfinite(last[f"pliant/{network}_{metric}"])
+    assert last["pliant/weight_magnitude"] > 0
+    assert last["pliant/alarms"] == 0
     assert same(weights(plain), weights(agent)), "neither evaluation nor monitoring has changed what is reset"
     assert {name: int(n) for name, n in alone.handle.num_resets.items()} == {
         name: int(n) for name, n in protect.handle.num_resets.items()
@@ -178,7 +178,7 @@ def test_alarms_reach_the_logger_and_the_user():
     alarm = next(item for item in heard if item.metric == "dead_fraction")
     assert alarm.where == "mlp_extractor.policy_net.0"
     assert str(alarm) in log.warned
-    assert log.dumped[-1]["plasticity/alarms"] >= 1
+    assert log.dumped[-1]["pliant/alarms"] >= 1
 
 
 def test_one_callback_serves_several_calls_and_hooks_stay_between_them():
