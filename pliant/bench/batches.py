@@ -18,11 +18,6 @@ _CHUNK_BYTES = 4 * 2**20
 """Batches are gathered in chunks of about this size: larger ones would drive the weights out of the cache."""
 
 
-_MULTIPLE, _MULTIPLE_OF_ONE = 32, 64
-"""Batches of a chunk are a multiple of this, of one example or of more: so what is done in blocks of steps, a power of
-two of them, does not depend on how large the chunks are."""
-
-
 @dataclass
 class Chunk:
     """Consecutive batches of equal size.
@@ -130,7 +125,7 @@ class TaskData:
         size = min(first.batch_size, num_examples)
         num_full = num_examples // size
         per_batch = num_members * size * self.inputs[0, 0].numel() * self.inputs.element_size()
-        multiple = _MULTIPLE_OF_ONE if size == 1 else _MULTIPLE
+        multiple = chunk_multiple(size)
         per_chunk = max(multiple, _CHUNK_BYTES // max(per_batch, 1) // multiple * multiple)
         flat_inputs, flat_targets = self.inputs.flatten(0, 1), self.targets.flatten(0, 1)
         offset_S1 = torch.tensor(self._rows).unsqueeze(1) * num_examples
@@ -164,6 +159,11 @@ class TaskData:
                 for k, batch in enumerate(inputs)
             ]
         )
+
+
+def chunk_multiple(batch_size: int) -> int:
+    """Batches of a chunk are a multiple of this: what is done in blocks of steps must not depend on where it ends."""
+    return 64 if batch_size == 1 else 32
 
 
 def _rows_of(table: Tensor, index: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Training steps of stacked MLPs written by hand: forward, backward and update in place, without autograd.
 
 At batch size 1 a step through autograd and ``optimizer.step()`` is mostly bookkeeping. Here it is a fixed sequence of
-operations on buffers that are made once: for SGD three passes over each weight matrix (forward, backward, update)
-and no gradient in memory. Interventions act through the same handle: they are told what the units did, and that a
-step was taken. ``docs/engine.md`` says what equals what.
+operations on buffers that are made once: for SGD at most three passes over each weight matrix (forward, backward,
+update) and no gradient in memory. Interventions act through the same handle: they are told what the units did, and
+that a step was taken. ``docs/engine.md`` says what equals what.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from pliant.bench.fused_layers import (
     LARGE,
     LARGE_FIRST,
-    LONG,
     Active,
     Direct,
     Layer,
     Postponed,
     PostponedFirst,
-    PostponedTurned,
 )
 from pliant.bench.fused_updates import Gradients, Part, PlainSGD, Update, is_plain_sgd, member_view, update_of
 from pliant.bench.stacked import StackedLinear
@@ -74,6 +72,15 @@ _MAX_ROWS, _MAX_ROWS_OF_LARGE = 16, 64
 """Examples whose updates may wait, in networks with a large first layer alone and in others."""
 
 
+def longest_block(max_rows: int, batch: int) -> int:
+    """Steps of the longest block: a power of two, of which the batches of a chunk are a multiple.
+
+    >>> longest_block(64, 1), longest_block(64, 3), longest_block(16, 16)
+    (64, 16, 1)
+    """
+    return 1 << (max_rows // batch).bit_length() - 1
+
+
 @final
 class FusedMLP:
     """The training steps of an MLP, single or stacked, by hand.
@@ -101,8 +108,7 @@ class FusedMLP:
         names = [name for name, _ in model.named_children()][::2]
         self._readers = names[1:]  # the modules that read each hidden layer
         self._buffers: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
-        self._blocks: dict[tuple[int, int], list[Layer]] = {}
-        self._turned: dict[int, Tensor] = {}
+        self._blocks: dict[int, list[Layer]] = {}
         self._updates: list[tuple[slice | None, Update]] = []
         self._steppers: list[Callable[[], Any] | None] = [None] * len(parts)
         self._sgd: PlainSGD | None = None
@@ -143,7 +149,7 @@ class FusedMLP:
         inputs, outputs = x_KSBI.unbind(0), out_KSBC.unbind(0)
         done = 0
         while done < num_steps:
-            size = self._size_of_block(num_steps - done, batch)
+            size = self._size_of_block(done, num_steps - done, batch)
             layers = self._layers_of(size, batch)
             if size > 1:
                 rows = x_KSBI[done : done + size].transpose(0, 1).flatten(1, 2)
@@ -162,11 +168,15 @@ class FusedMLP:
                         part.follower.step()
             done += size
 
-    def _size_of_block(self, left: int, batch: int) -> int:
-        """How many steps may wait with their updates: until somebody looks at the weights, or there are enough."""
+    def _size_of_block(self, done: int, left: int, batch: int) -> int:
+        """How many steps may wait with their updates: until somebody looks at the weights, or there are enough.
+
+        Blocks end where those of the greatest length do, so that it does not matter where chunks of the data end.
+        """
         if self._sgd is None or batch * 2 > self._max_rows:
             return 1
-        size = min(left, 1 << (self._max_rows // batch).bit_length() - 1)  # a power of two: chunks are multiples of it
+        longest = longest_block(self._max_rows, batch)
+        size = min(left, longest - done % longest)
         for follower in self._followers:
             size = min(size, follower.num_quiet_steps)
         return size
@@ -174,22 +184,19 @@ class FusedMLP:
     def _layers_of(self, size: int, batch: int) -> list[Layer]:
         if size == 1:
             return self._direct
-        if (size, batch) not in self._blocks:
+        if batch not in self._blocks:
             assert self._sgd is not None
             found: list[Layer] = []
             for index, (weight, bias) in enumerate(self._tensors):
                 if weight[0].numel() < (LARGE if index else LARGE_FIRST):
                     found.append(self._direct[index])
-                elif index and batch == 1 and size >= LONG:
-                    turned = self._turned.setdefault(index, weight.mT.contiguous())
-                    found.append(PostponedTurned(weight, bias, self._sgd, size, turned))
                 else:
                     kind = Postponed if index else PostponedFirst
-                    found.append(kind(weight, bias, self._sgd, size, batch))
+                    found.append(kind(weight, bias, self._sgd, batch, longest_block(self._max_rows, batch)))
             if all(layer is direct for layer, direct in zip(found, self._direct, strict=True)):
                 self._sgd = None  # no layer is worth it
-            self._blocks[size, batch] = found
-        return self._blocks[size, batch]
+            self._blocks[batch] = found
+        return self._blocks[batch]
 
     def _step(
         self,

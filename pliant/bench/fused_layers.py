@@ -20,7 +20,6 @@ __all__ = [
     "Layer",
     "Postponed",
     "PostponedFirst",
-    "PostponedTurned",
 ]
 
 LARGE_FIRST, LARGE = 32_768, 262_144
@@ -62,8 +61,8 @@ class Active:
 class Layer(Protocol):
     """What a layer does in a step; ``place`` is the number of the step in its block."""
 
-    def begin(self, x_SRI: Tensor | None) -> None:
-        """A block of steps begins; the inputs of all of them, ``[S, R, I]``, are known to the first layer."""
+    def begin(self, x_SRI: Tensor) -> None:
+        """A block of steps begins, with these inputs of the first layer, those of all steps: R rows for each member."""
 
     def forward(self, act_SBI: Tensor, into_SBO: Tensor, place: int, active: Active) -> None:
         """Write the layer's outputs; ``active`` are its inputs that are not zero."""
@@ -92,7 +91,7 @@ class Direct:
         self.weight, self.bias = weight, bias.unsqueeze(1)
         self.forward_product, self.backward_product = _product_of(weight), _product_back(weight)
 
-    def begin(self, x_SRI: Tensor | None) -> None:
+    def begin(self, x_SRI: Tensor) -> None:
         """See :class:`Layer`."""
 
     def forward(self, act_SBI: Tensor, into_SBO: Tensor, place: int, active: Active) -> None:
@@ -123,36 +122,58 @@ class Postponed:
     :math:`\delta W - (\delta D^\top) H`: the same step in another order of summation, which reads the weights where
     they would be read and written.
 
+    In a long block of steps with one example each, a copy of the weights with turned axes is made at the beginning.
+    With it the forward pass, too, reads only what is behind active units.
+
     Args:
         weight: ``[S, O, I]``.
         bias: ``[S, O]``.
         sgd: says how far weights move.
-        size: steps of a block.
         batch: examples of a step.
+        max_size: steps of the longest block.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, sgd: PlainSGD, size: int, batch: int) -> None:
-        self.weight, self.turned, self.flat_bias, self.bias = weight, weight.mT, bias, bias.unsqueeze(1)
+    def __init__(self, weight: Tensor, bias: Tensor, sgd: PlainSGD, batch: int, max_size: int) -> None:
+        self.weight, self.flat_bias, self.bias = weight, bias, bias.unsqueeze(1)
         self.forward_product, self.backward_product = _product_of(weight), _product_back(weight)
         self.sgd, self.batch = sgd, batch
-        self.moves = weight.new_zeros(weight.shape[0], size * batch, weight.shape[1])
-        self.inputs = weight.new_zeros(weight.shape[0], size * batch, weight.shape[2])
-        self.moves_of, self.inputs_of = (
-            torch.split(self.moves, batch, 1),
-            torch.split(self.inputs, batch, 1),
-        )  # each step's
+        self.room_for_moves = weight.new_zeros(weight.shape[0], max_size * batch, weight.shape[1])
+        self.moves_of = torch.split(self.room_for_moves, batch, 1)  # each step's
+        self.make_room(max_size)
 
-    def begin(self, x_SRI: Tensor | None) -> None:
+    def make_room(self, max_size: int) -> None:
+        """Buffers that a first layer can do without."""
+        weight = self.weight
+        self.room_for_inputs = weight.new_zeros(weight.shape[0], max_size * self.batch, weight.shape[2])
+        self.inputs_of = torch.split(self.room_for_inputs, self.batch, 1)
+        self.turned: Tensor | None = None
+        self.is_turned = False
+
+    def begin(self, x_SRI: Tensor) -> None:
         """See :class:`Layer`."""
-        self.moves.zero_()
+        num_rows = x_SRI.shape[1]
+        self.moves = self.room_for_moves[:, :num_rows].zero_()
+        self.inputs = self.room_for_inputs[:, :num_rows]
+        self.is_turned = self.batch == 1 and num_rows >= LONG
+        if self.is_turned:
+            self.turn()
+
+    def turn(self) -> None:
+        """Copy the weights as they are now."""
+        if self.turned is None:
+            num_members, size, width = self.weight.shape
+            self.turned = self.weight.new_empty(num_members, width, size)
+            self.turned_product = _product_back(self.turned)
+        for into_IO, weight_OI in zip(self.turned, self.weight, strict=True):  # two axes at a time: a faster copy
+            into_IO.copy_(weight_OI.T)
 
     def forward(self, act_SBI: Tensor, into_SBO: Tensor, place: int, active: Active) -> None:
         """See :class:`Layer`."""
-        self.forward_product(self.bias, act_SBI, into_SBO)
-        self.subtract_moves(act_SBI, into_SBO, place)
-
-    def subtract_moves(self, act_SBI: Tensor, into_SBO: Tensor, place: int) -> None:
-        """What the steps that wait would have changed in the outputs."""
+        if self.is_turned:
+            self.turned_product(act_SBI, into_SBO, active)
+            into_SBO.add_(self.bias)
+        else:
+            self.forward_product(self.bias, act_SBI, into_SBO)
         if place:
             known = slice(place * self.batch)
             near = torch.bmm(act_SBI, self.inputs[:, known].mT).add_(1)
@@ -178,45 +199,17 @@ class Postponed:
 
 
 @final
-class PostponedTurned(Postponed):
-    """One example a step: forward, too, only the weights behind active units are read, of a copy with turned axes.
-
-    Args:
-        weight: as there.
-        bias: as there.
-        sgd: as there.
-        size: as there.
-        turned: room for the copy, ``[S, I, O]``; blocks of other lengths may have the same.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor, sgd: PlainSGD, size: int, turned: Tensor) -> None:
-        super().__init__(weight, bias, sgd, size, 1)
-        self.turned = turned
-        self.turned_product = _product_back(turned)
-
-    def begin(self, x_SRI: Tensor | None) -> None:
-        """See :class:`Layer`."""
-        super().begin(x_SRI)
-        for into_IO, weight_OI in zip(self.turned, self.weight, strict=True):  # two axes at a time: a faster copy
-            into_IO.copy_(weight_OI.T)
-
-    def forward(self, act_SBI: Tensor, into_SBO: Tensor, place: int, active: Active) -> None:
-        """See :class:`Layer`."""
-        self.turned_product(act_SBI, into_SBO, active)
-        into_SBO.add_(self.bias)
-        self.subtract_moves(act_SBI, into_SBO, place)
-
-
-@final
 class PostponedFirst(Postponed):
     """The first layer, whose inputs are known beforehand: it reads its weights once in a block as well."""
 
-    def begin(self, x_SRI: Tensor | None) -> None:
+    def make_room(self, max_size: int) -> None:
+        """None is needed."""
+
+    def begin(self, x_SRI: Tensor) -> None:
         """See :class:`Layer`."""
-        assert x_SRI is not None
-        self.moves.zero_()
+        self.moves = self.room_for_moves[:, : x_SRI.shape[1]].zero_()
         self.inputs = x_SRI
-        self.outputs_of = torch.split(torch.baddbmm(self.bias, x_SRI, self.turned), self.batch, 1)
+        self.outputs_of = torch.split(torch.baddbmm(self.bias, x_SRI, self.weight.mT), self.batch, 1)
         self.near_of = torch.split(torch.bmm(x_SRI, x_SRI.mT).add_(1), self.batch, 1)
 
     def forward(self, act_SBI: Tensor, into_SBO: Tensor, place: int, active: Active) -> None:
@@ -226,6 +219,11 @@ class PostponedFirst(Postponed):
     def learn(self, delta_SBO: Tensor, act_SBI: Tensor, place: int) -> None:
         """See :class:`Layer`."""
         self.sgd.scale(delta_SBO, self.moves_of[place])
+
+    def end(self) -> None:
+        """See :class:`Layer`."""
+        super().end()
+        del self.inputs, self.outputs_of, self.near_of  # the inputs are a view of a whole chunk of the data
 
 
 def _product_of(weight_SOI: Tensor) -> Callable[[Tensor, Tensor, Tensor], None]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 import pliant
 from pliant.bench import fused, fused_layers
+from pliant.bench.batches import chunk_multiple
 from pliant.bench.ensemble import stack, unstack
 from pliant.bench.fused import FusedMLP, Part, can_fuse, steps_by_hand
-from pliant.bench.fused_layers import Postponed, PostponedTurned
+from pliant.bench.fused_layers import Postponed, PostponedFirst
 from pliant.bench.models import MLP
 from pliant.bench.objective import Heads, Objective
 
@@ -148,7 +151,7 @@ def everything_waits(monkeypatch):
 @pytest.mark.parametrize("method", ["none", "continual_backprop", "adaptable", "l2_and_noise", "redo"])
 def test_updates_that_wait_are_the_same_step(method, batch, turned_from, units, everything_waits, monkeypatch):
     """Also where blocks of different lengths share a turned copy, and interventions write weights in between."""
-    monkeypatch.setattr(fused, "LONG", turned_from)
+    monkeypatch.setattr(fused_layers, "LONG", turned_from)
     x, y = batches(STEPS, 3, batch, torch.float64)
     runs = []
     for by_hand in (True, False):
@@ -171,8 +174,11 @@ def test_updates_do_wait_and_end_with_every_call(everything_waits):
     heads = Heads(Objective(), 4)
     constants, out = heads.constant(y, x.dtype, None), torch.empty(72, 2, 1, 4, dtype=torch.float64)
     steps.run(x, out, lambda step, o: heads.gradient(o, constants[step], None))
-    kinds = {size: {type(layer) for layer in layers[1:]} for (size, _), layers in steps._blocks.items()}
-    assert kinds == {64: {PostponedTurned}, 8: {Postponed}}  # a turned copy is worth it in the long block alone
+    first, *others = steps._blocks[1]
+    assert type(first) is PostponedFirst
+    assert {type(layer) for layer in others} == {Postponed}
+    assert not any(layer.is_turned for layer in others)  # a copy is not worth it in the last block, of eight steps,
+    assert all(layer.turned is not None for layer in others)  # but was in that of sixty-four
     direct = stack(singles)
     optimizer = torch.optim.SGD(direct.parameters(), lr=0.05)
     part = Part(slice(0, 2), tuple(direct.parameters()), optimizer, None)
@@ -181,15 +187,23 @@ def test_updates_do_wait_and_end_with_every_call(everything_waits):
         assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("batch", "chunk"), [(1, 64), (3, 32), (8, 32), (10, 32)])
-def test_blocks_do_not_depend_on_how_large_chunks_are(batch, chunk, everything_waits):
+@pytest.mark.parametrize("method", ["none", "continual_backprop"])
+@pytest.mark.parametrize("batch", [1, 3, 8, 10])
+def test_blocks_do_not_depend_on_how_large_chunks_are(batch, method, units, everything_waits, monkeypatch):
+    """Not even where interventions, which decide at every seventh step, end blocks early."""
+    chunk = chunk_multiple(batch)
+    methods = [pliant.ContinualBackprop(0.01, maturity_threshold=5, decide_every=7)] if method != "none" else []
     x, y = batches(3 * chunk, 2, batch, torch.float32)
     heads, ends = Heads(Objective(), 4), []
     constants = heads.constant(y, x.dtype, None)
     for parts in ([slice(0, 3 * chunk)], [slice(0, chunk), slice(chunk, 3 * chunk)]):
         model = stack(networks(torch.float32, count=2))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        steps = FusedMLP(model, [Part(slice(0, 2), tuple(model.parameters()), optimizer, None)])
+        follower = None
+        if methods:
+            handle = pliant.attach(model, optimizer, copy.deepcopy(methods), units=units, seed=SEEDS[:2])
+            follower = handle.by_hand()
+        steps = FusedMLP(model, [Part(slice(0, 2), tuple(model.parameters()), optimizer, follower)])
         for part in parts:
             out = torch.empty(len(x[part]), 2, batch, 4)
             own = constants[part]
@@ -197,6 +211,12 @@ def test_blocks_do_not_depend_on_how_large_chunks_are(batch, chunk, everything_w
         ends.append([parameter.detach().clone() for parameter in model.parameters()])
     for a, b in zip(*ends, strict=True):
         assert torch.equal(a, b)
+
+
+def test_chunks_hold_whole_blocks():
+    for batch in range(1, 65):
+        for rows in (fused._MAX_ROWS, fused._MAX_ROWS_OF_LARGE):
+            assert chunk_multiple(batch) % fused.longest_block(max(rows, batch), batch) == 0
 
 
 def test_a_member_whose_updates_wait_is_its_single_run_bit_by_bit():
