@@ -28,7 +28,7 @@ help:
 	@echo "make lint types tests   one of them at a time"
 	@echo "make test-matrix     every method with every architecture and every optimizer (make test covers pairs);"
 	@echo "                     SHARD=3/40: the third of forty parts, for several nights"
-	@echo "make test-seeds      doctests from other random seeds; SEEDS=\"11 12\": from these"
+	@echo "make test-seeds      doctests and drawn examples from other random seeds; SEEDS=\"11 12\": from these"
 	@echo "make test-lower      the tests with the oldest PyTorch that is supported ($(LOWEST)), in its own venv"
 	@echo "make test-frameworks-lower  adapters, language models, tuning and data with the oldest supported packages, in a venv of their own"
 	@echo "make test-ray        runs on a Ray cluster of two nodes on this machine; Ray is in its own venv"
@@ -59,7 +59,8 @@ test-matrix: $(VENV)/.installed-dev
 	PLIANT_FULL_MATRIX=1 $(if $(SHARD),PLIANT_SHARD=$(SHARD)) $(BIN)/pytest -n $(WORKERS) tests/contracts
 
 test-seeds: $(VENV)/.installed-dev
-	for seed in $(SEEDS); do PLIANT_TEST_SEED=$$seed $(BIN)/pytest -q -n $(WORKERS) -p no:cacheprovider pliant || exit 1; done
+	for seed in $(SEEDS); do PLIANT_TEST_SEED=$$seed $(BIN)/pytest -q -n $(WORKERS) -p no:cacheprovider pliant \
+		$$(grep -lr --include='*.py' '^from hypothesis import' tests) || exit 1; done
 
 test-lower: $(VENV)-lower/.installed
 	$(VENV)-lower/bin/pytest -n $(WORKERS)

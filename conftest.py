@@ -1,7 +1,7 @@
 """Shared by tests and doctests: one thread, and fixed seeds for what they do not seed themselves.
 
-``PLIANT_TEST_SEED=7`` starts them from another seed, and lets Hypothesis draw new examples. ``make test-seeds`` tries
-doctests from several: what an example of the documentation asserts must hold for whoever copies it.
+``PLIANT_TEST_SEED=7`` starts them from another seed, and lets Hypothesis draw new examples. ``make test-seeds`` does so
+with doctests and with the tests that draw examples: what either asserts must hold for whoever runs it.
 """
 
 from __future__ import annotations

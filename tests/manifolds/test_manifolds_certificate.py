@@ -175,7 +175,7 @@ def test_weights_that_are_not_used_as_they_are_must_be_block_constant(name: str,
 
 
 def test_weights_that_are_not_used_as_they_are_are_seen_behind_a_relu_that_may_be_off():
-    """Between two blocks, a ReLU is off for a whole batch in one draw of parameters out of six."""
+    """Between two blocks, a ReLU is off for a whole batch in some draws of the parameters."""
     model = torch.nn.Sequential(
         torch.nn.Linear(4, 4),
         torch.nn.ReLU(),
