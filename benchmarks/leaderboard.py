@@ -4,7 +4,7 @@
     python benchmarks/leaderboard.py tune run --only l2     # some ways of training; likewise --stream
     python benchmarks/leaderboard.py --dry-run              # how long it will take; runs nothing
     python benchmarks/leaderboard.py --max-time 3h          # stop at a task boundary after so long
-    python benchmarks/leaderboard.py --part convolutional   # the convolutional streams, hours on a CPU
+    python benchmarks/leaderboard.py --part convolutional   # the convolutional streams, an hour and a half of a core
     python benchmarks/leaderboard.py page                   # the page, from the committed records
     python benchmarks/leaderboard.py --quick --only l2      # a look: two tasks, two settings, written to --out only
 

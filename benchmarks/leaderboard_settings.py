@@ -65,7 +65,7 @@ PARTS: dict[str, Part] = {
             "slowly_changing_regression": {"stream_options": {"task_length": 1000}},
         },
     ),
-    # Seeds of convolutional networks run one by one on a CPU: fewer settings, and hours.
+    # Seeds of convolutional networks run one by one on a CPU: fewer settings.
     "convolutional": Part(
         {"continual_imagenet": "mini", "five_plus_one": "mini"},
         {
