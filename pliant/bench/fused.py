@@ -68,8 +68,11 @@ _behind_relu = torch.ops.aten.threshold_backward.grad_input  # looked up once: t
 
 _DTYPES = (torch.float32, torch.float64)
 
-_MAX_ROWS, _MAX_ROWS_OF_LARGE = 16, 64
+_MAX_ROWS, _MAX_ROWS_OF_LARGE = 32, 64
 """Examples whose updates may wait, in networks with a large first layer alone and in others."""
+
+_MIN_SIZE = 4
+"""Steps of a block, where it may be as long as that, from which on it pays to let updates wait."""
 
 
 def longest_block(max_rows: int, batch: int) -> int:
@@ -173,7 +176,7 @@ class FusedMLP:
 
         Blocks end where those of the greatest length do, so that it does not matter where chunks of the data end.
         """
-        if self._sgd is None or batch * 2 > self._max_rows:
+        if self._sgd is None or batch * _MIN_SIZE > self._max_rows:
             return 1
         longest = longest_block(self._max_rows, batch)
         size = min(left, longest - done % longest)
