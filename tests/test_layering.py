@@ -17,7 +17,8 @@ PACKAGE = Path(pliant.__file__).parent
 # layer do not know each other.
 LAYERS: list[set[str]] = [
     {"errors", "devices", "quiet", "intervals", "trainability", "isolation"},
-    {"records", "statistics", "units", "optimizer_state", "sharded", "checkpoint", "surgery", "nn", "search"},
+    {"sharded"},
+    {"records", "statistics", "units", "optimizer_state", "checkpoint", "surgery", "nn", "search"},
     {"mechanisms", "metrics", "stats", "events", "write", "optim", "insertion"},
     {"limit"},
     {"edit_tensors", "forward", "edit_log"},

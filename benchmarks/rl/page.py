@@ -381,13 +381,14 @@ def _within(study: Study, others: Sequence[str]) -> str:
         for name in WAYS
     }
     behind = [WAYS[name].label for name in others if paired_difference(end[name], end["fresh_start"]).high < 0]
-    which = "all others" if len(behind) == len(others) else ", ".join(behind) or "none"
+    which = ", ".join(behind) or "none"
+    if len(behind) == len(others):
+        which = "all others. So what an agent that goes on earns in the end it earns from the first steps of a task on, by what does "
+        which += "not depend on the order of the sensors; the order itself it hardly learns any more"
     found = [number(rise[name], 3) for name in (min(others, key=rise.__getitem__), max(others, key=rise.__getitem__))]
     return (
         f"- Within a task, the return in its last quarter is {number(rise['fresh_start'], 3)} above its mean for an agent that starts anew, "
-        f"and {found[0]} to {found[1]} for those that go on. In that quarter, behind the one that starts anew: {which}. "
-        "So what an agent that goes on earns in the end it earns from the first steps of a task on, by what does not depend on the "
-        "order of the sensors; the order itself it hardly learns any more."
+        f"and {found[0]} to {found[1]} for those that go on. In that quarter, behind the one that starts anew: {which}."
     )
 
 

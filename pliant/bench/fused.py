@@ -14,15 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from pliant.bench.fused_layers import (
-    LARGE,
-    LARGE_FIRST,
-    Active,
-    Direct,
-    Layer,
-    Postponed,
-    PostponedFirst,
-)
+from pliant.bench.fused_layers import LARGE, LARGE_FIRST, Active, Direct, Layer, Postponed, PostponedFirst
 from pliant.bench.fused_updates import Gradients, Part, PlainSGD, Update, is_plain_sgd, member_view, update_of
 from pliant.bench.stacked import StackedLinear
 

@@ -12,22 +12,13 @@ from torch.nn import functional as F
 
 from pliant.bench.fused_updates import PlainSGD, Update
 
-__all__ = [
-    "LARGE",
-    "LARGE_FIRST",
-    "LONG",
-    "Active",
-    "Direct",
-    "Layer",
-    "Postponed",
-    "PostponedFirst",
-]
+__all__ = ["LARGE", "LARGE_FIRST", "LONG", "Active", "Direct", "Layer", "Postponed", "PostponedFirst"]
 
 LARGE_FIRST, LARGE = 32_768, 262_144
 """Weights of a layer, of one member, from which on it pays to let updates wait: the first layer, and the others."""
 
 LONG = 16
-"""Steps of a block from which on a turned copy of a large layer's weights is worth the making."""
+"""Steps of a block from which on a transposed copy of a large layer's weights is worth the making."""
 
 _SPLIT = 4
 """Parts of a large matrix that is multiplied with one vector."""
@@ -122,8 +113,8 @@ class Postponed:
     :math:`\delta W - (\delta D^\top) H`: the same step in another order of summation, which reads the weights where
     they would be read and written.
 
-    In a long block of steps with one example each, a copy of the weights with turned axes is made at the beginning.
-    With it the forward pass, too, reads only what is behind active units.
+    In a long block of steps with one example each, a transposed copy of the weights is made at the beginning. With
+    it the forward pass, too, reads only what is behind active units.
 
     Args:
         weight: ``[S, O, I]``.
@@ -146,31 +137,31 @@ class Postponed:
         weight = self.weight
         self.room_for_inputs = weight.new_zeros(weight.shape[0], max_size * self.batch, weight.shape[2])
         self.inputs_of = torch.split(self.room_for_inputs, self.batch, 1)
-        self.turned: Tensor | None = None
-        self.is_turned = False
+        self.transposed: Tensor | None = None
+        self.is_transposed = False
 
     def begin(self, x_SRI: Tensor) -> None:
         """See :class:`Layer`."""
         num_rows = x_SRI.shape[1]
         self.moves = self.room_for_moves[:, :num_rows].zero_()
         self.inputs = self.room_for_inputs[:, :num_rows]
-        self.is_turned = self.batch == 1 and num_rows >= LONG
-        if self.is_turned:
-            self.turn()
+        self.is_transposed = self.batch == 1 and num_rows >= LONG
+        if self.is_transposed:
+            self.transpose()
 
-    def turn(self) -> None:
+    def transpose(self) -> None:
         """Copy the weights as they are now."""
-        if self.turned is None:
+        if self.transposed is None:
             num_members, size, width = self.weight.shape
-            self.turned = self.weight.new_empty(num_members, width, size)
-            self.turned_product = _product_back(self.turned)
-        for into_IO, weight_OI in zip(self.turned, self.weight, strict=True):  # two axes at a time: a faster copy
+            self.transposed = self.weight.new_empty(num_members, width, size)
+            self.transposed_product = _product_back(self.transposed)
+        for into_IO, weight_OI in zip(self.transposed, self.weight, strict=True):  # two axes at a time: a faster copy
             into_IO.copy_(weight_OI.T)
 
     def forward(self, act_SBI: Tensor, into_SBO: Tensor, place: int, active: Active) -> None:
         """See :class:`Layer`."""
-        if self.is_turned:
-            self.turned_product(act_SBI, into_SBO, active)
+        if self.is_transposed:
+            self.transposed_product(act_SBI, into_SBO, active)
             into_SBO.add_(self.bias)
         else:
             self.forward_product(self.bias, act_SBI, into_SBO)
@@ -233,7 +224,7 @@ def _product_of(weight_SOI: Tensor) -> Callable[[Tensor, Tensor, Tensor], None]:
     side by side do not.
     """
     num_members, size, width = weight_SOI.shape
-    turned = weight_SOI.mT
+    transposed = weight_SOI.mT
     split = size * width >= LARGE and size % _SPLIT == 0 and weight_SOI.is_contiguous()
     blocks = weight_SOI.view(num_members * _SPLIT, size // _SPLIT, width) if split else weight_SOI
 
@@ -242,7 +233,7 @@ def _product_of(weight_SOI: Tensor) -> Callable[[Tensor, Tensor, Tensor], None]:
             columns = act_SBI.mT.unsqueeze(1).expand(-1, _SPLIT, -1, -1).reshape(-1, width, 1)
             torch.add(bias_S1O, torch.bmm(blocks, columns).view(num_members, 1, size), out=into_SBO)
         else:
-            torch.baddbmm(bias_S1O, act_SBI, turned, out=into_SBO)
+            torch.baddbmm(bias_S1O, act_SBI, transposed, out=into_SBO)
 
     return product
 

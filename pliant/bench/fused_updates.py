@@ -105,10 +105,8 @@ class PlainSGD:
         _add_product(weight, delta_SBO, input_SBI, beta=keep, alpha=-rate)
         if keep != 1:
             bias.mul_(keep)
-        if delta_SBO.shape[1] == 1:
-            self.biases[index].add_(delta_SBO, alpha=-rate)
-        else:
-            bias.add_(delta_SBO.sum(1), alpha=-rate)
+        of_bias = delta_SBO if delta_SBO.shape[1] == 1 else delta_SBO.sum(1, keepdim=True)
+        self.biases[index].add_(of_bias, alpha=-rate)
 
 
 @final

@@ -41,6 +41,9 @@ def transformed_tensors(
     Returns:
         Their names.
 
+    Raises:
+        IllegalConfiguration: If the partition names a tensor that the model does not have, or one that is too short.
+
     Example:
         >>> import pliant
         >>> x = torch.randn(3, 4)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pliant.sharded import sharded_modules
 from pliant.units.export import canonical_names
 
 __all__ = ["Fill", "recorded_fills"]
@@ -109,7 +110,7 @@ def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     They are copied without what it gave them: its class in front of theirs, its hooks, and its state, which holds
     groups of processes.
     """
-    sharded = [item for item in model.modules() if "FSDPModule" in {cls.__name__ for cls in type(item).__mro__}]
+    sharded = sharded_modules(model)
     for module in sharded:
         plain = type(module).__mro__[2]  # behind the class that was made for it, and FSDPModule
         memo[id(module)] = object.__new__(plain)

@@ -146,12 +146,12 @@ def everything_waits(monkeypatch):
     monkeypatch.setattr(fused, "LARGE_FIRST", 1)
 
 
-@pytest.mark.parametrize("turned_from", [2, fused_layers.LONG])
+@pytest.mark.parametrize("transposed_from", [2, fused_layers.LONG])
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("method", ["none", "continual_backprop", "adaptable", "l2_and_noise", "redo"])
-def test_updates_that_wait_are_the_same_step(method, batch, turned_from, units, everything_waits, monkeypatch):
-    """Also where blocks of different lengths share a turned copy, and interventions write weights in between."""
-    monkeypatch.setattr(fused_layers, "LONG", turned_from)
+def test_updates_that_wait_are_the_same_step(method, batch, transposed_from, units, everything_waits, monkeypatch):
+    """Also where blocks of different lengths share a transposed copy, and interventions write weights in between."""
+    monkeypatch.setattr(fused_layers, "LONG", transposed_from)
     x, y = batches(STEPS, 3, batch, torch.float64)
     runs = []
     for by_hand in (True, False):
@@ -177,8 +177,8 @@ def test_updates_do_wait_and_end_with_every_call(everything_waits):
     first, *others = steps._blocks[1]
     assert type(first) is PostponedFirst
     assert {type(layer) for layer in others} == {Postponed}
-    assert not any(layer.is_turned for layer in others)  # a copy is not worth it in the last block, of eight steps,
-    assert all(layer.turned is not None for layer in others)  # but was in that of sixty-four
+    assert not any(layer.is_transposed for layer in others)  # a copy is not worth it in the last block, of eight steps,
+    assert all(layer.transposed is not None for layer in others)  # but was in that of sixty-four
     direct = stack(singles)
     optimizer = torch.optim.SGD(direct.parameters(), lr=0.05)
     part = Part(slice(0, 2), tuple(direct.parameters()), optimizer, None)
@@ -189,7 +189,7 @@ def test_updates_do_wait_and_end_with_every_call(everything_waits):
 
 @pytest.mark.parametrize("method", ["none", "continual_backprop"])
 @pytest.mark.parametrize("batch", [1, 3, 8, 10])
-def test_blocks_do_not_depend_on_how_large_chunks_are(batch, method, units, everything_waits, monkeypatch):
+def test_blocks_do_not_depend_on_how_large_chunks_are(batch, method, units, everything_waits):
     """Not even where interventions, which decide at every seventh step, end blocks early."""
     chunk = chunk_multiple(batch)
     methods = [pliant.ContinualBackprop(0.01, maturity_threshold=5, decide_every=7)] if method != "none" else []
@@ -208,6 +208,8 @@ def test_blocks_do_not_depend_on_how_large_chunks_are(batch, method, units, ever
             out = torch.empty(len(x[part]), 2, batch, 4)
             own = constants[part]
             steps.run(x[part], out, lambda step, o, own=own: heads.gradient(o, own[step], None))
+        if methods:
+            assert any(event.units for event in handle.events)
         ends.append([parameter.detach().clone() for parameter in model.parameters()])
     for a, b in zip(*ends, strict=True):
         assert torch.equal(a, b)

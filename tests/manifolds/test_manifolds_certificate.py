@@ -174,7 +174,7 @@ def test_weights_that_are_not_used_as_they_are_must_be_block_constant(name: str,
     assert looked(name, exact, blocks).gradient.share <= 1e-12
 
 
-def test_weights_that_are_not_used_as_they_are_are_seen_behind_a_relu_that_may_be_off():
+def test_a_normalised_weight_is_found_though_a_relu_is_off_for_the_whole_batch():
     """Between two blocks, a ReLU is off for a whole batch in some draws of the parameters."""
     model = torch.nn.Sequential(
         torch.nn.Linear(4, 4),
